@@ -1,0 +1,309 @@
+"""The one door to every model: who is owed an answer, how many questions are in flight, what is tried again.
+
+`ask` settles every request it can in the ledger and returns counts; callers read the answers from the ledger. What is
+settled there already is never asked again, whichever run or process paid for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, fields
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from llm_distill.errors import FellShort, Interrupted, Rejected, Unavailable
+from llm_distill.models import Model
+from llm_distill.records import Completion, Entry, Request
+
+if TYPE_CHECKING:
+    from llm_distill.ledger import Ledger
+
+#: An answer is on disk at most this long after it arrived; a commit this often costs nothing measurable.
+COMMIT_S = 0.1
+#: The longest wait before a retry that the server did not ask for.
+BACKOFF_CAP_S = 30.0
+#: A failure rate says nothing before this many rows have ended.
+GATE_ROWS = 100
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one call of `ask` may do.
+
+    budget_usd, budget_tokens: for the whole run, earlier sessions included; reserved before each request from an
+    upper estimate (one token a UTF-8 byte of prompt at most, plus max_tokens), so never exceeded. retries: tries after the
+    first. max_failed: the share of rows that may fail before asking stops. drain_s: how long Ctrl-C waits for
+    answers in flight.
+    """
+
+    budget_usd: float | None = None
+    budget_tokens: int | None = None
+    retries: int = 6
+    max_failed: float = 0.05
+    drain_s: float = 20.0
+
+
+@dataclass
+class Tally:
+    """Counts of one call, and of what it found settled."""
+
+    asked: int = 0
+    answered: int = 0
+    reused: int = 0
+    failed: int = 0
+    retried: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost_usd: float | None = 0.0
+
+    def __add__(self, other: Tally) -> Tally:
+        """Counts of two calls together; an unknown cost stays unknown."""
+        sums = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self) if f.name != "cost_usd"}
+        unknown = self.cost_usd is None or other.cost_usd is None
+        return Tally(**sums, cost_usd=None if unknown else self.cost_usd + other.cost_usd)  # type: ignore[operator]
+
+    def add(self, entry: Entry) -> None:
+        """Count one request that ended."""
+        self.failed += entry.status == "failed"
+        self.answered += entry.status != "failed"
+        self.prompt_tokens += entry.prompt_tokens or 0
+        self.completion_tokens += entry.completion_tokens or 0
+        if entry.status != "failed":
+            self.cost_usd = None if self.cost_usd is None or entry.cost_usd is None else self.cost_usd + entry.cost_usd
+
+
+OnTally = Callable[[Tally], None]
+
+
+def ask(
+    requests: Iterable[tuple[str, Request]],
+    model: Model,
+    ledger: Ledger,
+    *,
+    run: str,
+    limits: Limits = Limits(),
+    on_tally: OnTally = lambda _tally: None,
+) -> Tally:
+    """Settle every request (key, request) in the ledger.
+
+    Raises FellShort when a budget or `max_failed` stopped it, Interrupted on Ctrl-C, UserError when the endpoint
+    refuses us altogether. Whatever ended before that is durable.
+    """
+    try:
+        return asyncio.run(_Asking(model, ledger, run, limits, on_tally).settle_all(iter(requests)))
+    except BaseExceptionGroup as group:  # what a worker met: one is enough to know why
+        raise group.exceptions[0] from None
+
+
+@dataclass
+class _Item:
+    key: str
+    request: Request
+    reserved_usd: float
+    reserved_tokens: int
+    attempts: int = 0
+
+
+class _Asking:
+    def __init__(self, model: Model, ledger: Ledger, run: str, limits: Limits, on_tally: OnTally) -> None:
+        self.model, self.ledger, self.run, self.limits, self.on_tally = model, ledger, run, limits, on_tally
+        self.tally = Tally()
+        self.done: list[Entry] = []  # ended, not yet on disk
+        self.open: set[str] = set()  # claimed by us, not yet ended
+        self.usd, self.tokens = ledger.spent(run)  # paid and reserved
+        self.ready: asyncio.Queue[_Item | None] = asyncio.Queue()
+        self.room = asyncio.Semaphore(2 * model.concurrency)  # claimed rows waiting or in flight
+        self.flying = 0  # offered to the workers, not yet ended
+        self.stopping: Exception | None = None
+
+    async def settle_all(self, requests: Iterator[tuple[str, Request]]) -> Tally:
+        async with asyncio.TaskGroup() as group, _on_interrupt(self._interrupt):
+            keeper = group.create_task(self._keep())
+            workers = [group.create_task(self._work()) for _ in range(self.model.concurrency)]
+            try:
+                await self._feed(requests)
+                while self.open and self.stopping is None:
+                    await asyncio.sleep(0.01)
+                await self._drain(workers)
+            finally:
+                for worker in workers:
+                    worker.cancel()
+                keeper.cancel()
+                await asyncio.to_thread(self._commit)
+                await asyncio.to_thread(self.ledger.release, sorted(self.open))
+                await self.model.close()
+        self.on_tally(self.tally)
+        if self.stopping:
+            raise self.stopping
+        return self.tally
+
+    async def _feed(self, requests: Iterator[tuple[str, Request]]) -> None:
+        """Claim in chunks as room appears; wait for what another process is asking."""
+        busy: dict[str, Request] = {}
+        chunk_rows = max(1, min(256, self.model.concurrency))
+        while self.stopping is None:
+            chunk = dict(islice(requests, chunk_rows))
+            if not chunk:
+                if not busy:
+                    return
+                await asyncio.sleep(1.0)
+                chunk, busy = busy, {}
+            claims = await asyncio.to_thread(self.ledger.claim, self.run, self.model.identity, chunk)
+            self.tally.reused += len(claims.settled)
+            busy |= {key: chunk[key] for key in claims.busy}
+            self.open.update(claims.mine)
+            for key in claims.mine:
+                if self.stopping is None:
+                    await self._offer(key, chunk[key])
+            self.on_tally(self.tally)
+
+    async def _offer(self, key: str, request: Request) -> None:
+        await self.room.acquire()
+        prices = self.model.prices_usd
+        prompt_tokens = sum(len(m.content.encode()) + 8 for m in request.messages)
+        item = _Item(
+            key,
+            request,
+            reserved_usd=0.0 if prices is None else _cost(prices, prompt_tokens, request.sampling.max_tokens),
+            reserved_tokens=prompt_tokens + request.sampling.max_tokens,
+        )
+        limits = self.limits
+        while self.stopping is None:
+            over_usd = limits.budget_usd is not None and self.usd + item.reserved_usd > limits.budget_usd
+            over_tokens = limits.budget_tokens is not None and self.tokens + item.reserved_tokens > limits.budget_tokens
+            if not over_usd and not over_tokens:
+                self._reserve(item, +1)
+                self.tally.asked += 1
+                self.ready.put_nowait(item)
+                return
+            if not self.flying:  # nothing left that could give back a part of its reserve
+                what = f"${limits.budget_usd:g}" if over_usd else f"{limits.budget_tokens:,} tokens"
+                self._stop(FellShort(f"the budget of {what} is reached; raise it and run again to go on."))
+                return
+            await asyncio.sleep(0.01)
+
+    def _reserve(self, item: _Item, sign: int) -> None:
+        self.flying += sign
+        self.usd += sign * item.reserved_usd
+        self.tokens += sign * item.reserved_tokens
+
+    async def _work(self) -> None:
+        while (item := await self.ready.get()) is not None:
+            item.attempts += 1
+            try:
+                completion = await self.model.complete(item.request)
+            except Unavailable as error:
+                if item.attempts <= self.limits.retries and self.stopping is None:
+                    self.tally.retried += 1
+                    delay = _backoff(item.attempts, error.retry_after_s)
+                    asyncio.get_running_loop().call_later(delay, self.ready.put_nowait, item)
+                    continue
+                self._end(item, Entry(item.key, "failed", str(error), attempts=item.attempts))
+            except Rejected as error:
+                self._end(item, Entry(item.key, "failed", str(error), attempts=item.attempts))
+            else:
+                self._end(item, self._entry(item, completion))
+
+    def _entry(self, item: _Item, completion: Completion) -> Entry:
+        prices, given, made = self.model.prices_usd, completion.prompt_tokens, completion.completion_tokens
+        known = prices is not None and given is not None and made is not None
+        return Entry(
+            key=item.key,
+            status=completion.status,
+            reason=completion.refusal or (None if completion.status == "ok" else completion.finish_reason),
+            text=completion.text,
+            finish_reason=completion.finish_reason,
+            prompt_tokens=given,
+            completion_tokens=made,
+            cost_usd=_cost(prices, given, made) if known else None,  # type: ignore[arg-type]
+            attempts=item.attempts,
+            served_model=completion.model,
+            fingerprint=completion.fingerprint,
+            terms=self.model.terms,
+            seconds=completion.seconds,
+            logprobs=None if completion.logprobs is None else completion.logprobs.pack(),
+        )
+
+    def _end(self, item: _Item, entry: Entry) -> None:
+        self._reserve(item, -1)
+        if entry.status != "failed":  # usage that did not come back is charged at its reserve
+            self.usd += entry.cost_usd if entry.cost_usd is not None else item.reserved_usd
+            used = (entry.prompt_tokens, entry.completion_tokens)
+            self.tokens += item.reserved_tokens if None in used else sum(u or 0 for u in used)
+        self.done.append(entry)
+        self.open.discard(item.key)
+        self.room.release()
+        self.tally.add(entry)
+        ended = self.tally.answered + self.tally.failed
+        if ended >= GATE_ROWS and self.tally.failed > self.limits.max_failed * ended:
+            self._stop(
+                FellShort(
+                    f"{self.tally.failed} of {ended} requests failed, more than max_failed = {self.limits.max_failed:g} "
+                    f"allows; the last one: {entry.reason or 'see the answers table'}."
+                )
+            )
+
+    def _commit(self) -> None:
+        batch, self.done = self.done, []
+        self.ledger.settle(batch)
+
+    async def _keep(self) -> None:
+        """Commit what ended, show the counts, keep our claims alive."""
+        renewed = time.monotonic()
+        while True:
+            await asyncio.sleep(COMMIT_S)
+            await asyncio.to_thread(self._commit)
+            self.on_tally(self.tally)
+            if time.monotonic() - renewed > self.ledger.lease_s / 3:
+                renewed = time.monotonic()
+                await asyncio.to_thread(self.ledger.renew)
+
+    def _stop(self, why: Exception) -> None:
+        self.stopping = self.stopping or why
+
+    def _interrupt(self) -> None:
+        if self.stopping is None:
+            self._stop(Interrupted("stopped; everything answered is kept, the same command goes on from here."))
+        else:
+            self.limits = Limits(drain_s=0.0)  # a second Ctrl-C waits for nothing
+
+    async def _drain(self, workers: list[asyncio.Task[None]]) -> None:
+        """After a stop: let what is in flight arrive, start nothing new."""
+        while not self.ready.empty():
+            self.ready.get_nowait()
+        for _ in workers:
+            self.ready.put_nowait(None)
+        until = time.monotonic() + self.limits.drain_s
+        while not all(w.done() for w in workers) and time.monotonic() < until and self.limits.drain_s:
+            await asyncio.sleep(0.02)
+
+
+def _cost(prices_usd: tuple[float, float], prompt_tokens: int, completion_tokens: int) -> float:
+    """Dollars from prices per million tokens."""
+    return (prices_usd[0] * prompt_tokens + prices_usd[1] * completion_tokens) / 1e6
+
+
+def _backoff(attempts: int, retry_after_s: float | None) -> float:
+    """Seconds to wait: what the server asked for, else full jitter over a doubling cap (AWS, 2015)."""
+    if retry_after_s is not None and math.isfinite(retry_after_s):
+        return max(0.0, retry_after_s) + random.random() * 0.1
+    return random.random() * min(BACKOFF_CAP_S, 0.5 * 2**attempts)
+
+
+@asynccontextmanager
+async def _on_interrupt(handler: Callable[[], None]) -> AsyncIterator[None]:
+    """Route SIGINT to a handler while the loop runs; elsewhere than the main thread signals are not ours to take."""
+    loop = asyncio.get_running_loop()
+    with suppress(ValueError, RuntimeError, NotImplementedError):
+        loop.add_signal_handler(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        with suppress(ValueError, RuntimeError, NotImplementedError):
+            loop.remove_signal_handler(signal.SIGINT)

@@ -1,0 +1,54 @@
+"""The error tree.
+
+    DistillError
+    ├── UserError          the recipe, a file, a key or a model is wrong: one line, exit code 2, no traceback
+    ├── FellShort          the work ended but owes something (budget, failed rows): one line, exit code 1
+    ├── Interrupted        the user asked to stop: everything answered is kept, exit code 130
+    ├── Unavailable        a call may succeed later: retried, then recorded as the row's reason
+    └── Rejected           this one request will never succeed: recorded as the row's reason
+
+Anything else that escapes is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class DistillError(Exception):
+    """Root of every error that this package raises on purpose."""
+
+
+class UserError(DistillError):
+    """Something the user can repair; the message says what was found, what is allowed and the repair."""
+
+
+class FellShort(DistillError):
+    """The run stopped in good order before everything asked for was done."""
+
+
+class Interrupted(DistillError):
+    """Ctrl-C: stop now, keep everything."""
+
+
+class Unavailable(DistillError):
+    """A failure that may pass (429, 5xx, a reset, a cut body).
+
+    `retry_after_s` is the wait in seconds that the server asked for, if it did.
+    """
+
+    def __init__(self, reason: str, retry_after_s: float | None = None) -> None:
+        super().__init__(reason)
+        self.retry_after_s = retry_after_s
+
+
+class Rejected(DistillError):
+    """A failure of this request alone (400, context too long)."""
+
+
+def did_you_mean(found: str, allowed: Iterable[str]) -> str:
+    """A suggestion and the allowed names, as the tail of an error message."""
+    names = sorted(allowed)
+    close = difflib.get_close_matches(found, names, n=1)
+    return (f" Did you mean {close[0]!r}?" if close else "") + f" Allowed: {', '.join(names) or 'none'}."

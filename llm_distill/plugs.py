@@ -1,0 +1,137 @@
+"""Plugs: a name in a recipe becomes a checked callable.
+
+A plug is a plain function (or a class, where it owns a connection or weights). Its positional parameters are what the
+house hands over; its keyword-only parameters are the recipe's knobs. A pydantic model is built from those, so a wrong
+knob is found before anything is spent. `package.module:function` names a plug of one's own.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, TypedDict, get_type_hints
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, ValidationInfo, create_model
+
+from llm_distill.errors import UserError, did_you_mean
+
+
+class Reading(TypedDict):
+    """What validation is told: the folder that relative paths start from; it notes the input files it met."""
+
+    folder: Path
+    files: set[Path]
+
+
+def _existing_file(path: Path, info: ValidationInfo) -> Path:
+    reading: Reading = info.context
+    full = (reading["folder"] / path.expanduser()).resolve()
+    if not full.is_file():
+        raise ValueError(f"no such file: {full}")
+    reading["files"].add(full)
+    return full
+
+
+def _weights(reference: str, info: ValidationInfo) -> str:
+    folder: Path = info.context["folder"]
+    full = folder / Path(reference).expanduser()
+    if full.exists():
+        return str(full.resolve())
+    if reference.startswith((".", "/", "~")) or reference.endswith(".gguf") or reference.count("/") > 1:
+        raise ValueError(f"no such model folder or file: {full}")
+    return reference
+
+
+#: A file named in a recipe: relative to the recipe's folder, must exist.
+InputFile = Annotated[Path, AfterValidator(_existing_file)]
+#: Model weights: a local folder, a .gguf file (both relative to the recipe's folder) or a hub id such as `org/name`.
+Weights = Annotated[str, AfterValidator(_weights)]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One entry of a recipe: `name` or `name: {knobs}`. `where` is its place in the recipe, for messages."""
+
+    name: str
+    knobs: dict[str, Any] = field(default_factory=dict)
+    where: str = ""
+
+    @classmethod
+    def read(cls, value: Any, where: str) -> Spec:
+        """Take the two spellings a recipe may use; anything else is a UserError."""
+        if isinstance(value, str):
+            return cls(value, {}, where)
+        if isinstance(value, Mapping) and len(value) == 1:
+            name, knobs = next(iter(value.items()))
+            if isinstance(name, str) and (knobs is None or isinstance(knobs, Mapping)):
+                return cls(name, dict(knobs or {}), f"{where}.{name}")
+        raise UserError(f"{where}: found {value!r}; write `name` or `name: {{knob: value}}`, one name each.")
+
+
+@dataclass(frozen=True)
+class Plug:
+    """A spec bound to its function, with validated knobs."""
+
+    spec: Spec
+    function: Callable[..., Any]
+    knobs: dict[str, Any]
+
+    def __call__(self, *house: Any) -> Any:
+        """Call the function with as many of the house's arguments as it has positional parameters."""
+        parameters = inspect.signature(self.function).parameters.values()
+        takes = sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
+        return self.function(*house[:takes], **self.knobs)
+
+
+def find(kind: str, name: str, table: Mapping[str, str], where: str) -> Callable[..., Any]:
+    """The function behind a name; tables and recipes both say where it is as `package.module:function`."""
+    target = table.get(name, name)
+    if ":" not in target:
+        raise UserError(f"{where}: no {kind} {name!r}.{did_you_mean(name, table)} Or write package.module:function.")
+    module, _, attribute = target.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"{where}: cannot load {target!r}: {error}. Is it installed where llm-distill runs?") from error
+    if not callable(found):
+        raise UserError(f"{where}: {name!r} is not a function.")
+    return found  # type: ignore[no-any-return]
+
+
+def knob_model(function: Callable[..., Any]) -> type[BaseModel]:
+    """A pydantic model of a function's keyword-only parameters; unknown keys are errors."""
+    target = function.__init__ if inspect.isclass(function) else function  # type: ignore[misc]
+    hints = get_type_hints(target, include_extras=True)
+    fields: dict[str, Any] = {}
+    for parameter in inspect.signature(target).parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            default = ... if parameter.default is parameter.empty else parameter.default
+            fields[parameter.name] = (hints.get(parameter.name, Any), default)
+    return create_model("Knobs", __config__=ConfigDict(extra="forbid", arbitrary_types_allowed=True), **fields)
+
+
+def bind(kind: str, spec: Spec, table: Mapping[str, str], reading: Reading) -> Plug:
+    """Check a spec against its plug: a wrong name, knob or file is a UserError."""
+    function = find(kind, spec.name, table, spec.where)
+    model = knob_model(function)
+    try:
+        checked = model.model_validate(spec.knobs, context=reading)
+    except ValidationError as error:
+        raise UserError(one_line(error, spec.where, model.model_fields)) from None
+    return Plug(spec, function, {name: getattr(checked, name) for name in model.model_fields})
+
+
+def one_line(error: ValidationError, where: str, allowed: Mapping[str, Any]) -> str:
+    """The first fault of a pydantic error, as `where.key: what was found, what is allowed`."""
+    fault = error.errors()[0]
+    path = ".".join(str(part) for part in fault["loc"])
+    place = f"{where}.{path}" if where and path else where or path
+    if fault["type"] == "extra_forbidden" and len(fault["loc"]) == 1:
+        return f"{where or 'recipe'}: no key {path!r}.{did_you_mean(path, allowed)}"
+    if fault["type"] == "missing":
+        return f"{place}: required and missing."
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    return f"{place}: {message}" + ("" if fault["type"] == "value_error" else f"; found {fault['input']!r}.")

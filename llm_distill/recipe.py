@@ -1,0 +1,315 @@
+"""The recipe: what to distil, read once, checked whole before anything is spent.
+
+`load` gives a Plan: the recipe's values with every plug bound and every file found. Whatever is wrong is a UserError
+that names the key, what was found, what is allowed and the repair.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, TypeVar
+
+from cronsim import CronSim, CronSimError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from llm_distill.ask import Limits
+from llm_distill.errors import UserError
+from llm_distill.generators import GENERATORS
+from llm_distill.models import MODELS
+from llm_distill.plugs import InputFile, Plug, Reading, Spec, bind, one_line
+from llm_distill.records import Sampling, content_id
+from llm_distill.scorers import SCORERS, Filter, bind_filter
+from llm_distill.tasks import Task
+from llm_distill.trainers import TRAINERS
+
+_T = TypeVar("_T", bound=BaseModel)
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+
+class HeldOut(_Strict):
+    """Rows that only evaluation sees: a labelled file, or a share of the prompts picked by a hash of their content."""
+
+    file: InputFile | None = None
+    share: float | None = Field(None, gt=0, lt=1)
+
+    def model_post_init(self, _context: Any) -> None:
+        """Exactly one way."""
+        if (self.file is None) == (self.share is None):
+            raise ValueError("write either `file: rows.jsonl` or `share: 0.1`")
+
+
+class Answers(_Strict):
+    """How the teacher is asked, and what that may cost."""
+
+    temperature: float = Field(0.0, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    max_tokens: int = Field(512, ge=1)
+    stop: list[str] = []
+    seed: int | None = None
+    top_logprobs: int | None = Field(None, ge=0)
+    fresh: bool = False
+    budget_usd: float | None = Field(None, ge=0)
+    budget_tokens: int | None = Field(None, ge=0)
+    retries: int = Field(6, ge=0)
+    max_failed: float = Field(0.05, ge=0, le=1)
+    drain_s: float = Field(20.0, ge=0)
+
+    @property
+    def sampling(self) -> Sampling:
+        """The part that every answer depends on."""
+        return Sampling(self.temperature, self.top_p, self.max_tokens, tuple(self.stop), self.seed, self.top_logprobs)
+
+    @property
+    def limits(self) -> Limits:
+        """The part that bounds the asking."""
+        return Limits(self.budget_usd, self.budget_tokens, self.retries, self.max_failed, self.drain_s)
+
+
+class Evaluate(_Strict):
+    """How the arms are compared. Sampling defaults to the answers' own, greedy."""
+
+    slices: list[str] = []
+    temperature: float = Field(0.0, ge=0)
+    max_tokens: int | None = Field(None, ge=1)
+    resamples: int = Field(10_000, ge=100)
+
+
+class Report(_Strict):
+    """What the report says besides the numbers."""
+
+    title: str | None = None
+    notes: str | None = None
+
+
+class Policy(_Strict):
+    """What the student is meant for, as stated by its makers; printed beside the terms of every model used."""
+
+    intended_use: str
+
+
+class _Recipe(_Strict):
+    name: str
+    seed: int = 0
+    schedule: str | None = None
+    policy: Policy | None = None
+    task: str | dict[str, Any] = "generate"
+    models: dict[str, str | dict[str, Any]]
+    prompts: list[str | dict[str, Any]] = Field(min_length=1)
+    held_out: HeldOut | None = None
+    answers: Answers = Answers()
+    filter: list[str | dict[str, Any]] = []
+    train: str | dict[str, Any] | None = None
+    evaluate: Evaluate | None = None
+    report: Report = Report()
+
+    @field_validator("name")
+    @classmethod
+    def _a_folder_name(cls, name: str) -> str:
+        if not _NAME.fullmatch(name):
+            raise ValueError(
+                f"found {name!r}; it names a folder: letters, digits, dot, dash and underscore, at most 64"
+            )
+        return name
+
+    @field_validator("schedule")
+    @classmethod
+    def _a_cron_line(cls, schedule: str | None) -> str | None:
+        if schedule is not None:
+            try:
+                CronSim(schedule, datetime(2000, 1, 1))  # only the syntax matters
+            except CronSimError as error:
+                raise ValueError(f"found {schedule!r}, not a cron line ({error}); for example '0 3 * * 1'") from None
+        return schedule
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe, bound: everything the stages need and nothing left to look up."""
+
+    path: Path
+    raw: dict[str, Any]
+    name: str
+    seed: int
+    schedule: str | None
+    policy: Policy | None
+    task: Task
+    models: dict[str, Plug]
+    generators: list[Plug]
+    held_out: HeldOut | None
+    answers: Answers
+    filters: list[Filter]
+    trainer: Plug | None
+    evaluate: Evaluate | None
+    report: Report
+    digest: str
+
+    def slice(self, *keys: str) -> Any:
+        """The recipe's own words under some keys, for a stage's stamp."""
+        return [self.raw.get(key) for key in keys]
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Plan:
+    """Read, override (`key.key=value`), check and bind a recipe."""
+    raw = _read_yaml(path)
+    for override in overrides:
+        _override(raw, override)
+    reading = Reading(folder=path.resolve().parent, files=set())
+    recipe = _checked(_Recipe, raw, "", reading)
+    specs = {role: Spec.read(value, f"models.{role}") for role, value in recipe.models.items()}
+    if "teacher" not in specs:
+        raise UserError(
+            "models.teacher: required and missing; name who answers, e.g. `teacher: {openai_api: {model: ...}}`."
+        )
+    kind = Spec.read(recipe.task, "task")
+    plan = Plan(
+        path=path,
+        raw=raw,
+        name=recipe.name,
+        seed=recipe.seed,
+        schedule=recipe.schedule,
+        policy=recipe.policy,
+        task=_checked(Task, {"kind": kind.name, **kind.knobs}, kind.where, reading),
+        models={role: bind("model", spec, MODELS, reading) for role, spec in specs.items()},
+        generators=[
+            bind("generator", Spec.read(v, f"prompts[{i}]"), GENERATORS, reading) for i, v in enumerate(recipe.prompts)
+        ],
+        held_out=recipe.held_out,
+        answers=recipe.answers,
+        filters=[bind_filter(Spec.read(v, f"filter[{i}]"), SCORERS, reading) for i, v in enumerate(recipe.filter)],
+        trainer=None if recipe.train is None else bind("trainer", Spec.read(recipe.train, "train"), TRAINERS, reading),
+        evaluate=recipe.evaluate,
+        report=recipe.report,
+        digest=content_id([_plain(raw), sorted(_file_digest(f) for f in reading["files"])]),
+    )
+    _check_across(plan)
+    return plan
+
+
+def _check_across(plan: Plan) -> None:
+    """What no single key can know; each message states the repair."""
+    teacher, student = plan.models["teacher"], plan.models.get("student")
+    if plan.answers.budget_usd is not None and getattr(teacher.function, "prices_usd", None) is None:
+        if not teacher.knobs.get("prices_usd"):
+            raise UserError(
+                f"answers.budget_usd: the price of models.teacher ({teacher.spec.name}) is unknown, so dollars cannot be "
+                "bounded; add `prices_usd: {prompt: ..., completion: ...}` (dollars per million tokens) to it, "
+                "or use answers.budget_tokens."
+            )
+    if plan.trainer and student is None:
+        raise UserError("train: there is no models.student; add `student: {transformers: {model: ...}}`.")
+    if plan.trainer and student and "adapter" not in student.knobs:
+        raise UserError(
+            f"train: models.student is {student.spec.name}, whose weights cannot be trained here; "
+            "use `student: {transformers: {model: ...}}`."
+        )
+    if plan.evaluate and plan.held_out is None:
+        raise UserError(
+            "evaluate: there is no held_out to evaluate on; add `held_out: {file: rows.jsonl}` or `{share: 0.1}`."
+        )
+    for filter_ in plan.filters:
+        if "logprobs" in filter_.needs and plan.answers.top_logprobs is None:
+            raise UserError(
+                f"{filter_.plug.spec.where}: it reads logprobs, and answers.top_logprobs is not set; "
+                "add `top_logprobs: 20` to answers."
+            )
+        if "labels" in filter_.needs and plan.task.kind != "classify":
+            raise UserError(f"{filter_.plug.spec.where}: it reads labels, and the task is {plan.task.kind}; remove it.")
+
+
+def _checked(kind: type[_T], value: Any, where: str, reading: Reading) -> _T:
+    try:
+        return kind.model_validate(value, context=reading)
+    except ValidationError as error:
+        raise UserError(one_line(error, where, kind.model_fields)) from None
+
+
+def _yaml() -> YAML:
+    return YAML(typ="safe", pure=True)  # YAML 1.2: `no` and `on` are text; duplicate keys are errors
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        value = _yaml().load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"no recipe {path}; `llm-distill new NAME` writes one to start from.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}.") from None
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise UserError(f"{place}: not valid YAML: {getattr(error, 'problem', None) or error}.") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: a recipe is a mapping of keys; found {type(value).__name__}.")
+    return value
+
+
+def _override(raw: dict[str, Any], text: str) -> None:
+    """Set one value. A step goes through a `name: {knobs}` entry, and picks the entry of that name in a list."""
+    path, equals, value = text.partition("=")
+    if not equals:
+        raise UserError(f"-s {text}: write key.key=value.")
+    try:
+        new = _yaml().load(value)
+    except YAMLError:
+        raise UserError(f"-s {text}: {value!r} is not a YAML value.") from None
+    here: Any = raw
+    steps = path.split(".")
+    for depth, step in enumerate(steps):
+        last = depth == len(steps) - 1
+        if isinstance(here, list):
+            here = _entry_named(here, step, text)
+            if last:
+                raise UserError(f"-s {text}: name the knob of {step} to set.")
+            continue
+        if step not in here and depth and len(here) == 1:  # train.epochs means train.<its one plug>.epochs
+            only = next(iter(here))
+            here[only] = here[only] or {}
+            if isinstance(here[only], dict):
+                here = here[only]
+        if last:
+            here[step] = new
+        else:
+            if isinstance(here.get(step), str):  # `train: sft` is `train: {sft: {}}`
+                here[step] = {here[step]: {}}
+            here = here.setdefault(step, {})
+            if not isinstance(here, dict | list):
+                raise UserError(f"-s {text}: {'.'.join(steps[: depth + 1])} holds {here!r} and has no keys.")
+
+
+def _entry_named(entries: list[Any], name: str, text: str) -> dict[str, Any]:
+    for i, entry in enumerate(entries):
+        if entry == name:
+            entries[i] = {name: {}}
+            return entries[i][name]  # type: ignore[no-any-return]
+        if isinstance(entry, dict) and name in entry:
+            entry[name] = entry[name] or {}
+            return entry[name]  # type: ignore[no-any-return]
+    raise UserError(f"-s {text}: no entry {name!r} in that list.")
+
+
+def _plain(value: Any) -> Any:
+    """Containers of the YAML reader as plain ones, so that equal recipes have equal digests."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def _file_digest(path: Path) -> str:
+    digest = blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

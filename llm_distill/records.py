@@ -1,0 +1,217 @@
+"""The nouns: Message, Prompt, Sampling, Request, Completion, Answer, and the ids that tie them together.
+
+Ids are content hashes (BLAKE2b, 128 bits, hex): equal content has an equal id in every run and on every machine,
+which is what lets a crash, a rerun or another recipe find an answer that was already paid for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Role = Literal["system", "user", "assistant"]
+Status = Literal["ok", "truncated", "refused", "filtered", "failed"]
+
+
+class Message(msgspec.Struct, frozen=True):
+    """One turn of a conversation."""
+
+    role: Role
+    content: str
+
+
+class Prompt(msgspec.Struct, frozen=True):
+    """A row before anyone has answered it. `label` and `reference` are gold, never shown to a model."""
+
+    row_id: str
+    prompt_id: str
+    messages: tuple[Message, ...]
+    tags: dict[str, str] = {}
+    label: str | None = None
+    reference: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The row's own text: what its user turns say."""
+        return "\n".join(m.content for m in self.messages if m.role == "user")
+
+
+class Sampling(msgspec.Struct, frozen=True):
+    """How a completion is drawn. Every field is part of a request's id.
+
+    `top_logprobs` is the number of alternatives a token; None asks for no logprobs at all.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_tokens: int = 512
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+    top_logprobs: int | None = None
+
+
+class Request(msgspec.Struct, frozen=True):
+    """One question to one model: the unit that is paid for."""
+
+    messages: tuple[Message, ...]
+    sampling: Sampling
+    sample: int = 0
+
+    def key(self, model_identity: str) -> str:
+        """The id under which the ledger keeps the answer."""
+        return content_id([model_identity, self.messages, self.sampling, self.sample])
+
+
+class Logprobs(msgspec.Struct, frozen=True):
+    """Logprobs of one completion, by column. n completion tokens, k alternatives.
+
+    tokens: n token byte strings; logprobs: (n,) natural logs; top_tokens: n lists of up to k byte strings;
+    top_logprobs: (n, k), padded with -inf. ids (n,) and top_ids (n, k), padded with -1, where the model gives them.
+    Alternatives are sorted by falling logprob.
+    """
+
+    tokens: list[bytes]
+    logprobs: np.ndarray
+    top_tokens: list[list[bytes]]
+    top_logprobs: np.ndarray
+    ids: np.ndarray | None = None
+    top_ids: np.ndarray | None = None
+
+    def pack(self) -> bytes:
+        """Compact bytes for the ledger: ids as int32, logprobs as float16 (chosen token: float32)."""
+        import numpy as np
+
+        def raw(a: np.ndarray | None, dtype: str) -> bytes | None:
+            return None if a is None else np.ascontiguousarray(a, dtype=dtype).tobytes()
+
+        return msgspec.msgpack.encode(
+            [
+                self.tokens,
+                raw(self.logprobs, "<f4"),
+                self.top_tokens,
+                raw(self.top_logprobs, "<f2"),
+                raw(self.ids, "<i4"),
+                raw(self.top_ids, "<i4"),
+            ]
+        )
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Logprobs:
+        """The inverse of `pack`, up to float16 rounding of the alternatives."""
+        import numpy as np
+
+        tokens, chosen, top_tokens, top, ids, top_ids = msgspec.msgpack.decode(data)
+        n = len(tokens)
+
+        def table(raw: bytes | None, dtype: str) -> np.ndarray:
+            return np.frombuffer(raw or b"", dtype=dtype).reshape(n, -1) if n else np.zeros((0, 0), dtype=dtype)
+
+        return cls(
+            tokens=tokens,
+            logprobs=np.frombuffer(chosen, dtype="<f4"),
+            top_tokens=top_tokens,
+            top_logprobs=table(top, "<f2").astype(np.float32),
+            ids=None if ids is None else np.frombuffer(ids, dtype="<i4"),
+            top_ids=None if top_ids is None else table(top_ids, "<i4"),
+        )
+
+
+class Completion(msgspec.Struct, frozen=True):
+    """What a model gave back for one request.
+
+    finish_reason: `stop`, `length`, `content_filter` or whatever else the server says. `seconds` is the time the
+    answer took: latency for a remote model, the answer's share of its batch for a local one.
+    """
+
+    text: str
+    finish_reason: str
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    model: str = ""
+    fingerprint: str | None = None
+    refusal: str | None = None
+    logprobs: Logprobs | None = None
+    seconds: float = 0.0
+
+    @property
+    def status(self) -> Status:
+        """ok, truncated, refused or filtered; a completion that never arrived is `failed`, decided by `ask`."""
+        if self.refusal:
+            return "refused"
+        if self.finish_reason == "content_filter":
+            return "filtered"
+        return "truncated" if self.finish_reason == "length" else "ok"
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """A settled request, as the ledger keeps it. `logprobs` are packed (`Logprobs.pack`)."""
+
+    key: str
+    status: Status
+    reason: str | None = None
+    text: str = ""
+    finish_reason: str = ""
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    cost_usd: float | None = None
+    attempts: int = 0
+    served_model: str = ""
+    fingerprint: str | None = None
+    terms: str | None = None
+    seconds: float = 0.0
+    logprobs: bytes | None = None
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """A prompt with its answer: one row of `answers.parquet`, and what scorers and metrics read.
+
+    `prediction` is the parsed label (classify) or None; `label_probs` the probability of each label in the task's
+    order, from logprobs; the rest of the mass went to answers that are no label. `requests` are ledger keys.
+    """
+
+    prompt: Prompt
+    text: str
+    status: Status
+    reason: str | None = None
+    prediction: str | None = None
+    label_probs: tuple[float, ...] | None = None
+    model: str = ""
+    terms: str | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    cost_usd: float | None = None
+    attempts: int = 0
+    seconds: float = 0.0
+    mean_logprob: float | None = None
+    requests: tuple[str, ...] = ()
+
+
+class Sample(msgspec.Struct, frozen=True):
+    """One training example: what the student is shown and what it should say."""
+
+    row_id: str
+    messages: tuple[Message, ...]
+    completion: str
+
+
+def content_id(content: Any) -> str:
+    """128-bit hex id of any msgspec-encodable content, with sorted keys."""
+    return blake2b(msgspec.json.encode(content, order="sorted"), digest_size=16).hexdigest()
+
+
+def make_prompt(
+    messages: tuple[Message, ...],
+    tags: Mapping[str, str] | None = None,
+    label: str | None = None,
+    reference: str | None = None,
+    occurrence: int = 0,
+) -> Prompt:
+    """A prompt with its ids. Equal messages share a prompt_id; `occurrence` keeps their row_ids apart."""
+    prompt_id = content_id(messages)
+    return Prompt(content_id([prompt_id, occurrence]), prompt_id, messages, dict(tags or {}), label, reference)

@@ -1,0 +1,125 @@
+"""Everything a run found out, as one JSON-able object: report.json.
+
+Read from the run folder alone, so a report can be rebuilt where the recipe's inputs are gone. Wall-clock figures stand
+under `seconds` and in fields named so; all else is the same for equal answers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from llm_distill import store
+from llm_distill.plugs import Spec
+from llm_distill.records import Answer
+from llm_distill.report.html import render
+
+_TERMS = Path(__file__).parent.parent / "terms.yaml"
+
+
+def build(folder: store.RunFolder) -> dict[str, Any]:
+    """The report of a run, as far as the run has got."""
+    record = folder.record
+    recipe = json.loads(folder.file("recipe.resolved.json").read_text(encoding="utf-8"))
+    task = Spec.read(recipe.get("task", "generate"), "task")
+    answers = store.read_answers(folder.file("answers.parquet"))
+    numbers = _json(folder.file("eval/comparison.json")) or {}
+    arms = {path.stem: store.read_answers(path) for path in sorted(folder.path.glob("eval/*.parquet"))}
+    kept = len(store.read_table(folder.file("kept.parquet")))
+    for arm, rows in arms.items():
+        numbers["arms"][arm]["model"] = next((a.model for a in rows if a.model), None)
+    says = recipe.get("report") or {}
+    return numbers | {
+        "name": recipe["name"],
+        "title": says.get("title"),
+        "notes": says.get("notes"),
+        "policy": recipe.get("policy"),
+        "headline": numbers.get("headline") or _data_headline(len(answers), kept),
+        "task": {"kind": task.name, "labels": task.knobs.get("labels", [])},
+        "funnel": {
+            "asked": folder.stamp("prompts").get("rows_out", len(answers)),
+            "status": dict(Counter(a.status for a in answers)),
+            "reasons": dict(Counter(a.reason for a in answers if a.reason)),
+            "filters": folder.stamp("filter").get("filters", []),
+            "kept": kept,
+        },
+        "training": _training(folder, recipe),
+        "cost": _cost({"answers": answers} | {f"evaluate {arm}": rows for arm, rows in arms.items()}),
+        "seconds": {name: stamp["seconds"] for name, stamp in record["stages"].items() if "seconds" in stamp},
+        "terms": _terms(record["models"]),
+        "provenance": {
+            "models": record["models"],
+            "packages": record["versions"],
+            "seed": record["seed"],
+            "recipe_digest": record["digest"],
+            "git": record["git"],
+            "tables": {path.name: store.digest(path) for path in sorted(folder.path.glob("*.parquet"))},
+        },
+    }
+
+
+def write(folder: store.RunFolder) -> Path:
+    """Write report.json and report.html of a run; gives the page's path."""
+    report = build(folder)
+    store.write_json(folder.file("report/report.json"), report)
+    page = folder.file("report/report.html")
+    with store.replacing(page) as temporary:
+        temporary.write_text(render(report), encoding="utf-8")
+    return page
+
+
+def _data_headline(asked: int, kept: int) -> str:
+    return f"{kept:,} of {asked:,} answers were kept; no student was evaluated in this run."
+
+
+def _training(folder: store.RunFolder, recipe: dict[str, Any]) -> dict[str, Any] | None:
+    described = _json(folder.file("student/training.json"))
+    if described is None:
+        return None
+    lines = folder.file("student/metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    logged = [json.loads(line) for line in lines]
+    return described | {
+        "trainer": Spec.read(recipe["train"], "train").name,
+        "loss": [{"step": entry["step"], "loss": entry["loss"]} for entry in logged if "loss" in entry],
+    }
+
+
+def _cost(asked: dict[str, Sequence[Answer]]) -> dict[str, Any]:
+    stages = {}
+    for name, answers in asked.items():
+        costs = [a.cost_usd for a in answers if a.status != "failed"]
+        stages[name] = {
+            "answered": len(costs),
+            "prompt_tokens": sum(a.prompt_tokens or 0 for a in answers),
+            "completion_tokens": sum(a.completion_tokens or 0 for a in answers),
+            "cost_usd": None if None in costs else sum(c for c in costs if c is not None),
+        }
+    known = [stage["cost_usd"] for stage in stages.values()]
+    return {"total_usd": None if None in known else sum(known), "stages": stages}
+
+
+def _terms(models: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    table = YAML(typ="safe", pure=True).load(_TERMS.read_text(encoding="utf-8"))
+    found = []
+    for role, model in models.items():
+        name = model.get("terms")
+        known = table.get(name, {})
+        found.append(
+            {
+                "model": f"{role}: {model.get('model', model['plug'])}",
+                "licence": known.get("licence", name),
+                "url": known.get("url"),
+                "note": known.get("note")
+                or "No terms are on record for this model: find them before the student is used.",
+            }
+        )
+    return found
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None

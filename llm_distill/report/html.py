@@ -1,0 +1,260 @@
+"""The report as one HTML page: `render(report.json as a dict) -> str`. Pure; same dict, same bytes.
+
+Layout lives in report.html.j2; here is what needs thought: which numbers lead, and what they allow one to say.
+Everything printed passes `words.printed` and then Jinja's escaping; any part of the report may be missing or null.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from jinja2 import ChainableUndefined, Environment, PackageLoader
+from markupsafe import Markup
+
+from llm_distill.report import charts, words
+from llm_distill.report.words import Part, human, interval, measure, percent, points, short, value
+
+PRIMARY = ("accuracy", "token_f1", "exact_match", "agreement_with_teacher")  # the first that was measured leads
+MOST = 40  # rows of a table whose length the data decides
+WIDEST = 16  # labels of a confusion matrix; beyond that its commonest confusions are listed
+SPENT_ON = ("asked", "answered", "reused", "prompt_tokens", "completion_tokens")
+RIVALS = ("teacher", "base_few_shot", "base_zero_shot")  # in the order in which a reviewer asks
+
+
+class Said(NamedTuple):
+    """A sentence with its tone: `good`, `same` (nothing can be seen) or `look` (before it ships)."""
+
+    tone: str
+    text: str
+
+
+class Tile(NamedTuple):
+    """A big number, what it is, and what stands beneath it."""
+
+    shown: str
+    label: str
+    note: str
+
+
+def render(report: Part) -> str:
+    """The whole page. `report` is report.json's object; only `name` and `headline` are required."""
+    environment = Environment(
+        loader=PackageLoader("llm_distill", "report"),
+        autoescape=True,
+        undefined=ChainableUndefined,
+        finalize=words.printed,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    said = (words.human, words.short, words.percent, words.points, words.measure, words.interval, words.usd)
+    environment.filters |= {f.__name__: f for f in (*said, words.duration, words.count, words.marked, words.flat)}
+    named = part(report, "arms")
+    arms = {a: part(named, a) for a in [*words.ARMS, *(a for a in named if a not in words.ARMS)] if part(named, a)}
+    wanted = (str(report.get("metric") or ""), *PRIMARY)
+    primary = next((m for m in wanted if any(value(part(a, m)) is not None for a in arms.values())), PRIMARY[0])
+    pairs = {p: part(part(report, "paired"), p) for p in part(report, "paired")}
+    pairs = {p: pair for p, pair in pairs.items() if value(pair, "difference") is not None}
+    return environment.get_template("report.html.j2").render(
+        report=report,
+        arms=arms,
+        primary=primary,
+        metrics=list(dict.fromkeys(m for arm in arms.values() for m in arm if "value" in part(arm, m))),
+        tiles=tiles(report, arms, primary, pairs)[:4],
+        findings=list(findings(report, arms, primary, pairs)),
+        pairs=[(name, pair, verdict(name, pair)) for name, pair in pairs.items()],
+        slices=slices(arms, primary),
+        confusions=[(a, confusion(part(arm, "confusion"))) for a, arm in arms.items() if part(arm, "confusion")],
+        steps=steps(part(report, "funnel")),
+        stages=stages(report),
+        spent_on=[k for k in SPENT_ON if any(spent.get(k) is not None for _, spent, _ in stages(report))],
+        charts=drawn(report, arms, primary, pairs),
+        most=MOST,
+    )
+
+
+def part(of: Part, key: str) -> Part:
+    """A section of the report; empty where it is missing or null."""
+    found = of.get(key)
+    return found if isinstance(found, Mapping) else {}
+
+
+def tiles(report: Part, arms: Mapping[str, Part], primary: str, pairs: Mapping[str, Part]) -> list[Tile]:
+    """The big numbers, most telling first; a run without a student leads with what it made and cost."""
+    found, metric = [], human(primary).lower()
+    student, teacher = part(arms.get("student", {}), primary), part(arms.get("teacher", {}), primary)
+    if value(student) is not None:
+        beside = f"teacher {percent(value(teacher))}" if teacher else ""
+        found.append((measure(value(student), primary), f"student's {metric}", student, primary, beside))
+    if (kept := value(part(report, "kept_share"))) is not None:
+        found.append((percent(kept), f"of the teacher's {metric} kept", part(report, "kept_share"), "", ""))
+    for rival in RIVALS[1:]:
+        if pair := pairs.get(f"student_vs_{rival}"):
+            beside = f"same model, {human(rival).partition(', ')[2] or human(rival)}, before training"
+            found.append((points(pair["difference"]), "points gained", pair, "difference", beside))
+            break
+    if (gap := value(part(report, "gap_closed"))) is not None:
+        origin = part(report, "gap_closed").get("from")
+        beside = f"from {human(origin).lower()}" if origin else ""
+        found.append((percent(gap), "of the gap to the teacher closed", part(report, "gap_closed"), "", beside))
+    shown = [Tile(big, label, " · ".join(filter(None, (interval(of, m), note)))) for big, label, of, m, note in found]
+    funnel = part(report, "funnel")
+    if value(funnel, "kept") is not None:
+        shown.append(Tile(words.count(funnel["kept"]), "rows kept", f"of {words.count(funnel.get('asked'))} asked for"))
+    if part(report, "cost"):
+        shown.append(Tile(words.usd(part(report, "cost").get("total_usd")), "paid for answers", ""))
+    if seconds := [s for stage in part(report, "seconds") if (s := value(part(report, "seconds"), stage)) is not None]:
+        shown.append(Tile(words.duration(sum(seconds)), "for all stages", ""))
+    return shown
+
+
+def verdict(name: str, pair: Part) -> Said:
+    """What a paired comparison allows one to say. Calls nothing equal: not seen is not absent."""
+    left = human(name.partition("_vs_")[0]).lower()
+    low, high, p = value(pair, "low"), value(pair, "high"), value(pair, "p")
+    if low is None or high is None:
+        return Said("look", "There is no interval, so nothing can be said.")
+    if p is not None and (low > 0 or high < 0) != (p < 0.05):
+        return Said("same", "Borderline: the interval and the exact test disagree.")
+    if low > 0:
+        return Said("good", f"The {left} is better.")
+    if high < 0:
+        return Said("look", f"The {left} is worse.")
+    seen = value(pair, "smallest_visible")
+    power = f"; {words.count(pair.get('n'))} rows show {100 * seen:.1f} points or more" if seen else ""
+    return Said("same", f"No difference can be seen, which does not prove that there is none{power}.")
+
+
+def findings(report: Part, arms: Mapping[str, Part], primary: str, pairs: Mapping[str, Part]) -> Iterator[Said]:
+    """What a reviewer should know before the student ships, a sentence each, from the numbers alone."""
+    for rival in RIVALS:
+        if pair := pairs.get(name := f"student_vs_{rival}"):
+            tone, text = verdict(name, pair)
+            rows = f", {words.count(pair['n'])} rows" if pair.get("n") else ""
+            between = f" ({interval(pair, 'difference')}{rows})" if interval(pair, "difference") else ""
+            yield Said(tone, f"{human(name)}: {points(pair['difference'])} points{between}. {text}")
+    if reason := part(report, "gap_closed").get("reason"):
+        yield Said("same", f"Share of the gap to the teacher: not stated, {short(reason, 300)}.")
+    yield from _weakest_slice(arms, primary)
+    if (unparsed := value(part(arms.get("student", {}), "unparsed_rate"))) is not None:
+        text = "Every answer of the student names a label." if unparsed == 0 else ""
+        text = text or f"{percent(unparsed)} of the student's answers name no label. They count as wrong."
+        yield Said("good" if unparsed == 0 else "look", text)
+    for name, arm in arms.items():
+        bad = {s: n for s, n in part(arm, "status").items() if s != "ok" and n}
+        if bad:
+            listed = ", ".join(f"{words.count(n)} {short(s)}" for s, n in bad.items())
+            yield Said("look", f"{human(name)}: not every row has a whole answer ({listed}).")
+    if len({arm.get("n") for arm in arms.values()}) > 1:
+        sizes = ", ".join(f"{human(name)} {words.count(arm.get('n'))}" for name, arm in arms.items())
+        yield Said("look", f"The arms were not measured on equally many rows: {sizes}.")
+    if arms and report.get("terms"):
+        yield Said("look", "Licences and terms apply to the student as well; they are set out below.")
+
+
+def _weakest_slice(arms: Mapping[str, Part], primary: str) -> Iterator[Said]:
+    """The slice on which the student falls furthest behind the teacher."""
+    behind = []
+    for tag, rows, _ in slices(arms, primary, most=10**6):
+        for group, n, metrics in rows:
+            student, teacher = value(metrics.get("student", {})), value(metrics.get("teacher", {}))
+            if student is not None and teacher is not None:
+                behind.append((student - teacher, f"{short(tag)} {short(group)}", n, student, teacher))
+    if behind:
+        lead, where, n, student, teacher = min(behind)
+        shown = f"{percent(student)} against {percent(teacher)}, {words.count(n)} rows"
+        if lead < 0:
+            yield Said("same", f"Furthest behind the teacher on {where}: {shown}.")
+        else:
+            yield Said("good", f"On no slice is the student behind the teacher; closest on {where}: {shown}.")
+
+
+def slices(arms: Mapping[str, Part], primary: str, most: int = MOST) -> list[tuple[str, list[Any], int]]:
+    """Per tag: (tag, rows of (value of the tag, n, {arm: metric}), how many rows were left out)."""
+    tags = dict.fromkeys(tag for arm in arms.values() for tag in part(arm, "slices"))
+    found = []
+    for tag in tags:
+        groups = dict.fromkeys(g for arm in arms.values() for g in part(part(arm, "slices"), tag))
+        rows = []
+        for group in groups:
+            cells = {a: part(part(part(arm, "slices"), tag), group) for a, arm in arms.items()}
+            n = next((cell["n"] for cell in cells.values() if cell.get("n") is not None), None)
+            rows.append((group, n, {a: part(cell, primary) for a, cell in cells.items()}))
+        found.append((tag, rows[:most], len(rows[most:])))
+    return found
+
+
+def confusion(of: Part) -> dict[str, Any]:
+    """Rows of (gold, [(count, share of the row, is right)]); with many labels the commonest confusions instead."""
+    gold, predicted = list(of.get("rows") or []), list(of.get("columns") or [])
+    counts = [[n or 0 for n in row] for row in of.get("counts") or []]
+    if len(gold) > WIDEST or len(predicted) > WIDEST + 1:
+        wrong = [
+            (n, g, p)
+            for g, row in zip(gold, counts, strict=False)
+            for p, n in zip(predicted, row, strict=False)
+            if g != p
+        ]
+        return {"worst": sorted((w for w in wrong if w[0]), key=lambda w: (-w[0], str(w[1]), str(w[2])))[:MOST]}
+    rows = []
+    for label, row in zip(gold, counts, strict=False):
+        total = sum(row) or 1
+        cells = [(n, n / total, label == p) for p, n in zip(predicted, row, strict=False)]
+        rows.append((label, cells))
+    return {"columns": predicted, "rows": rows}
+
+
+def steps(funnel: Part) -> list[dict[str, Any]]:
+    """The funnel from asked to kept: name, rows left, rows dropped, why, share of the widest step."""
+    found: list[dict[str, Any]] = []
+    asked, status = value(funnel, "asked"), part(funnel, "status")
+    if asked is not None:
+        found.append({"name": "Asked for", "left": asked, "dropped": None, "why": ""})
+    lost = {s: n for s, n in status.items() if s != "ok" and n}
+    why = ", ".join(f"{words.count(n)} {short(s)}" for s, n in lost.items())
+    filters = funnel.get("filters") or []
+    if found and filters and filters[0].get("rows_in") == asked:  # the filters saw the rows without a whole answer too
+        found[0]["why"] = why
+    elif status:
+        found.append({"name": "Answered", "left": status.get("ok") or 0, "dropped": sum(lost.values()), "why": why})
+    for step in filters:
+        why = ", ".join(f"{k} {v}" for k, v in part(step, "bounds").items() if v is not None)
+        found.append(
+            {"name": step.get("name"), "left": step.get("rows_out"), "dropped": step.get("dropped"), "why": why}
+        )
+    if value(funnel, "kept") is not None:
+        found.append({"name": "Kept", "left": funnel["kept"], "dropped": None, "why": ""})
+    widest = max([step["left"] or 0 for step in found], default=0) or 1
+    return [step | {"share": (step["left"] or 0) / widest} for step in found]
+
+
+def stages(report: Part) -> list[tuple[str, Part, float | None]]:
+    """(stage, what was asked and paid, seconds), in the pipeline's order; `evaluate student` follows `evaluate`."""
+    costs, seconds = part(part(report, "cost"), "stages"), part(report, "seconds")
+    parts = [c for s in seconds for c in [s, *(c for c in costs if c.startswith(f"{s} "))]]
+    return [(stage, part(costs, stage), value(seconds, stage)) for stage in dict.fromkeys([*parts, *costs])]
+
+
+def drawn(report: Part, arms: Mapping[str, Part], primary: str, pairs: Mapping[str, Part]) -> dict[str, Markup]:
+    """The charts there are numbers for."""
+
+    def row(label: str, of: Part, key: str, shown: str, strong: bool = True) -> charts.Estimate:
+        label = words.visible(short(label, 19))
+        return charts.Estimate(label, value(of, key) or 0.0, value(of, "low"), value(of, "high"), shown, strong)
+
+    found = {}
+    measured = {a: part(arm, primary) for a, arm in arms.items() if value(part(arm, primary)) is not None}
+    if measured:
+        rows = [row(human(a), m, "value", percent(m["value"]), a == "student") for a, m in measured.items()]
+        found["arms"] = charts.forest(rows, name="arms-chart", title=f"{human(primary)} of each arm")
+    if pairs:
+        rows = [
+            row(human(p.removeprefix("student_vs_")), pair, "difference", points(pair["difference"]))
+            for p, pair in pairs.items()
+        ]
+        found["pairs"] = charts.forest(rows, name="pairs-chart", title="Paired differences in points", signed=True)
+    loss = [p for p in part(report, "training").get("loss") or [] if isinstance(p, Mapping)]
+    known = [(s, v) for p in loss if (s := value(p, "step")) is not None and (v := value(p, "loss")) is not None]
+    if known := [(s, v) for s, v in known if abs(v) < 1e9]:
+        found["loss"] = charts.curve(known, name="loss-chart", title="Training loss")
+    return {name: Markup(svg) for name, svg in found.items()}

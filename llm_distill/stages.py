@@ -1,0 +1,265 @@
+"""The six stages. Each takes a Run, reads files of its folder, writes files to it, and says how many rows went through.
+
+A stage never edits what another wrote. Rows that are still owed make its Outcome incomplete: it earns no stamp, and the
+next run asks for them again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+from llm_distill import store
+from llm_distill.ask import Tally, ask
+from llm_distill.errors import FellShort, UserError
+from llm_distill.models import Model
+from llm_distill.recipe import Plan
+from llm_distill.records import Answer, Prompt, Request, Sample, Sampling
+from llm_distill.scorers import Context
+from llm_distill.seeds import read_rows
+from llm_distill.tasks import View
+from llm_distill.trainers import TrainingJob
+
+if TYPE_CHECKING:
+    from llm_distill.ledger import Ledger
+
+
+class Watch(Protocol):
+    """Who looks on: the command line's progress bar, or nobody."""
+
+    def stage(self, name: str, state: str) -> None:
+        """A stage is `running`, `done`, `kept` (nothing to do) or `owed`."""
+
+    def rows(self, done: int, total: int, numbers: Mapping[str, Any]) -> None:
+        """How far the running stage is."""
+
+    def say(self, line: str) -> None:
+        """One line worth reading."""
+
+
+@dataclass
+class Run:
+    """What a stage works with. Models are made once and shared, so that weights are loaded once."""
+
+    plan: Plan
+    folder: store.RunFolder
+    ledger: Ledger
+    watch: Watch
+    models: dict[str, Model] = field(default_factory=dict)
+    tally: Tally = field(default_factory=Tally)
+
+    @property
+    def id(self) -> str:
+        """The run's name in the ledger."""
+        return f"{self.plan.name}/{self.plan.digest}"
+
+    def model(self, role: str, **knobs: Any) -> Model:
+        """The model of a role, with some knobs of its own (a student's adapter)."""
+        plug = self.plan.models[role]
+        name = f"{role}{sorted(knobs.items())}"
+        if name not in self.models:
+            same = next((m for r, m in self.models.items() if not knobs and self._equal(r, plug)), None)
+            self.models[name] = same or plug.function(**plug.knobs | knobs)
+        return self.models[name]
+
+    def _equal(self, name: str, plug: Any) -> bool:
+        role = name.removesuffix("[]")
+        return name.endswith("[]") and self.plan.models[role].spec == plug.spec
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage did. `owed` counts rows that a later run should ask for again; `notes` go into its stamp."""
+
+    rows_in: int
+    rows_out: int
+    owed: int = 0
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+def make_prompts(run: Run) -> Outcome:
+    """prompts.parquet and held_out.parquet: what will be asked, and what only evaluation will see."""
+    prompts, held_out = split_held_out(run.plan)
+    check_disjoint(prompts, held_out)
+    if not prompts:
+        raise UserError("prompts: no rows are left to ask; the held-out share took them all.")
+    store.write_table(run.folder.file("prompts.parquet"), map(store.prompt_row, prompts), "prompts")
+    store.write_table(run.folder.file("held_out.parquet"), map(store.prompt_row, held_out), "prompts")
+    return Outcome(len(prompts) + len(held_out), len(prompts))
+
+
+def ask_teacher(run: Run) -> Outcome:
+    """answers.parquet: the teacher's answer to every prompt."""
+    prompts = store.read_prompts(run.folder.file("prompts.parquet"))
+    view, teacher = run.plan.task.teacher_view, run.model("teacher")
+    answers = collect(run, prompts, teacher, view, run.plan.answers.sampling, "answers.parquet")
+    owed = sum(a.status == "failed" for a in answers)
+    if owed > run.plan.answers.max_failed * len(answers):
+        reason = Counter(a.reason for a in answers if a.status == "failed").most_common(1)[0][0]
+        raise FellShort(
+            f"answers: {owed} of {len(answers)} rows failed, more than max_failed = {run.plan.answers.max_failed:g} "
+            f"allows; most often: {reason}. The others are kept; run again to ask for these."
+        )
+    return Outcome(len(prompts), len(answers) - owed, owed)
+
+
+def collect(
+    run: Run, prompts: Sequence[Prompt], model: Model, view: View, sampling: Sampling, table: str
+) -> list[Answer]:
+    """Ask a model for a view of every prompt and write the answers, in prompt order. Written also when cut short."""
+    plan, tally = run.plan, Tally()
+    salt = f"{model.identity}#{run.id}" if plan.answers.fresh else model.identity
+    keys: list[list[str]] = []
+
+    def requests() -> Iterator[tuple[str, Request]]:
+        for prompt in prompts:
+            questions = [Request(messages, sampling) for messages in view.questions(prompt, plan.task.labels)]
+            keys.append([q.key(salt) for q in questions])
+            yield from zip(keys[-1], questions, strict=True)
+
+    total = len(prompts) * max(1, len(view.examples))
+
+    def show(now: Tally) -> None:
+        nonlocal tally
+        tally = replace(now)
+        numbers = {"failed": now.failed, "tokens": now.prompt_tokens + now.completion_tokens, "usd": now.cost_usd}
+        run.watch.rows(now.answered + now.reused, total, numbers)
+
+    answers: list[Answer] = []
+    try:
+        ask(requests(), model, run.ledger, run=run.id, limits=plan.answers.limits, on_tally=show)
+    finally:
+        run.tally += tally
+        entries = run.ledger.read([key for row in keys for key in row])
+        for prompt, row in zip(prompts, keys, strict=False):
+            found = [next(entries) for _ in row]
+            whole = [entry for entry in found if entry is not None]
+            if len(whole) == len(row):
+                answers.append(plan.task.answer(prompt, row, whole))
+        store.write_table(run.folder.file(table), map(store.answer_row, answers), "answers")
+    return answers
+
+
+def filter_answers(run: Run) -> Outcome:
+    """kept.parquet and dropped.parquet: which answers are worth learning from, and why the others are not."""
+    answers = store.read_answers(run.folder.file("answers.parquet"))
+    context = Context(run.plan.task, store.read_prompts(run.folder.file("held_out.parquet")))
+    scores: dict[str, dict[str, float]] = {a.prompt.row_id: {} for a in answers}
+    # A row without a whole answer is nothing to learn from, whatever the filters say.
+    dropped: dict[str, str] = {a.prompt.row_id: a.status for a in answers if a.status != "ok"}
+    funnel = []
+    for filter_ in run.plan.filters:
+        survivors = [a for a in answers if a.prompt.row_id not in dropped]
+        measured = filter_.scores(survivors, context)
+        for answer, score, stays in zip(survivors, measured.tolist(), filter_.keeps(measured).tolist(), strict=True):
+            scores[answer.prompt.row_id][f"score.{filter_.name}"] = score
+            if not stays:
+                dropped[answer.prompt.row_id] = filter_.name
+        left = len(answers) - len(dropped)
+        bounds = {"min": filter_.min, "max": filter_.max}
+        funnel.append(
+            {
+                "name": filter_.name,
+                "bounds": bounds,
+                "rows_in": len(survivors),
+                "dropped": len(survivors) - left,
+                "rows_out": left,
+            }
+        )
+    names = [filter_.name for filter_ in run.plan.filters]
+    rows = [store.answer_row(a) | scores[a.prompt.row_id] for a in answers]
+    kept = [row for row in rows if row["row_id"] not in dropped]
+    gone = [row | {"dropped_by": dropped[row["row_id"]]} for row in rows if row["row_id"] in dropped]
+    store.write_table(run.folder.file("kept.parquet"), kept, "kept", names)
+    store.write_table(run.folder.file("dropped.parquet"), gone, "dropped", names)
+    if answers and not kept:
+        reasons = ", ".join(f"{name} {count}" for name, count in Counter(dropped.values()).most_common())
+        raise FellShort(f"filter: every row was dropped ({reasons}); loosen a filter, or look with `llm-distill show`.")
+    return Outcome(len(answers), len(kept), notes={"filters": funnel})
+
+
+def train_student(run: Run) -> Outcome:
+    """student/: the student, trained on what was kept."""
+    plan = run.plan
+    samples = []
+    for answer in store.read_answers(run.folder.file("kept.parquet")):
+        (messages,) = plan.task.student_view.questions(answer.prompt, plan.task.labels)
+        target = answer.prediction if plan.task.kind == "classify" else answer.text
+        if target is None:
+            raise UserError(
+                f"train: row {answer.prompt.row_id} has no label to learn; add `- unparsed` to the filters, which drops such rows."
+            )
+        samples.append(Sample(answer.prompt.row_id, messages, target))
+    assert plan.trainer is not None
+    job = TrainingJob(
+        samples, plan.models["student"].knobs, run.folder.file("student"), plan.seed, run.watch.rows, run.watch.say
+    )
+    plan.trainer(job)
+    return Outcome(len(samples), len(samples))
+
+
+def evaluate(run: Run) -> Outcome:
+    """eval/<arm>.parquet and eval/comparison.json: base, few-shot base, student and teacher on the same held-out rows."""
+    from llm_distill.evals.compare import compare
+
+    plan = run.plan
+    assert plan.evaluate is not None
+    prompts = store.read_prompts(run.folder.file("held_out.parquet"))
+    if not prompts:
+        raise UserError("evaluate: the held-out set is empty; raise held_out.share or name a file.")
+    task, sampling = plan.task, plan.answers.sampling
+    arms: dict[str, tuple[Model, View]] = {}
+    if "student" in plan.models:
+        arms["base_zero_shot"] = run.model("student"), task.student_view
+        if task.few_shot:
+            arms["base_few_shot"] = run.model("student"), task.few_shot
+    if plan.trainer:
+        arms["student"] = run.model("student", adapter=str(run.folder.file("student"))), task.student_view
+    arms["teacher"] = run.model("teacher"), task.teacher_view
+    answers: dict[str, list[Answer]] = {}
+    for arm, (model, view) in arms.items():
+        run.watch.say(f"evaluate: {arm.replace('_', ' ')}")
+        drawn = Sampling(
+            plan.evaluate.temperature, 1.0, plan.evaluate.max_tokens or sampling.max_tokens, sampling.stop, plan.seed,
+            sampling.top_logprobs,
+        )  # fmt: skip
+        answers[arm] = collect(run, prompts, model, view, drawn, f"eval/{arm}.parquet")
+    numbers = compare(
+        answers, task.kind, task.labels, seed=plan.seed, slices=plan.evaluate.slices, resamples=plan.evaluate.resamples
+    )
+    store.write_json(run.folder.file("eval/comparison.json"), numbers)
+    owed = sum(a.status == "failed" for rows in answers.values() for a in rows)
+    return Outcome(len(prompts), len(prompts), owed)
+
+
+def write_report(run: Run) -> Outcome:
+    """report/report.json and report/report.html."""
+    from llm_distill.report.build import write
+
+    write(run.folder)
+    return Outcome(run.folder.stamp("prompts")["rows_out"], run.folder.stamp("filter")["rows_out"])
+
+
+def split_held_out(plan: Plan) -> tuple[list[Prompt], list[Prompt]]:
+    """What is to be asked, and the held-out rows: from their file, or the prompts whose hash falls within the share."""
+    prompts = [prompt for generator in plan.generators for prompt in generator()]
+    if plan.held_out is None:
+        return prompts, []
+    if plan.held_out.file:
+        return prompts, list(read_rows(plan.held_out.file))
+    share = plan.held_out.share or 0.0
+    sides = {p.row_id: int(p.prompt_id[:8], 16) / 2**32 < share for p in prompts}
+    return [p for p in prompts if not sides[p.row_id]], [p for p in prompts if sides[p.row_id]]
+
+
+def check_disjoint(prompts: Sequence[Prompt], held_out: Sequence[Prompt]) -> None:
+    """UserError when a held-out row is also a prompt: evaluation would measure memory."""
+    words = {" ".join(p.text.casefold().split()): p for p in prompts}
+    both = [p for p in held_out if " ".join(p.text.casefold().split()) in words]
+    if both:
+        raise UserError(
+            f"held_out: {len(both)} of {len(held_out)} rows are also prompts, the first: {both[0].text[:80]!r}; "
+            "remove them from one side."
+        )

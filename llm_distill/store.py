@@ -1,0 +1,187 @@
+"""The run folder: Parquet tables in prompt order, and run.json with a stamp for each finished stage.
+
+    <workspace>/runs/<recipe>/<date>-<digest>/
+        recipe.yaml  recipe.resolved.json  run.json  prompts.parquet  held_out.parquet  answers.parquet  kept.parquet
+        dropped.parquet  student/  eval/  report/
+
+Every file is written under a temporary name and renamed, so that a reader never sees half of one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import date
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from llm_distill.errors import UserError
+from llm_distill.records import Answer, Message, Prompt
+
+#: Of run folders; a change of the tables or of run.json raises it.
+FORMAT = 1
+
+
+def schema(kind: str, scores: Sequence[str] = ()) -> Any:
+    """The Arrow schema of a table: `prompts`, `answers` (also the arms of an evaluation), `kept` or `dropped`."""
+    import pyarrow as pa
+
+    text, integer, real = pa.string(), pa.int64(), pa.float64()
+    fields = {
+        "row_id": text,
+        "prompt_id": text,
+        "messages": pa.list_(pa.struct({"role": text, "content": text})),
+        "tags": pa.map_(text, text),
+        "label": text,
+        "reference": text,
+    }
+    if kind != "prompts":
+        fields |= {
+            "text": text,
+            "status": text,
+            "reason": text,
+            "prediction": text,
+            "label_probs": pa.list_(real),
+            "model": text,
+            "terms": text,
+            "prompt_tokens": integer,
+            "completion_tokens": integer,
+            "cost_usd": real,
+            "attempts": integer,
+            "seconds": real,
+            "mean_logprob": real,
+            "requests": pa.list_(text),
+        }
+    fields |= {f"score.{name}": real for name in scores}
+    if kind == "dropped":
+        fields["dropped_by"] = text
+    return pa.schema(list(fields.items()))
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`; when the block ends well it is synced to disk and takes the path's place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Sorted, indented JSON, so that equal values are equal bytes."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_table(path: Path, rows: Iterable[Mapping[str, Any]], kind: str, scores: Sequence[str] = ()) -> None:
+    """Write rows as a Parquet table."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with replacing(path) as temporary:
+        pq.write_table(pa.Table.from_pylist(list(rows), schema(kind, scores)), temporary, compression="zstd")
+
+
+def prompt_row(prompt: Prompt) -> dict[str, Any]:
+    """A prompt as a table row."""
+    row = msgspec.structs.asdict(prompt)
+    return row | {"messages": msgspec.to_builtins(prompt.messages), "tags": sorted(prompt.tags.items())}
+
+
+def answer_row(answer: Answer) -> dict[str, Any]:
+    """An answer as a table row: its prompt's columns, then its own."""
+    row = msgspec.structs.asdict(answer)
+    return prompt_row(row.pop("prompt")) | row
+
+
+def read_table(path: Path) -> list[dict[str, Any]]:
+    """A table's rows."""
+    import pyarrow.parquet as pq
+
+    return pq.read_table(path).to_pylist()  # type: ignore[no-any-return]
+
+
+def read_prompts(path: Path) -> list[Prompt]:
+    """The rows of a table as prompts."""
+    return [_prompt(row) for row in read_table(path)]
+
+
+def read_answers(path: Path) -> list[Answer]:
+    """The rows of a table as answers."""
+    own = [name for name in Answer.__struct_fields__ if name != "prompt"]
+    answers = []
+    for row in read_table(path):
+        values = {name: tuple(row[name]) if isinstance(row[name], list) else row[name] for name in own}
+        answers.append(Answer(prompt=_prompt(row), **values))
+    return answers
+
+
+def _prompt(row: Mapping[str, Any]) -> Prompt:
+    messages = tuple(Message(m["role"], m["content"]) for m in row["messages"])
+    return Prompt(row["row_id"], row["prompt_id"], messages, dict(row["tags"]), row["label"], row["reference"])
+
+
+def digest(path: Path) -> str:
+    """A file's content as 128 bits of hex; a folder's as that of its files' names and contents, hidden ones aside."""
+    made = blake2b(digest_size=16)
+    if path.is_dir():
+        for file in sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")):
+            made.update(f"{file.relative_to(path)}:{digest(file)};".encode())
+    elif path.is_file():
+        with path.open("rb") as file_:
+            while block := file_.read(1 << 20):
+                made.update(block)
+    else:
+        return "absent"
+    return made.hexdigest()
+
+
+class RunFolder:
+    """One run's folder and its run.json."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.record: dict[str, Any] = {"format": FORMAT, "stages": {}}
+        if (path / "run.json").exists():
+            try:
+                self.record = json.loads((path / "run.json").read_text(encoding="utf-8"))
+                found = self.record["format"]
+            except (ValueError, KeyError, TypeError):
+                raise UserError(f"{path}/run.json is not a run record; remove the folder and run again.") from None
+            if found != FORMAT:
+                raise UserError(
+                    f"{path} has run format {found}, and this llm-distill reads {FORMAT}; remove the folder and run "
+                    "again (the answers are in the ledger and are not paid for again)."
+                )
+
+    @classmethod
+    def of(cls, workspace: Path, name: str, recipe_digest: str) -> RunFolder:
+        """The folder of a recipe's run: the one that exists, whatever its date, or a new one."""
+        home = workspace / "runs" / name
+        short = recipe_digest[:10]
+        found = sorted(home.glob(f"*-{short}"))
+        return cls(found[0] if found else home / f"{date.today().isoformat()}-{short}")
+
+    def file(self, name: str) -> Path:
+        """The path of a file of this run."""
+        return self.path / name
+
+    def stamp(self, stage: str) -> dict[str, Any]:
+        """What is recorded of a stage that finished; empty when it did not."""
+        return self.record["stages"].get(stage) or {}
+
+    def save(self, stage: str | None = None, stamp: Mapping[str, Any] | None = None) -> None:
+        """Write run.json, with a stage's stamp if one is given (an empty one removes it)."""
+        if stage is not None:
+            self.record["stages"][stage] = dict(stamp or {})
+        write_json(self.path / "run.json", self.record)

@@ -1,0 +1,211 @@
+"""What is being distilled: how a row becomes questions, and how completions become one answer.
+
+`classify` has a closed set of labels; `generate` has free text. A task has three views of a row: the student's (before
+and after training), the base student's with worked examples, and the teacher's. A view with several example files asks
+once for each and merges: the mean of the label distributions where the model gives logprobs, else the majority.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from llm_distill import templates
+from llm_distill.plugs import InputFile
+from llm_distill.records import Answer, Entry, Logprobs, Message, Prompt
+from llm_distill.seeds import read_rows
+
+_LEADING = re.compile(r"^[\s\W_]+", re.UNICODE)
+#: Worst first: a merged answer is only as good as its worst member.
+_SEVERITY = ("failed", "filtered", "refused", "truncated", "ok")
+
+
+class View(BaseModel):
+    """How one party sees a row: a template, and the files with its worked examples (one question for each file)."""
+
+    model_config = ConfigDict(extra="forbid")
+    template: InputFile | None = None
+    examples: list[InputFile] = []
+
+    def questions(self, prompt: Prompt, labels: Sequence[str]) -> list[tuple[Message, ...]]:
+        """The messages of each question; without a template the row's own messages."""
+        if self.template is None:
+            return [prompt.messages]
+        files: list[Path | None] = list(self.examples) or [None]
+        return [templates.render(self.template, prompt, labels, worked_examples(f) if f else ()) for f in files]
+
+
+_EXAMPLES: dict[Path, list[dict[str, Any]]] = {}
+
+
+def worked_examples(path: Path) -> list[dict[str, Any]]:
+    """The rows of a worked-example file: `prompt` with `label` or `reference`."""
+    if path not in _EXAMPLES:
+        _EXAMPLES[path] = [
+            {"prompt": p.text, "label": p.label, "reference": p.reference, "tags": p.tags} for p in read_rows(path)
+        ]
+    return _EXAMPLES[path]
+
+
+class Task(BaseModel):
+    """What the task kinds share."""
+
+    model_config = ConfigDict(extra="forbid")
+    kind: Literal["classify", "generate"]
+    labels: list[Annotated[str, Field(min_length=1)]] = []
+    parse: Literal["starts_with", "exact"] = "starts_with"
+    template: InputFile | None = None
+    few_shot: View | None = None
+    teacher: View | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Task:
+        if self.kind == "generate":
+            if self.labels:
+                raise ValueError("labels belong to `classify`; a `generate` task has none")
+        else:
+            self._check_labels()
+            self.template = self.template or templates.BUILT_IN / "classify.md"
+            if self.few_shot and not self.few_shot.template:
+                self.few_shot.template = templates.BUILT_IN / "classify_few_shot.md"
+        if self.few_shot and not self.few_shot.examples:
+            raise ValueError("few_shot needs `examples`: a list of files with worked examples")
+        for view in (self.student_view, self.few_shot, self.teacher):
+            if view and view.template:
+                templates.check(view.template)
+        return self
+
+    def _check_labels(self) -> None:
+        folded = [_fold(label) for label in self.labels]
+        if len(folded) < 2 or len(set(folded)) < len(folded) or not all(folded):
+            raise ValueError(
+                f"labels must be two or more words that differ beyond case and punctuation; found {self.labels}"
+            )
+        for a in folded:
+            for b in folded:
+                if a != b and b.startswith(a) and self.parse != "exact":
+                    raise ValueError(
+                        f"label {a!r} is a prefix of {b!r}, so the start of an answer cannot tell them apart; "
+                        "rename one or set `parse: exact`"
+                    )
+
+    @property
+    def student_view(self) -> View:
+        """What the student is asked, before and after training."""
+        return View.model_construct(template=self.template, examples=[])
+
+    @property
+    def teacher_view(self) -> View:
+        """What the teacher is asked: its own view, or the student's."""
+        return self.teacher or self.student_view
+
+    def prediction(self, text: str) -> str | None:
+        """The label an answer states, or None.
+
+        Case, and blank space and punctuation before the label, do not count. `starts_with`: the answer begins with
+        the label as a whole word. `exact`: its first line is the label and nothing else but punctuation.
+        """
+        found = _LEADING.sub("", text).casefold()
+        if self.parse == "exact":
+            found = re.sub(r"[\s\W_]+$", "", found.split("\n")[0])
+            return next((label for label in self.labels if found == _fold(label)), None)
+        for label in self.labels:
+            if re.match(re.escape(_fold(label)) + r"(?!\w)", found):
+                return label
+        return None
+
+    def answer(self, prompt: Prompt, keys: Sequence[str], entries: Sequence[Entry]) -> Answer:
+        """One answer from the ledger's entries for a row's questions."""
+        status = min((e.status for e in entries), key=_SEVERITY.index)
+        predictions = [self.prediction(e.text) for e in entries] if self.kind == "classify" else []
+        probs = self._mean_probs(entries)
+        prediction = self._merge(predictions, probs)
+        chosen = predictions.index(prediction) if prediction in predictions else 0
+        worst = next(e for e in entries if e.status == status)
+        return Answer(
+            prompt=prompt,
+            text=entries[chosen].text,
+            status=status,
+            reason=worst.reason,
+            prediction=prediction,
+            label_probs=probs,
+            model=entries[chosen].served_model,
+            terms=entries[chosen].terms,
+            prompt_tokens=_total(e.prompt_tokens for e in entries),
+            completion_tokens=_total(e.completion_tokens for e in entries),
+            cost_usd=_total(e.cost_usd for e in entries),
+            attempts=sum(e.attempts for e in entries),
+            seconds=sum(e.seconds for e in entries),
+            mean_logprob=_mean_logprob(entries[chosen]),
+            requests=tuple(keys),
+        )
+
+    def _mean_probs(self, entries: Sequence[Entry]) -> tuple[float, ...] | None:
+        if self.kind != "classify" or any(e.logprobs is None for e in entries):
+            return None
+        rows = [label_probs(Logprobs.unpack(e.logprobs), self.labels) for e in entries if e.logprobs]
+        return tuple(math.fsum(column) / len(rows) for column in zip(*rows, strict=True))
+
+    def _merge(self, predictions: Sequence[str | None], probs: tuple[float, ...] | None) -> str | None:
+        if len(predictions) <= 1:
+            return predictions[0] if predictions else None
+        if probs and max(probs) > 0:
+            return self.labels[probs.index(max(probs))]
+        ((winner, votes), *others) = Counter(predictions).most_common()
+        return None if others and others[0][1] == votes else winner  # a tie states no label
+
+
+def label_probs(logprobs: Logprobs, labels: Sequence[str]) -> tuple[float, ...]:
+    """The probability of each label, (len(labels),), read off the alternatives along the sampled path.
+
+    At each position every alternative that leaves exactly one label possible gives that label its mass; the walk
+    goes on while the sampled token leaves several possible. What is left over to 1 went to answers that are no label.
+    """
+    folded = [_fold(label) for label in labels]
+    probs = [0.0] * len(labels)
+    path, prefix = 0.0, b""
+
+    def possible(token: bytes) -> list[int]:
+        text = _LEADING.sub("", (prefix + token).decode("utf-8", "ignore")).casefold()
+        if not text.strip():
+            return list(range(len(labels)))
+        return [
+            i
+            for i, label in enumerate(folded)
+            if label.startswith(text) or re.match(re.escape(label) + r"(?!\w)", text)
+        ]
+
+    for i, token in enumerate(logprobs.tokens):
+        alternatives = dict(zip(logprobs.top_tokens[i], logprobs.top_logprobs[i].tolist(), strict=False))
+        alternatives[token] = float(logprobs.logprobs[i])
+        for alternative, logprob in alternatives.items():
+            fits = possible(alternative)
+            if len(fits) == 1:
+                probs[fits[0]] += math.exp(path + logprob)
+        if len(possible(token)) <= 1:
+            break
+        prefix, path = prefix + token, path + float(logprobs.logprobs[i])
+    return tuple(min(p, 1.0) for p in probs)
+
+
+def _fold(label: str) -> str:
+    return _LEADING.sub("", label).strip().casefold()
+
+
+def _total(values: Any) -> Any:
+    """The sum, or None as soon as one part is unknown: unknown is never 0."""
+    parts = list(values)
+    return None if any(v is None for v in parts) else sum(parts)
+
+
+def _mean_logprob(entry: Entry) -> float | None:
+    if entry.logprobs is None:
+        return None
+    chosen = Logprobs.unpack(entry.logprobs).logprobs
+    return float(chosen.mean()) if len(chosen) else None
