@@ -13,11 +13,12 @@ import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
 from llm_distill.errors import FellShort, Interrupted, Rejected, Unavailable
+from llm_distill.limits import Limits, Tally, cost_usd
 from llm_distill.models import Model
 from llm_distill.records import Completion, Entry, Request
 
@@ -30,52 +31,6 @@ COMMIT_S = 0.1
 BACKOFF_CAP_S = 30.0
 #: A failure rate says nothing before this many rows have ended.
 GATE_ROWS = 100
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one call of `ask` may do.
-
-    budget_usd, budget_tokens: for the whole run, earlier sessions included; reserved before each request from an
-    upper estimate (one token a UTF-8 byte of prompt at most, plus max_tokens), so never exceeded. retries: tries after the
-    first. max_failed: the share of rows that may fail before asking stops. drain_s: how long Ctrl-C waits for
-    answers in flight.
-    """
-
-    budget_usd: float | None = None
-    budget_tokens: int | None = None
-    retries: int = 6
-    max_failed: float = 0.05
-    drain_s: float = 20.0
-
-
-@dataclass
-class Tally:
-    """Counts of one call, and of what it found settled."""
-
-    asked: int = 0
-    answered: int = 0
-    reused: int = 0
-    failed: int = 0
-    retried: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cost_usd: float | None = 0.0
-
-    def __add__(self, other: Tally) -> Tally:
-        """Counts of two calls together; an unknown cost stays unknown."""
-        sums = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self) if f.name != "cost_usd"}
-        unknown = self.cost_usd is None or other.cost_usd is None
-        return Tally(**sums, cost_usd=None if unknown else self.cost_usd + other.cost_usd)  # type: ignore[operator]
-
-    def add(self, entry: Entry) -> None:
-        """Count one request that ended."""
-        self.failed += entry.status == "failed"
-        self.answered += entry.status != "failed"
-        self.prompt_tokens += entry.prompt_tokens or 0
-        self.completion_tokens += entry.completion_tokens or 0
-        if entry.status != "failed":
-            self.cost_usd = None if self.cost_usd is None or entry.cost_usd is None else self.cost_usd + entry.cost_usd
 
 
 OnTally = Callable[[Tally], None]
@@ -121,6 +76,8 @@ class _Asking:
         self.room = asyncio.Semaphore(2 * model.concurrency)  # claimed rows waiting or in flight
         self.flying = 0  # offered to the workers, not yet ended
         self.stopping: Exception | None = None
+        self.quiet = asyncio.Event()  # nothing is open any more, or we are told to stop
+        self.quiet.set()
 
     async def settle_all(self, requests: Iterator[tuple[str, Request]]) -> Tally:
         async with asyncio.TaskGroup() as group, _on_interrupt(self._interrupt):
@@ -128,8 +85,7 @@ class _Asking:
             workers = [group.create_task(self._work()) for _ in range(self.model.concurrency)]
             try:
                 await self._feed(requests)
-                while self.open and self.stopping is None:
-                    await asyncio.sleep(0.01)
+                await self.quiet.wait()
                 await self._drain(workers)
             finally:
                 for worker in workers:
@@ -158,6 +114,8 @@ class _Asking:
             self.tally.reused += len(claims.settled)
             busy |= {key: chunk[key] for key in claims.busy}
             self.open.update(claims.mine)
+            if self.open and self.stopping is None:
+                self.quiet.clear()
             for key in claims.mine:
                 if self.stopping is None:
                     await self._offer(key, chunk[key])
@@ -170,7 +128,7 @@ class _Asking:
         item = _Item(
             key,
             request,
-            reserved_usd=0.0 if prices is None else _cost(prices, prompt_tokens, request.sampling.max_tokens),
+            reserved_usd=0.0 if prices is None else cost_usd(prices, prompt_tokens, request.sampling.max_tokens),
             reserved_tokens=prompt_tokens + request.sampling.max_tokens,
         )
         limits = self.limits
@@ -221,7 +179,7 @@ class _Asking:
             finish_reason=completion.finish_reason,
             prompt_tokens=given,
             completion_tokens=made,
-            cost_usd=_cost(prices, given, made) if known else None,  # type: ignore[arg-type]
+            cost_usd=cost_usd(prices, given, made) if known else None,  # type: ignore[arg-type]
             attempts=item.attempts,
             served_model=completion.model,
             fingerprint=completion.fingerprint,
@@ -238,6 +196,8 @@ class _Asking:
             self.tokens += item.reserved_tokens if None in used else sum(u or 0 for u in used)
         self.done.append(entry)
         self.open.discard(item.key)
+        if not self.open:
+            self.quiet.set()
         self.room.release()
         self.tally.add(entry)
         ended = self.tally.answered + self.tally.failed
@@ -250,8 +210,9 @@ class _Asking:
             )
 
     def _commit(self) -> None:
-        batch, self.done = self.done, []
+        batch = list(self.done)
         self.ledger.settle(batch)
+        del self.done[: len(batch)]
 
     async def _keep(self) -> None:
         """Commit what ended, show the counts, keep our claims alive."""
@@ -266,6 +227,7 @@ class _Asking:
 
     def _stop(self, why: Exception) -> None:
         self.stopping = self.stopping or why
+        self.quiet.set()
 
     def _interrupt(self) -> None:
         if self.stopping is None:
@@ -280,20 +242,17 @@ class _Asking:
         for _ in workers:
             self.ready.put_nowait(None)
         until = time.monotonic() + self.limits.drain_s
-        while not all(w.done() for w in workers) and time.monotonic() < until and self.limits.drain_s:
+        while (  # noqa: ASYNC110  a second Ctrl-C shortens the wait
+            not all(w.done() for w in workers) and time.monotonic() < until and self.limits.drain_s
+        ):
             await asyncio.sleep(0.02)
-
-
-def _cost(prices_usd: tuple[float, float], prompt_tokens: int, completion_tokens: int) -> float:
-    """Dollars from prices per million tokens."""
-    return (prices_usd[0] * prompt_tokens + prices_usd[1] * completion_tokens) / 1e6
 
 
 def _backoff(attempts: int, retry_after_s: float | None) -> float:
     """Seconds to wait: what the server asked for, else full jitter over a doubling cap (AWS, 2015)."""
     if retry_after_s is not None and math.isfinite(retry_after_s):
         return max(0.0, retry_after_s) + random.random() * 0.1
-    return random.random() * min(BACKOFF_CAP_S, 0.5 * 2**attempts)
+    return random.random() * min(BACKOFF_CAP_S, 0.5 * float(2**attempts))
 
 
 @asynccontextmanager

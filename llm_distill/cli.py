@@ -175,7 +175,7 @@ def _worth(column: str, value: Any) -> bool:
     named = column in ("status", "reason", "prediction", "label", "dropped_by") or column.startswith(
         ("score.", "tags.")
     )
-    return named and value is not None and value == value
+    return named and value is not None
 
 
 def _brief(value: Any, most: int = 60) -> str:
@@ -225,7 +225,7 @@ def _folder(run: str, workspace: Path) -> RunFolder:
     if (Path(run) / "run.json").exists():
         return RunFolder(Path(run))
     found = sorted(workspace.glob("runs/*/*/run.json"), key=lambda p: p.stat().st_mtime)
-    named = [p for p in found if p.parent.parent.name == run or p.parent.name == run]
+    named = [p for p in found if run in (p.parent.parent.name, p.parent.name)]
     if not named:
         names = sorted({p.parent.parent.name for p in found})
         raise UserError(f"no run {run!r} in {workspace / 'runs'}. There is: {', '.join(names) or 'none'}.")
@@ -248,7 +248,7 @@ def main() -> None:
     except DistillError as mistake:
         _quit(str(mistake), 2)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         _quit(
             f"the disk is full ({error.filename or 'no file named'}); what was written before is whole. Make room.", 2

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from llm_distill.recipe import Plan
+from llm_distill.limits import cost_usd
+from llm_distill.recipe import Plan, known_prices
 from llm_distill.records import Prompt
-from llm_distill.stages import check_disjoint, split_held_out
+from llm_distill.stages import check_rows, split_held_out
 
 #: Bytes of English a token, about, over today's vocabularies; the real count comes back with each answer.
 BYTES_PER_TOKEN = 4.0
@@ -18,24 +19,19 @@ _SAMPLE = 200
 def estimate(plan: Plan) -> dict[str, Any]:
     """Rows, requests, and an estimate of tokens and dollars for answers and evaluation. Reads the seeds, asks nobody."""
     prompts, held_out = split_held_out(plan)
-    check_disjoint(prompts, held_out)
+    check_rows(plan, prompts, held_out)
     teacher = _requests(plan, prompts)
     if plan.evaluate:
         teacher = {key: teacher[key] + value for key, value in _requests(plan, held_out).items()}
-    prices = plan.models["teacher"].knobs.get("prices_usd")
-    local = plan.models["teacher"].spec.name not in ("openai_api",)
+    prices = known_prices(plan.models["teacher"])
+    tokens = (teacher["prompt_tokens"], teacher["completion_tokens"])
     return {
         "prompts": len(prompts),
         "held_out": len(held_out),
         "teacher_requests": teacher["requests"],
-        "teacher_prompt_tokens": teacher["prompt_tokens"],
-        "teacher_completion_tokens_at_most": teacher["completion_tokens"],
-        "cost_usd_at_most": 0.0
-        if local
-        else prices
-        and round(
-            (prices["prompt"] * teacher["prompt_tokens"] + prices["completion"] * teacher["completion_tokens"]) / 1e6, 4
-        ),
+        "teacher_prompt_tokens": tokens[0],
+        "teacher_completion_tokens_at_most": tokens[1],
+        "cost_usd_at_most": None if prices is None else round(cost_usd(prices, *tokens), 4),
     }
 
 

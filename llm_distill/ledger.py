@@ -7,10 +7,12 @@ default (`synchronous=FULL`: a commit survives power loss), any SQLAlchemy URL s
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -117,6 +119,17 @@ class Ledger:
             )
         )
 
+    @contextmanager
+    def _transaction(self) -> Iterator[sa.Connection]:
+        """A transaction; a full disk is an OSError here too."""
+        try:
+            with self._engine.begin() as db:
+                yield db
+        except sa.exc.OperationalError as error:
+            if getattr(error.orig, "sqlite_errorname", "") in ("SQLITE_FULL", "SQLITE_IOERR_WRITE"):
+                raise OSError(errno.ENOSPC, "no room for the ledger", str(self._engine.url.database)) from None
+            raise
+
     def close(self) -> None:
         """Close the connections."""
         self._engine.dispose()
@@ -124,7 +137,7 @@ class Ledger:
     def claim(self, run: str, model: str, requests: Mapping[str, Request]) -> Claims:
         """Take what nobody has answered or is asking. Failed requests, and those of dead processes, are free again."""
         claims = Claims([], [], [])
-        with self._engine.begin() as db:
+        with self._transaction() as db:
             for keys in _chunks(list(requests)):
                 held = self._held(db, keys)
                 again = []
@@ -172,7 +185,7 @@ class Ledger:
 
     def renew(self) -> None:
         """Say that this process is alive and its claims hold."""
-        with self._engine.begin() as db:
+        with self._transaction() as db:
             db.execute(
                 _REQUESTS.update().where(_REQUESTS.c.owner == self.owner).values(lease_until=time.time() + LEASE_S)
             )
@@ -180,12 +193,12 @@ class Ledger:
     def settle(self, entries: Sequence[Entry]) -> None:
         """Make answers durable: when this returns they survive a kill and a power loss."""
         if entries:
-            with self._engine.begin() as db:
+            with self._transaction() as db:
                 db.execute(self._settle, [{"_key": e.key, **{n: getattr(e, n) for n in _FIELDS[1:]}} for e in entries])
 
     def release(self, keys: Sequence[str]) -> None:
         """Give back claims that were never asked."""
-        with self._engine.begin() as db:
+        with self._transaction() as db:
             for chunk in _chunks(keys):
                 db.execute(
                     _REQUESTS.delete().where(
@@ -197,7 +210,7 @@ class Ledger:
         """The entries of keys, in their order; None where nothing is settled."""
         columns = [_REQUESTS.c[name] for name in _FIELDS]
         for chunk in _chunks(keys):
-            with self._engine.begin() as db:
+            with self._transaction() as db:
                 rows = db.execute(
                     sa.select(*columns).where(_REQUESTS.c.key.in_(chunk), _REQUESTS.c.status.is_not(None))
                 )
@@ -208,7 +221,7 @@ class Ledger:
     def spent(self, run: str) -> tuple[float, int]:
         """Dollars (known prices only) and tokens that a run has paid."""
         tokens = sa.func.coalesce(_REQUESTS.c.prompt_tokens, 0) + sa.func.coalesce(_REQUESTS.c.completion_tokens, 0)
-        with self._engine.begin() as db:
+        with self._transaction() as db:
             row = db.execute(
                 sa.select(
                     sa.func.coalesce(sa.func.sum(_REQUESTS.c.cost_usd), 0.0), sa.func.coalesce(sa.func.sum(tokens), 0)

@@ -200,7 +200,7 @@ def _versions() -> dict[str, str]:
 def _git(folder: Path) -> str | None:
     """The commit that the recipe stands in, if it stands in one."""
     try:
-        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=False)
+        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=False)  # noqa: S607
     except OSError:
         return None
     return done.stdout.strip() or None

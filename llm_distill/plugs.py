@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, TypedDict, get_type_hints
+from typing import Annotated, Any, TypedDict, cast, get_type_hints
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, ValidationInfo, create_model
 
@@ -27,7 +27,7 @@ class Reading(TypedDict):
 
 
 def _existing_file(path: Path, info: ValidationInfo) -> Path:
-    reading: Reading = info.context
+    reading = cast(Reading, info.context)
     full = (reading["folder"] / path.expanduser()).resolve()
     if not full.is_file():
         raise ValueError(f"no such file: {full}")
@@ -36,8 +36,7 @@ def _existing_file(path: Path, info: ValidationInfo) -> Path:
 
 
 def _weights(reference: str, info: ValidationInfo) -> str:
-    folder: Path = info.context["folder"]
-    full = folder / Path(reference).expanduser()
+    full = cast(Reading, info.context)["folder"] / Path(reference).expanduser()
     if full.exists():
         return str(full.resolve())
     if reference.startswith((".", "/", "~")) or reference.endswith(".gguf") or reference.count("/") > 1:
@@ -98,12 +97,12 @@ def find(kind: str, name: str, table: Mapping[str, str], where: str) -> Callable
         raise UserError(f"{where}: cannot load {target!r}: {error}. Is it installed where llm-distill runs?") from error
     if not callable(found):
         raise UserError(f"{where}: {name!r} is not a function.")
-    return found  # type: ignore[no-any-return]
+    return cast(Callable[..., Any], found)
 
 
 def knob_model(function: Callable[..., Any]) -> type[BaseModel]:
     """A pydantic model of a function's keyword-only parameters; unknown keys are errors."""
-    target = function.__init__ if inspect.isclass(function) else function  # type: ignore[misc]
+    target = function.__init__ if inspect.isclass(function) else function
     hints = get_type_hints(target, include_extras=True)
     fields: dict[str, Any] = {}
     for parameter in inspect.signature(target).parameters.values():

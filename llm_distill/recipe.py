@@ -7,7 +7,7 @@ that names the key, what was found, what is allowed and the repair.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import blake2b
@@ -16,14 +16,13 @@ from typing import Any, TypeVar
 
 from cronsim import CronSim, CronSimError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
-from llm_distill.ask import Limits
 from llm_distill.errors import UserError
 from llm_distill.generators import GENERATORS
+from llm_distill.limits import Limits
 from llm_distill.models import MODELS
 from llm_distill.plugs import InputFile, Plug, Reading, Spec, bind, one_line
+from llm_distill.recipe_file import override, read_recipe
 from llm_distill.records import Sampling, content_id
 from llm_distill.scorers import SCORERS, Filter, bind_filter
 from llm_distill.tasks import Task
@@ -161,9 +160,9 @@ class Plan:
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Plan:
     """Read, override (`key.key=value`), check and bind a recipe."""
-    raw = _read_yaml(path)
-    for override in overrides:
-        _override(raw, override)
+    raw = read_recipe(path)
+    for text in overrides:
+        override(raw, text)
     reading = Reading(folder=path.resolve().parent, files=set())
     recipe = _checked(_Recipe, raw, "", reading)
     specs = {role: Spec.read(value, f"models.{role}") for role, value in recipe.models.items()}
@@ -190,22 +189,27 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Plan:
         trainer=None if recipe.train is None else bind("trainer", Spec.read(recipe.train, "train"), TRAINERS, reading),
         evaluate=recipe.evaluate,
         report=recipe.report,
-        digest=content_id([_plain(raw), sorted(_file_digest(f) for f in reading["files"])]),
+        digest=content_id([raw, sorted(_file_digest(f) for f in reading["files"])]),
     )
     _check_across(plan)
     return plan
 
 
+def known_prices(model: Plug) -> tuple[float, float] | None:
+    """Dollars per million (prompt, completion) tokens: the recipe's, or 0 for a model that has no price; else None."""
+    stated = model.knobs.get("prices_usd")
+    return (stated.prompt, stated.completion) if stated else getattr(model.function, "prices_usd", None)
+
+
 def _check_across(plan: Plan) -> None:
     """What no single key can know; each message states the repair."""
     teacher, student = plan.models["teacher"], plan.models.get("student")
-    if plan.answers.budget_usd is not None and getattr(teacher.function, "prices_usd", None) is None:
-        if not teacher.knobs.get("prices_usd"):
-            raise UserError(
-                f"answers.budget_usd: the price of models.teacher ({teacher.spec.name}) is unknown, so dollars cannot be "
-                "bounded; add `prices_usd: {prompt: ..., completion: ...}` (dollars per million tokens) to it, "
-                "or use answers.budget_tokens."
-            )
+    if plan.answers.budget_usd is not None and known_prices(teacher) is None:
+        raise UserError(
+            f"answers.budget_usd: the price of models.teacher ({teacher.spec.name}) is unknown, so dollars cannot be "
+            "bounded; add `prices_usd: {prompt: ..., completion: ...}` (dollars per million tokens) to it, "
+            "or use answers.budget_tokens."
+        )
     if plan.trainer and student is None:
         raise UserError("train: there is no models.student; add `student: {transformers: {model: ...}}`.")
     if plan.trainer and student and "adapter" not in student.knobs:
@@ -232,79 +236,6 @@ def _checked(kind: type[_T], value: Any, where: str, reading: Reading) -> _T:
         return kind.model_validate(value, context=reading)
     except ValidationError as error:
         raise UserError(one_line(error, where, kind.model_fields)) from None
-
-
-def _yaml() -> YAML:
-    return YAML(typ="safe", pure=True)  # YAML 1.2: `no` and `on` are text; duplicate keys are errors
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        value = _yaml().load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"no recipe {path}; `llm-distill new NAME` writes one to start from.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}.") from None
-    except YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise UserError(f"{place}: not valid YAML: {getattr(error, 'problem', None) or error}.") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: a recipe is a mapping of keys; found {type(value).__name__}.")
-    return value
-
-
-def _override(raw: dict[str, Any], text: str) -> None:
-    """Set one value. A step goes through a `name: {knobs}` entry, and picks the entry of that name in a list."""
-    path, equals, value = text.partition("=")
-    if not equals:
-        raise UserError(f"-s {text}: write key.key=value.")
-    try:
-        new = _yaml().load(value)
-    except YAMLError:
-        raise UserError(f"-s {text}: {value!r} is not a YAML value.") from None
-    here: Any = raw
-    steps = path.split(".")
-    for depth, step in enumerate(steps):
-        last = depth == len(steps) - 1
-        if isinstance(here, list):
-            here = _entry_named(here, step, text)
-            if last:
-                raise UserError(f"-s {text}: name the knob of {step} to set.")
-            continue
-        if step not in here and depth and len(here) == 1:  # train.epochs means train.<its one plug>.epochs
-            only = next(iter(here))
-            here[only] = here[only] or {}
-            if isinstance(here[only], dict):
-                here = here[only]
-        if last:
-            here[step] = new
-        else:
-            if isinstance(here.get(step), str):  # `train: sft` is `train: {sft: {}}`
-                here[step] = {here[step]: {}}
-            here = here.setdefault(step, {})
-            if not isinstance(here, dict | list):
-                raise UserError(f"-s {text}: {'.'.join(steps[: depth + 1])} holds {here!r} and has no keys.")
-
-
-def _entry_named(entries: list[Any], name: str, text: str) -> dict[str, Any]:
-    for i, entry in enumerate(entries):
-        if entry == name:
-            entries[i] = {name: {}}
-            return entries[i][name]  # type: ignore[no-any-return]
-        if isinstance(entry, dict) and name in entry:
-            entry[name] = entry[name] or {}
-            return entry[name]  # type: ignore[no-any-return]
-    raise UserError(f"-s {text}: no entry {name!r} in that list.")
-
-
-def _plain(value: Any) -> Any:
-    """Containers of the YAML reader as plain ones, so that equal recipes have equal digests."""
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
 def _file_digest(path: Path) -> str:

@@ -12,8 +12,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from llm_distill import store
-from llm_distill.ask import Tally, ask
+from llm_distill.ask import ask
 from llm_distill.errors import FellShort, UserError
+from llm_distill.evals.gold import check_labels, check_slices
+from llm_distill.limits import Tally
 from llm_distill.models import Model
 from llm_distill.recipe import Plan
 from llm_distill.records import Answer, Prompt, Request, Sample, Sampling
@@ -82,7 +84,7 @@ class Outcome:
 def make_prompts(run: Run) -> Outcome:
     """prompts.parquet and held_out.parquet: what will be asked, and what only evaluation will see."""
     prompts, held_out = split_held_out(run.plan)
-    check_disjoint(prompts, held_out)
+    check_rows(run.plan, prompts, held_out)
     if not prompts:
         raise UserError("prompts: no rows are left to ask; the held-out share took them all.")
     store.write_table(run.folder.file("prompts.parquet"), map(store.prompt_row, prompts), "prompts")
@@ -189,7 +191,7 @@ def train_student(run: Run) -> Outcome:
         target = answer.prediction if plan.task.kind == "classify" else answer.text
         if target is None:
             raise UserError(
-                f"train: row {answer.prompt.row_id} has no label to learn; add `- unparsed` to the filters, which drops such rows."
+                f"train: row {answer.prompt.row_id} has no label to learn; add `- unparsed` to the filters to drop such rows."
             )
         samples.append(Sample(answer.prompt.row_id, messages, target))
     assert plan.trainer is not None
@@ -254,12 +256,16 @@ def split_held_out(plan: Plan) -> tuple[list[Prompt], list[Prompt]]:
     return [p for p in prompts if not sides[p.row_id]], [p for p in prompts if sides[p.row_id]]
 
 
-def check_disjoint(prompts: Sequence[Prompt], held_out: Sequence[Prompt]) -> None:
-    """UserError when a held-out row is also a prompt: evaluation would measure memory."""
-    words = {" ".join(p.text.casefold().split()): p for p in prompts}
+def check_rows(plan: Plan, prompts: Sequence[Prompt], held_out: Sequence[Prompt]) -> None:
+    """UserError for rows that would spoil the evaluation: known to the student, or wrongly labelled."""
+    words = {" ".join(p.text.casefold().split()) for p in prompts}
     both = [p for p in held_out if " ".join(p.text.casefold().split()) in words]
     if both:
         raise UserError(
             f"held_out: {len(both)} of {len(held_out)} rows are also prompts, the first: {both[0].text[:80]!r}; "
             "remove them from one side."
         )
+    if plan.task.kind == "classify":
+        check_labels(held_out, plan.task.labels)
+    if plan.evaluate and held_out:
+        check_slices(held_out, plan.evaluate.slices)

@@ -121,7 +121,7 @@ def read_answers(path: Path) -> list[Answer]:
     own = [name for name in Answer.__struct_fields__ if name != "prompt"]
     answers = []
     for row in read_table(path):
-        values = {name: tuple(row[name]) if isinstance(row[name], list) else row[name] for name in own}
+        values: dict[str, Any] = {name: tuple(row[name]) if isinstance(row[name], list) else row[name] for name in own}
         answers.append(Answer(prompt=_prompt(row), **values))
     return answers
 

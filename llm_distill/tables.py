@@ -21,6 +21,6 @@ def look(folder: RunFolder, table: str, where: str | None = None) -> list[dict[s
     frame = pd.DataFrame(rows)
     try:
         return [rows[i] for i in frame.query(where).index]
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  a query fails in as many ways as Python has
         columns = ", ".join(f"`{name}`" if "." in name else name for name in frame.columns)
         raise UserError(f"--where {where}: {error}. Columns: {columns}.") from None

@@ -11,10 +11,11 @@ import os
 import time
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 from urllib.parse import urlsplit
 
 import msgspec
+from pydantic import BaseModel, ConfigDict, Field
 
 from llm_distill.errors import Rejected, Unavailable, UserError, did_you_mean
 from llm_distill.records import Completion, Logprobs, Request, content_id
@@ -27,11 +28,12 @@ _RETRYABLE = {408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529}
 _DETAIL = 300  # characters of a server's message that a reason keeps
 
 
-class Prices(TypedDict):
+class Prices(BaseModel):
     """Dollars per million tokens."""
 
-    prompt: float
-    completion: float
+    model_config = ConfigDict(extra="forbid")
+    prompt: float = Field(ge=0)
+    completion: float = Field(ge=0)
 
 
 class _Alternative(msgspec.Struct):
@@ -93,10 +95,8 @@ class OpenAIModel:
             raise UserError(f"base_url: found {base_url!r}; write http(s)://host[:port]/v1.")
         if parts.username or parts.password:
             raise UserError("base_url: it holds a user or password; put the key into an environment variable instead.")
-        if prices_usd and min(prices_usd["prompt"], prices_usd["completion"]) < 0:
-            raise UserError(f"prices_usd: found {prices_usd}; a price is 0 or more dollars per million tokens.")
         self.concurrency, self.terms = concurrency, terms
-        self.prices_usd = (prices_usd["prompt"], prices_usd["completion"]) if prices_usd else None
+        self.prices_usd = (prices_usd.prompt, prices_usd.completion) if prices_usd else None
         self.identity = f"openai_api:{base_url.rstrip('/')}:{model}"
         if extra_body:
             self.identity += f":{content_id(extra_body)}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,7 @@ def _data_headline(asked: int, kept: int) -> str:
 
 
 def _training(folder: store.RunFolder, recipe: dict[str, Any]) -> dict[str, Any] | None:
-    described = _json(folder.file("student/training.json"))
+    described: dict[str, Any] | None = _json(folder.file("student/training.json"))
     if described is None:
         return None
     lines = folder.file("student/metrics.jsonl").read_text(encoding="utf-8").splitlines()
@@ -89,7 +89,7 @@ def _training(folder: store.RunFolder, recipe: dict[str, Any]) -> dict[str, Any]
     }
 
 
-def _cost(asked: dict[str, Sequence[Answer]]) -> dict[str, Any]:
+def _cost(asked: Mapping[str, Sequence[Answer]]) -> dict[str, Any]:
     stages = {}
     for name, answers in asked.items():
         costs = [a.cost_usd for a in answers if a.status != "failed"]

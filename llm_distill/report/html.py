@@ -7,9 +7,10 @@ Everything printed passes `words.printed` and then Jinja's escaping; any part of
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any, NamedTuple
 
-from jinja2 import ChainableUndefined, Environment, PackageLoader
+from jinja2 import ChainableUndefined, Environment, PackageLoader, Template
 from markupsafe import Markup
 
 from llm_distill.report import charts, words
@@ -39,23 +40,13 @@ class Tile(NamedTuple):
 
 def render(report: Part) -> str:
     """The whole page. `report` is report.json's object; only `name` and `headline` are required."""
-    environment = Environment(
-        loader=PackageLoader("llm_distill", "report"),
-        autoescape=True,
-        undefined=ChainableUndefined,
-        finalize=words.printed,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    said = (words.human, words.short, words.percent, words.points, words.measure, words.interval, words.usd)
-    environment.filters |= {f.__name__: f for f in (*said, words.duration, words.count, words.marked, words.flat)}
     named = part(report, "arms")
     arms = {a: part(named, a) for a in [*words.ARMS, *(a for a in named if a not in words.ARMS)] if part(named, a)}
     wanted = (str(report.get("metric") or ""), *PRIMARY)
     primary = next((m for m in wanted if any(value(part(a, m)) is not None for a in arms.values())), PRIMARY[0])
     pairs = {p: part(part(report, "paired"), p) for p in part(report, "paired")}
     pairs = {p: pair for p, pair in pairs.items() if value(pair, "difference") is not None}
-    return environment.get_template("report.html.j2").render(
+    return _template().render(
         report=report,
         arms=arms,
         primary=primary,
@@ -66,11 +57,27 @@ def render(report: Part) -> str:
         slices=slices(arms, primary),
         confusions=[(a, confusion(part(arm, "confusion"))) for a, arm in arms.items() if part(arm, "confusion")],
         steps=steps(part(report, "funnel")),
+        reasons=reasons(part(report, "funnel")),
         stages=stages(report),
         spent_on=[k for k in SPENT_ON if any(spent.get(k) is not None for _, spent, _ in stages(report))],
         charts=drawn(report, arms, primary, pairs),
         most=MOST,
     )
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("llm_distill", "report"),
+        autoescape=True,
+        undefined=ChainableUndefined,
+        finalize=words.printed,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    said = (words.human, words.short, words.percent, words.points, words.measure, words.interval, words.usd)
+    environment.filters |= {f.__name__: f for f in (*said, words.duration, words.count, words.marked, words.flat)}
+    return environment.get_template("report.html.j2")
 
 
 def part(of: Part, key: str) -> Part:
@@ -121,7 +128,9 @@ def verdict(name: str, pair: Part) -> Said:
     if high < 0:
         return Said("look", f"The {left} is worse.")
     seen = value(pair, "smallest_visible")
-    power = f"; {words.count(pair.get('n'))} rows show {100 * seen:.1f} points or more" if seen else ""
+    power = (
+        f"; {words.count(pair.get('n'))} rows would mostly show one of {100 * seen:.1f} points or more" if seen else ""
+    )
     return Said("same", f"No difference can be seen, which does not prove that there is none{power}.")
 
 
@@ -148,8 +157,9 @@ def findings(report: Part, arms: Mapping[str, Part], primary: str, pairs: Mappin
     if len({arm.get("n") for arm in arms.values()}) > 1:
         sizes = ", ".join(f"{human(name)} {words.count(arm.get('n'))}" for name, arm in arms.items())
         yield Said("look", f"The arms were not measured on equally many rows: {sizes}.")
-    if arms and report.get("terms"):
-        yield Said("look", "Licences and terms apply to the student as well; they are set out below.")
+    if arms and (terms := [t for t in report.get("terms") or [] if t]):
+        named = dict.fromkeys(short(t.get("licence") or "a licence that is not stated") for t in terms)
+        yield Said("look", f"The student comes under the terms of its models, set out below: {', '.join(named)}.")
 
 
 def _weakest_slice(arms: Mapping[str, Part], primary: str) -> Iterator[Said]:
@@ -228,6 +238,12 @@ def steps(funnel: Part) -> list[dict[str, Any]]:
     return [step | {"share": (step["left"] or 0) / widest} for step in found]
 
 
+def reasons(funnel: Part) -> list[tuple[str, float]]:
+    """(reason, rows), commonest first."""
+    counts = {reason: value(part(funnel, "reasons"), reason) or 0.0 for reason in part(funnel, "reasons")}
+    return sorted(counts.items(), key=lambda counted: (-counted[1], counted[0]))
+
+
 def stages(report: Part) -> list[tuple[str, Part, float | None]]:
     """(stage, what was asked and paid, seconds), in the pipeline's order; `evaluate student` follows `evaluate`."""
     costs, seconds = part(part(report, "cost"), "stages"), part(report, "seconds")
@@ -236,7 +252,7 @@ def stages(report: Part) -> list[tuple[str, Part, float | None]]:
 
 
 def drawn(report: Part, arms: Mapping[str, Part], primary: str, pairs: Mapping[str, Part]) -> dict[str, Markup]:
-    """The charts there are numbers for."""
+    """The charts there are numbers for, as markup: the serialiser of `charts` has escaped their text."""
 
     def row(label: str, of: Part, key: str, shown: str, strong: bool = True) -> charts.Estimate:
         label = words.visible(short(label, 19))
@@ -246,7 +262,7 @@ def drawn(report: Part, arms: Mapping[str, Part], primary: str, pairs: Mapping[s
     measured = {a: part(arm, primary) for a, arm in arms.items() if value(part(arm, primary)) is not None}
     if measured:
         rows = [row(human(a), m, "value", percent(m["value"]), a == "student") for a, m in measured.items()]
-        found["arms"] = charts.forest(rows, name="arms-chart", title=f"{human(primary)} of each arm")
+        found["arms"] = charts.forest(rows, name="arms-chart", title=words.visible(f"{human(primary)} of each arm"))
     if pairs:
         rows = [
             row(human(p.removeprefix("student_vs_")), pair, "difference", points(pair["difference"]))
@@ -257,4 +273,4 @@ def drawn(report: Part, arms: Mapping[str, Part], primary: str, pairs: Mapping[s
     known = [(s, v) for p in loss if (s := value(p, "step")) is not None and (v := value(p, "loss")) is not None]
     if known := [(s, v) for s, v in known if abs(v) < 1e9]:
         found["loss"] = charts.curve(known, name="loss-chart", title="Training loss")
-    return {name: Markup(svg) for name, svg in found.items()}
+    return {name: Markup(svg) for name, svg in found.items()}  # noqa: S704  drawn by us, from numbers

@@ -108,7 +108,7 @@ def duration(seconds: object) -> str:
         return "—"
     if seconds < 0.9995:
         return f"{1000 * seconds:.0f}\u00a0ms"
-    if seconds < 60:
+    if seconds < 59.95:
         return f"{seconds:.1f}\u00a0s"
     minutes, left = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

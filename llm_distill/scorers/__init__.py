@@ -86,7 +86,7 @@ class Filter:
 
         low = -np.inf if self.min is None else self.min
         high = np.inf if self.max is None else self.max
-        return np.isnan(scores) | ((scores >= low) & (scores <= high))
+        return np.asarray(np.isnan(scores) | ((scores >= low) & (scores <= high)))
 
 
 def bind_filter(spec: Spec, table: Mapping[str, str], reading: Reading) -> Filter:

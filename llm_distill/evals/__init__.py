@@ -1,0 +1,1 @@
+"""How good an answer is, and how the arms compare: pure functions on values."""

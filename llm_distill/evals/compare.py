@@ -1,0 +1,223 @@
+"""The arms side by side on the same held-out rows: the numbers of report.json.
+
+Every paired number speaks about the rows that all scored arms share (`paired_rows`) and is read from one joint
+bootstrap over those rows. It is about one metric, `metric`: accuracy (classify) or token F1 (generate); where no row
+has gold, agreement with the teacher, which leaves out the teacher's own arm.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from llm_distill.evals.gold import check_labels, check_slices
+from llm_distill.evals.headline import headline
+from llm_distill.evals.metrics import (
+    AGREEMENT,
+    PRIMARY,
+    Kind,
+    Scores,
+    agreement_scores,
+    arm_numbers,
+    check_predictions,
+    gold_scores,
+    prediction,
+)
+from llm_distill.evals.statistics import Floats, percentiles, ratio, resampled_means, sign_test, smallest_visible
+from llm_distill.records import Answer
+
+ARMS = ("base_zero_shot", "base_few_shot", "student", "teacher")
+PAIRS = ("base_few_shot", "base_zero_shot", "teacher")  # what the student is compared with
+SHORT = {"base_few_shot": "few-shot", "base_zero_shot": "zero-shot"}
+QUOTAS = {"win": 7, "loss": 7, "both_wrong": 3, "both_right": 3}  # of twenty examples, where there are that many
+
+
+class Shared(NamedTuple):
+    """Scores (n,) per arm on the rows that all scored arms share, in row_id order, and resampled means (resamples,)."""
+
+    metric: str | None
+    rows: list[str]
+    scores: dict[str, Floats]
+    means: dict[str, Floats]
+
+    def has(self, *arms: str) -> bool:
+        """Whether all these arms are scored."""
+        return all(arm in self.scores for arm in arms)
+
+
+def compare(
+    arms: Mapping[str, Sequence[Answer]],
+    kind: Kind,
+    labels: Sequence[str],
+    *,
+    seed: int,
+    slices: Sequence[str] = (),
+    resamples: int = 10_000,
+) -> dict[str, Any]:
+    """All numbers of the comparison, ready for JSON; equal answers in any order give equal bytes.
+
+    UserError for a gold label the task does not have and for a slice that no row has. Undefined numbers are None.
+    """
+    present = {arm: sorted(arms[arm], key=lambda a: a.prompt.row_id) for arm in ARMS if arm in arms}
+    if strange := set(arms) - set(present):
+        raise ValueError(f"unknown arms {sorted(strange)}; known: {ARMS}")
+    for arm, answers in present.items():
+        if len({a.prompt.row_id for a in answers}) < len(answers):
+            raise ValueError(f"{arm} has more than one answer for a row")
+        check_slices([a.prompt for a in answers], slices)
+        if kind == "classify":
+            check_labels([a.prompt for a in answers], labels)
+            check_predictions(answers, labels)
+    scores: dict[str, dict[str, Scores]] = {}
+    for arm, answers in present.items():
+        judge = present.get("teacher", ()) if arm != "teacher" else ()
+        scores[arm] = gold_scores(answers, kind) | {AGREEMENT: agreement_scores(answers, judge, kind)}
+    shared = share(scores, kind, seed, resamples)
+    base = stronger_base(shared)
+    pairs = {f"student_vs_{other}": paired(shared, other) for other in PAIRS if shared.has("student", other)}
+    versus = "teacher" if shared.has("teacher") else base
+    numbers: dict[str, Any] = rounded(
+        {
+            "metric": shared.metric,
+            "paired_rows": len(shared.rows),
+            "arms": {
+                arm: arm_numbers(answers, scores[arm], kind, labels, seed=seed, slices=slices, resamples=resamples)
+                for arm, answers in present.items()
+            },
+            "paired": pairs,
+            "gap_closed": gap_closed(shared, base),
+            "kept_share": kept_share(shared),
+        }
+    )
+    rows = {"examples_versus": versus, "examples": examples(present, shared, versus)}
+    return {"headline": headline(numbers)} | numbers | rows
+
+
+def share(scores: Mapping[str, Mapping[str, Scores]], kind: Kind, seed: int, resamples: int) -> Shared:
+    """The shared rows, on gold where any arm has it, else on agreement."""
+    for metric in (PRIMARY[kind], AGREEMENT):
+        scored = {arm: of[metric] for arm, of in scores.items() if of[metric]}
+        rows = sorted(set.intersection(*(set(of) for of in scored.values()))) if scored else []
+        if rows:
+            table = np.array([[of[row] for of in scored.values()] for row in rows])
+            means = resampled_means(table, seed, resamples)
+            return Shared(
+                metric,
+                rows,
+                {arm: table[:, i] for i, arm in enumerate(scored)},
+                {arm: means[:, i] for i, arm in enumerate(scored)},
+            )
+        if scored:
+            return Shared(metric, [], {}, {})
+    return Shared(None, [], {}, {})
+
+
+def stronger_base(shared: Shared) -> str | None:
+    """The base arm that is harder to beat on the shared rows: few-shot, unless zero-shot scores higher."""
+    bases = [arm for arm in ("base_few_shot", "base_zero_shot") if shared.has(arm)]
+    return max(bases, key=lambda arm: float(shared.scores[arm].mean())) if bases else None
+
+
+def paired(shared: Shared, other: str) -> dict[str, Any]:
+    """The student less another arm, with a paired bootstrap interval and an exact test.
+
+    The test is McNemar's for right-or-wrong scores and the sign test over rows that differ otherwise.
+    """
+    differences = shared.scores["student"] - shared.scores[other]
+    wins, losses = int((differences > 0).sum()), int((differences < 0).sum())
+    interval = percentiles(float(differences.mean()), shared.means["student"] - shared.means[other], len(differences))
+    return {
+        "metric": shared.metric,
+        "test": "exact McNemar" if set(np.unique(np.abs(differences))) <= {0.0, 1.0} else "sign test",
+        "n": interval.n,
+        "difference": interval.value,
+        "low": interval.low,
+        "high": interval.high,
+        "p": sign_test(wins, losses),
+        "wins": wins,
+        "losses": losses,
+        "smallest_visible": smallest_visible(differences),
+    }
+
+
+def gap_closed(shared: Shared, base: str | None) -> dict[str, Any]:
+    """(student - base) / (teacher - base), only where the teacher's lead over that base is clearly positive."""
+    nothing = {"value": None, "low": None, "high": None, "from": base, "n": len(shared.rows)}
+    if base is None or not shared.has("student", "teacher"):
+        return nothing | {"reason": "needs a student, a teacher and a base arm that share rows with gold"}
+    value, draws = shared.scores, shared.means
+    lead = float((value["teacher"] - value[base]).mean())
+    leads = draws["teacher"] - draws[base]
+    between = percentiles(lead, leads, len(shared.rows))
+    if between.low <= 0:
+        seen = f"{100 * lead:.1f} points, {100 * between.low:.1f} to {100 * between.high:.1f}"
+        name = SHORT[base]
+        below = f"the teacher itself is below that {name} base"
+        found = below if between.high < 0 else f"no gap between the {name} base and the teacher can be seen"
+        return nothing | {"reason": f"{found} ({seen})"}
+    closed = float((value["student"] - value[base]).mean()) / lead
+    interval = percentiles(closed, ratio(draws["student"] - draws[base], leads), len(shared.rows))
+    return interval._asdict() | {"from": base}
+
+
+def kept_share(shared: Shared) -> dict[str, Any]:
+    """The student's score as a share of its teacher's."""
+    nothing = {"value": None, "low": None, "high": None, "n": len(shared.rows)}
+    if not shared.has("student", "teacher"):
+        return nothing | {"reason": "needs a student and a teacher that share rows with gold"}
+    student, teacher = (float(shared.scores[arm].mean()) for arm in ("student", "teacher"))
+    if teacher <= 0:
+        return nothing | {"reason": "the teacher scores 0"}
+    draws = ratio(shared.means["student"], shared.means["teacher"])
+    kept = percentiles(student / teacher, draws, len(shared.rows))
+    return kept._asdict() | {"student": student, "teacher": teacher}
+
+
+def examples(arms: Mapping[str, Sequence[Answer]], shared: Shared, versus: str | None) -> list[dict[str, Any]]:
+    """Up to twenty rows side by side: the student's wins and losses against `versus`, then rows that both have alike.
+
+    Widest margins first, then by row_id, which is a content hash and so as good as random. Equal scores of one half or
+    more are `both_right`.
+    """
+    if versus is None or not shared.has("student", versus):
+        return []
+    found: dict[str, list[tuple[float, str]]] = {kind: [] for kind in QUOTAS}
+    for row, student, other in zip(shared.rows, shared.scores["student"], shared.scores[versus], strict=True):
+        margin = float(student - other)
+        kind = ("win" if margin > 0 else "loss") if margin else ("both_right" if student >= 0.5 else "both_wrong")
+        found[kind].append((-abs(margin), row))
+    taken = {kind: min(quota, len(found[kind])) for kind, quota in QUOTAS.items()}
+    for kind, candidates in found.items():
+        taken[kind] += min(sum(QUOTAS.values()) - sum(taken.values()), len(candidates) - taken[kind])
+    wanted = {row: kind for kind, rows in found.items() for _, row in sorted(rows)[: taken[kind]]}
+    answers = {arm: {a.prompt.row_id: a for a in rows if a.prompt.row_id in wanted} for arm, rows in arms.items()}
+
+    def side_by_side(row: str, kind: str) -> dict[str, Any]:
+        prompt = answers["student"][row].prompt
+        return {
+            "kind": kind,
+            "row_id": row,
+            "text": prompt.text,
+            "label": prompt.label,
+            "reference": prompt.reference,
+            "tags": dict(sorted(prompt.tags.items())),
+            "answers": {
+                arm: {"text": of[row].text, "prediction": prediction(of[row])}
+                for arm, of in answers.items()
+                if row in of
+            },
+        }
+
+    return [side_by_side(row, kind) for row, kind in wanted.items()]
+
+
+def rounded(value: Any) -> Any:
+    """The same structure with floats at six significant digits, and None for what is undefined or unbounded."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}") + 0.0 if math.isfinite(value) else None  # + 0.0: no negative zero
+    if isinstance(value, dict):
+        return {key: rounded(v) for key, v in value.items()}
+    return [rounded(v) for v in value] if isinstance(value, list) else value

@@ -1,0 +1,58 @@
+"""What asking may cost, and what it did cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from llm_distill.records import Entry
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one call of `ask` may do.
+
+    budget_usd, budget_tokens: for the whole run, earlier sessions included; reserved before each request from an
+    upper estimate (one token a UTF-8 byte of prompt at most, plus max_tokens), so never exceeded. retries: tries after the
+    first. max_failed: the share of rows that may fail before asking stops. drain_s: how long Ctrl-C waits for
+    answers in flight.
+    """
+
+    budget_usd: float | None = None
+    budget_tokens: int | None = None
+    retries: int = 6
+    max_failed: float = 0.05
+    drain_s: float = 20.0
+
+
+@dataclass
+class Tally:
+    """Counts of one call, and of what it found settled."""
+
+    asked: int = 0
+    answered: int = 0
+    reused: int = 0
+    failed: int = 0
+    retried: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost_usd: float | None = 0.0
+
+    def __add__(self, other: Tally) -> Tally:
+        """Counts of two calls together; an unknown cost stays unknown."""
+        sums = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self) if f.name != "cost_usd"}
+        unknown = self.cost_usd is None or other.cost_usd is None
+        return Tally(**sums, cost_usd=None if unknown else self.cost_usd + other.cost_usd)  # type: ignore[operator]
+
+    def add(self, entry: Entry) -> None:
+        """Count one request that ended."""
+        self.failed += entry.status == "failed"
+        self.answered += entry.status != "failed"
+        self.prompt_tokens += entry.prompt_tokens or 0
+        self.completion_tokens += entry.completion_tokens or 0
+        if entry.status != "failed":
+            self.cost_usd = None if self.cost_usd is None or entry.cost_usd is None else self.cost_usd + entry.cost_usd
+
+
+def cost_usd(prices_usd: tuple[float, float], prompt_tokens: int, completion_tokens: int) -> float:
+    """Dollars from prices per million tokens."""
+    return (prices_usd[0] * prompt_tokens + prices_usd[1] * completion_tokens) / 1e6

@@ -1,0 +1,76 @@
+"""What the student is about to be trained on, checked before the first step: better no training than a wrong one.
+
+Faults of this kind do not show in the loss, which falls nicely over a doubled BOS, a masked end token or padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+from llm_distill.errors import UserError
+from llm_distill.trainers.rows import UNTRAINED, Row
+
+
+def check_rows(rows: Sequence[Row], tokenizer: Any, end: int) -> dict[str, Any]:
+    """What the rows hold, for training.json. A malformed row is a UserError: its tokenizer or template is at fault."""
+    bos, name = tokenizer.bos_token_id, tokenizer.convert_ids_to_tokens(end)
+    for row in rows:
+        trained = row.input_ids[row.prompt_tokens :]
+        if trained.count(end) != 1 or trained[-1] != end:
+            _refuse(
+                row, tokenizer, f"{trained.count(end)} trained end tokens {name!r}, where one belongs at the very end"
+            )
+        if len(trained) < 2:
+            _refuse(row, tokenizer, "nothing to learn but the end token")
+        if row.prompt_tokens < 1:
+            _refuse(row, tokenizer, "no prompt, so its first token could not be predicted from anything")
+        if bos is not None and row.input_ids[:2] == [bos, bos]:
+            _refuse(row, tokenizer, f"two BOS tokens {tokenizer.bos_token!r} at its start, where one is right")
+    return {
+        "rows": len(rows),
+        "longest_row_tokens": max(len(r.input_ids) for r in rows),
+        "prompt_tokens": sum(r.prompt_tokens for r in rows),
+        "trained_tokens": sum(r.trained_tokens for r in rows),
+        "end_token": name,
+        "end_token_is_pad": end == tokenizer.pad_token_id,
+        "starts_with_bos": bos is not None and rows[0].input_ids[0] == bos,
+    }
+
+
+def check_batch(batch: Any, rows: Sequence[Row]) -> None:
+    """That the trainer's first batch is these rows: in this order, whole, padded on the right, padding unlearnt.
+
+    `batch` holds `input_ids`, `labels` and `attention_mask`, each (batch, seq). A difference is a bug, ours or TRL's.
+    """
+    ids, labels, mask = (batch[key].tolist() for key in ("input_ids", "labels", "attention_mask"))
+    if len(ids) != len(rows):
+        raise RuntimeError(f"The first batch has {len(ids)} rows; {len(rows)} were meant to be in it.")
+    for i, row in enumerate(rows):
+        pads = len(ids[i]) - len(row.input_ids)
+        faults = {
+            "cut": pads < 0,
+            "given other tokens": ids[i][: len(row.input_ids)] != row.input_ids,
+            "given other labels": labels[i] != row.labels + [UNTRAINED] * pads,
+            "given a wrong attention mask": mask[i] != [1] * len(row.input_ids) + [0] * pads,
+        }
+        found = [fault for fault, present in faults.items() if present]
+        if found:
+            raise RuntimeError(f"Between tokenizing and the first batch, row {row.row_id} was {' and '.join(found)}.")
+
+
+def preview(row: Row, tokenizer: Any) -> str:
+    """The row as text, what is learnt between ⟦ and ⟧."""
+    parts = []
+    for learnt, run in groupby(zip(row.input_ids, row.labels, strict=True), lambda pair: pair[1] != UNTRAINED):
+        text = tokenizer.decode([token for token, _ in run], skip_special_tokens=False)
+        parts.append(f"⟦{text}⟧" if learnt else text)
+    return "".join(parts)
+
+
+def _refuse(row: Row, tokenizer: Any, fault: str) -> None:
+    raise UserError(
+        f"train: row {row.row_id} has {fault}. The student's tokenizer or chat template is at fault; "
+        f"the row ends in {preview(row, tokenizer)[-200:]!r}."
+    )

@@ -1,0 +1,189 @@
+"""TRL's SFTTrainer made quiet, private, stoppable and exact on resume. Nothing here decides what is learnt.
+
+Left to itself it sends telemetry, asks the hub for the base model's config at each save, prints a line per log, hides
+NaN losses behind their running mean and writes a model card into every checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from llm_distill.errors import UserError
+from llm_distill.trainers.checkpoints import seal
+from llm_distill.trainers.rows import Row
+
+
+class Stop:
+    """Whether the user has asked to stop. The first Ctrl-C asks; a second is a KeyboardInterrupt as usual."""
+
+    asked = False
+
+    @contextmanager
+    def on_ctrl_c(self, say: Callable[[str], None]) -> Iterator[None]:
+        """Listen for SIGINT within the block (in the main thread only, which is where Python delivers signals)."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        previous = signal.getsignal(signal.SIGINT)
+
+        def ask(_signal: int, _frame: object) -> None:
+            self.asked = True
+            signal.signal(signal.SIGINT, previous)
+            say("Stopping after this step, with a checkpoint; Ctrl-C again stops at once.")
+
+        signal.signal(signal.SIGINT, ask)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, previous)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep to themselves what the training libraries warn each other about: names that another will drop."""
+    for noisy in ("trl", "peft", "accelerate"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
+
+
+def versions() -> dict[str, str]:
+    """The packages that decide the numbers."""
+    return {name: version(name) for name in ("torch", "transformers", "trl", "peft", "accelerate")}
+
+
+def arguments(folder: Path, settings: dict[str, Any], seed: int, *, on_cpu: bool) -> Any:
+    """The SFTConfig. Its one "epoch" is all our passes: the rows come in an order of ours, see `sft.reading_order`."""
+    from trl import SFTConfig
+
+    args = SFTConfig(
+        output_dir=str(folder),
+        num_train_epochs=1,
+        train_sampling_strategy="sequential",
+        per_device_train_batch_size=settings["batch_size"],
+        gradient_accumulation_steps=settings["gradient_accumulation"],
+        learning_rate=settings["learning_rate"],
+        lr_scheduler_type=settings["schedule"],
+        warmup_steps=settings["warmup_ratio"],  # below 1 it is a share of the steps
+        weight_decay=settings["weight_decay"],
+        seed=seed,
+        dataset_kwargs={"skip_prepare_dataset": True},  # the rows are tokenised, masked and checked already
+        max_length=None,
+        bf16=settings["dtype"] == "bfloat16",  # multiplies in bfloat16; what is trained stays float32
+        activation_checkpointing=settings["activation_checkpointing"],
+        use_cpu=on_cpu,
+        dataloader_pin_memory=not on_cpu,
+        logging_steps=1,  # a coarser curve would not be the same after a resume
+        logging_nan_inf_filter=False,
+        save_strategy="no",  # `Follow` says when
+        save_total_limit=2,  # the last whole one, and the one being written
+        report_to="none",
+        disable_tqdm=True,
+        log_level="error",
+    )
+    args._n_gpu = min(args.n_gpu, 1)  # seeing several GPUs, the Trainer would want DataParallel, which TRL refuses
+    return args
+
+
+def make_trainer(
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[Row],
+    order: Sequence[int],
+    args: Any,
+    lora: Any,
+    report: Callable[[int, dict[str, float]], None],
+    stop: Stop,
+    checkpoint_every_s: float,
+) -> Any:
+    """An SFTTrainer that reads `rows` in `order` and calls `report(step, logs)` after each step."""
+    from datasets import Dataset
+    from transformers import PrinterCallback, TrainerCallback
+    from trl import SFTTrainer
+
+    class Quiet(SFTTrainer):  # type: ignore[misc]
+        next_save = time.monotonic() + checkpoint_every_s
+
+        def _send_telemetry(self) -> None:
+            return
+
+        def create_model_card(self, *_args: Any, **_kwargs: Any) -> None:
+            return
+
+        def training_step(self, *args: Any, **kwargs: Any) -> Any:
+            loss = super().training_step(*args, **kwargs)
+            _must_be_finite("loss", float(loss), self.state.global_step + 1)
+            return loss
+
+        def _save(self, output_dir: str | None = None, **_: Any) -> None:
+            write_weights(self.model, Path(output_dir or self.args.output_dir))
+
+        def _save_checkpoint(self, model: Any, trial: Any) -> None:
+            begun = time.monotonic()
+            super()._save_checkpoint(model, trial)
+            seal(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
+            ended = time.monotonic()
+            self.next_save = ended + max(checkpoint_every_s, 20 * (ended - begun) if checkpoint_every_s else 0)
+
+    class Follow(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
+            control.should_training_stop |= stop.asked
+            control.should_save = state.global_step < state.max_steps and (
+                stop.asked or time.monotonic() >= trainer.next_save
+            )
+
+        def on_log(self, _args: Any, state: Any, _control: Any, logs: dict[str, float], **_: Any) -> None:
+            if "loss" in logs:
+                _must_be_finite("gradient norm", logs["grad_norm"], state.global_step)
+                if state.global_step == 1 and logs["grad_norm"] == 0:
+                    raise RuntimeError("The first step's gradients are all zero: the loss does not reach the weights.")
+                report(state.global_step, logs)
+
+    data = Dataset.from_dict({"input_ids": [r.input_ids for r in rows], "labels": [r.labels for r in rows]})
+    trainer = Quiet(
+        model=model,
+        args=args,
+        train_dataset=data.select(order),
+        processing_class=tokenizer,
+        peft_config=lora,
+        callbacks=[Follow()],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def write_weights(model: Any, folder: Path) -> None:
+    """Write what was trained: the adapter with its config, or the whole model where there is no adapter."""
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    if not isinstance(model, PeftModel):
+        model.save_pretrained(folder)
+        return
+    # PeftModel.save_pretrained would ask the hub about the base model, and list the target modules in any order.
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = model.peft_config["default"].to_dict() | {"inference_mode": True}
+    text = json.dumps(config, indent=2, sort_keys=True, default=sorted)
+    (folder / "adapter_config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _must_be_finite(what: str, value: float, step: int) -> None:
+    if not math.isfinite(value):
+        raise UserError(
+            f"train: the {what} became {value} at step {step}. Lower learning_rate, or set dtype: float32 if it is not."
+        )

@@ -1,0 +1,88 @@
+"""What every test may use: a folder with seeds and recipes, the command line, and endpoints on loopback."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from tests.mock_api import MockApi, serving
+
+ROOT = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True)
+class Desk:
+    """A folder of one's own: write seeds and recipes into it, run commands in it."""
+
+    folder: Path
+
+    def seeds(self, rows: Sequence[Mapping[str, Any] | str], name: str = "seeds.jsonl") -> Path:
+        path = self.folder / name
+        path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows), encoding="utf-8")
+        return path
+
+    def recipe(self, name: str = "job", **keys: Any) -> Path:
+        """A recipe: a scripted teacher and `seeds.jsonl`, with keys replaced (None removes one)."""
+        recipe: dict[str, Any] = {
+            "name": name,
+            "task": {"classify": {"labels": ["positive", "negative"]}},
+            "models": {"teacher": {"scripted": {"rules": {"good": "positive"}, "default": "negative"}}},
+            "prompts": [{"seeds": {"file": "seeds.jsonl"}}],
+            "answers": {"max_tokens": 8},
+        }
+        recipe = {key: value for key, value in (recipe | keys).items() if value is not None}
+        path = self.folder / f"{name}.yaml"
+        with path.open("w", encoding="utf-8") as file:
+            YAML(typ="safe", pure=True).dump(recipe, file)
+        return path
+
+    def command(self, *arguments: str | Path, **env: str) -> subprocess.Popen[str]:
+        """Start the command line in the folder."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "llm_distill.cli", *map(str, arguments)],
+            cwd=self.folder,
+            env=os.environ | {"COLUMNS": "200"} | env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def llm_distill(self, *arguments: str | Path, code: int = 0, **env: str) -> str:
+        """Run a command to its end, insist on its exit code, give stdout (code 0) or the last line of stderr."""
+        process = self.command(*arguments, **env)
+        out, err = process.communicate(timeout=240)
+        assert process.returncode == code, f"exit {process.returncode}\n{out}\n{err}"
+        return out if code == 0 else err.strip().splitlines()[-1]
+
+    def run(self, recipe: Path, *arguments: str, code: int = 0, **env: str) -> dict[str, Any]:
+        """`run --json`: the summary."""
+        process = self.command("run", recipe, "--json", *arguments, **env)
+        out, err = process.communicate(timeout=240)
+        assert process.returncode == code, f"exit {process.returncode}\n{out}\n{err}"
+        return json.loads(out.splitlines()[-1])  # type: ignore[no-any-return]
+
+    def rows(self, summary: Mapping[str, Any], table: str) -> list[dict[str, Any]]:
+        """A table of a run."""
+        import pyarrow.parquet as pq
+
+        return pq.read_table(self.folder / summary["run"] / f"{table}.parquet").to_pylist()  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    return Desk(tmp_path)
+
+
+@pytest.fixture
+def api() -> Iterator[MockApi]:
+    with serving() as running:
+        yield running

@@ -1,0 +1,138 @@
+"""A small OpenAI-compatible endpoint with faults, on loopback, in a thread of the test's process.
+
+The answer names its prompt, so a test can prove that each row got its own. Faults are planned by prompt: a list of
+faults is served one a request before the prompt is answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from aiohttp import web
+
+LABELS = ("positive", "negative")
+
+
+def label_of(prompt: str) -> str:
+    """The label that this endpoint gives to a prompt."""
+    return LABELS[zlib.crc32(prompt.encode()) % 2]
+
+
+class MockApi:
+    """Counters and plans; `url` is the base_url."""
+
+    def __init__(self, latency_s: float, answer: str, key: str | None) -> None:
+        self.latency_s, self.answer, self.key = latency_s, answer, key
+        self.faults: dict[str, list[str]] = {}
+        self.asked: Counter[str] = Counter()
+        self.paid: Counter[str] = Counter()
+        self.bodies: list[dict[str, Any]] = []
+        self.in_flight = self.most_in_flight = 0
+        self.url = ""
+
+    def last_line(self, prompt: str) -> str:
+        return prompt.rsplit("\n", 1)[-1].removeprefix("Text: ")
+
+    async def models(self, _request: web.Request) -> web.Response:
+        return web.json_response({"data": [{"id": "mock-large"}, {"id": "mock-small"}]})
+
+    async def chat(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        self.bodies.append(body)
+        if self.key and request.headers.get("Authorization") != f"Bearer {self.key}":
+            return _error(401, "Incorrect API key provided: sk-wro***", "invalid_api_key")
+        if body["model"] not in ("mock-large", "mock-small"):
+            return _error(404, "The model does not exist", "model_not_found")
+        prompt = self.last_line(body["messages"][-1]["content"])
+        self.asked[prompt] += 1
+        self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        try:
+            await asyncio.sleep(self.latency_s)
+        finally:
+            self.in_flight -= 1
+        planned = self.faults.get(prompt)
+        fault = planned.pop(0) if planned else None
+        if fault == "reset":
+            assert request.transport is not None
+            request.transport.abort()
+            return web.Response()
+        if fault == "hang":
+            await asyncio.sleep(3600)
+        if fault is not None and fault[0].isdigit():
+            status, _, wait = fault.partition(":")
+            return _error(int(status), "try again", "server_error", {"Retry-After": wait} if wait else {})
+        if fault == "quota":
+            return _error(429, "You exceeded your current quota", "insufficient_quota")
+        if fault == "empty_body":
+            return web.Response(body=b"")
+        if fault == "html":
+            return web.Response(text="<html>gateway</html>", content_type="text/html")
+        text = self.answer or label_of(prompt)
+        whole = self._body(body, prompt, text, fault)
+        if fault == "cut":
+            return web.Response(body=json.dumps(whole).encode()[: len(json.dumps(whole)) // 2])
+        self.paid[prompt] += 1
+        return web.json_response(whole)
+
+    def _body(self, body: Mapping[str, Any], prompt: str, text: str, fault: str | None) -> dict[str, Any]:
+        choice: dict[str, Any] = {
+            "index": 0,
+            "message": {"role": "assistant", "content": text},
+            "finish_reason": fault if fault in ("length", "content_filter") else "stop",
+        }
+        if fault == "empty":
+            choice["message"]["content"] = ""
+        if fault == "refusal":
+            choice["message"] |= {"content": None, "refusal": "I can't help with that."}
+        if body.get("logprobs"):
+            other = LABELS[1 - LABELS.index(label_of(prompt))]
+            tops = [_logprob(text, None if fault == "null_logprob" else -0.1), _logprob(other, -2.5)]
+            choice["logprobs"] = {"content": [{**tops[0], "top_logprobs": tops[: body["top_logprobs"]]}]}
+        usage = {"prompt_tokens": len(prompt.split()), "completion_tokens": len(text.split())}
+        whole = {"id": "x", "model": body["model"] + "-2026-01-01", "system_fingerprint": "fp_1", "choices": [choice]}
+        return whole if fault == "no_usage" else whole | {"usage": usage}
+
+
+def _logprob(token: str, logprob: float | None) -> dict[str, Any]:
+    return {"token": token, "logprob": logprob, "bytes": list(token.encode())}
+
+
+def _error(status: int, message: str, code: str, headers: dict[str, str] | None = None) -> web.Response:
+    return web.json_response({"error": {"message": message, "code": code}}, status=status, headers=headers)
+
+
+@contextmanager
+def serving(latency_s: float = 0.0, answer: str = "", key: str | None = None) -> Iterator[MockApi]:
+    """A running endpoint."""
+    api, started = MockApi(latency_s, answer, key), threading.Event()
+    stopping: list[Callable[[], object]] = []
+
+    async def serve() -> None:
+        stop, loop = asyncio.Event(), asyncio.get_running_loop()
+        stopping.append(lambda: loop.call_soon_threadsafe(stop.set))
+        app = web.Application()
+        app.add_routes([web.post("/v1/chat/completions", api.chat), web.get("/v1/models", api.models)])
+        runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        api.url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+        started.set()
+        await stop.wait()
+        await runner.cleanup()
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
+    thread.start()
+    assert started.wait(10)
+    try:
+        yield api
+    finally:
+        stopping[0]()
+        thread.join(10)

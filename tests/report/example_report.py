@@ -1,0 +1,144 @@
+"""A report with every section, in the shape that the report stage hands to `render`; numbers made up but plausible."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+LABELS = ["negative", "positive"]
+TEXTS = [
+    "I bought this for my daughter, who loves it; the battery died after two days, though.",
+    "A film so slow that the clock on the wall is the better actor.",
+    "yaaay got the tickets!!! :D",
+    "Not the worst phone I have had, and that is the kindest thing to say of it.",
+]
+
+
+def around(value: float, half: float = 0.036) -> dict[str, float]:
+    return {"value": value, "low": max(0.0, value - half), "high": min(1.0, value + half)}
+
+
+def arm(accuracy: float, agreement: float | None, unparsed: float, seconds: float, tokens: float) -> dict[str, Any]:
+    wrong = round(150 * (1 - accuracy))
+    lost = min(wrong, round(150 * unparsed))
+    counts = [[150 - wrong, wrong - lost, lost], [wrong - lost, 150 - wrong, lost]]
+    spread = {"amazon": -0.03, "movies": 0.02, "tweets": 0.01}
+    return {
+        "n": 300,
+        "accuracy": around(accuracy),
+        "macro_f1": around(accuracy - 0.004),
+        "agreement_with_teacher": None if agreement is None else around(agreement),
+        "unparsed_rate": around(unparsed, 0.01),
+        "seconds_per_answer": {"value": seconds, "p50": seconds * 0.9, "p95": seconds * 2.1},
+        "prompt_tokens_per_answer": {"value": tokens},
+        "slices": {"domain": {d: {"n": 100, "accuracy": around(accuracy + s, 0.065)} for d, s in spread.items()}},
+        "confusion": {"rows": LABELS, "columns": [*LABELS, None], "counts": counts},
+        "status": {"ok": 300, "truncated": 0, "failed": 0},
+        "model": "gemma-3-270m-q4_k_m" if agreement is None else "SmolLM2-135M-Instruct",
+    }
+
+
+def full() -> dict[str, Any]:
+    arms = {
+        "base_zero_shot": arm(0.273, 0.28, 0.61, 0.038, 74.2),
+        "base_few_shot": arm(0.647, 0.66, 0.02, 0.29, 512.4),
+        "student": arm(0.873, 0.917, 0.0, 0.031, 74.2),
+        "teacher": arm(0.887, None, 0.0, 0.412, 566.8),
+    }
+    return {
+        "name": "quickstart",
+        "headline": "The student keeps 98.5 % of its teacher's accuracy (87.3 % against 88.7 % on 300 held-out rows) "
+        "and answers in a thirteenth of the time.",
+        "task": {"kind": "classify", "labels": LABELS},
+        "arms": arms,
+        "paired": {
+            "student_vs_base_zero_shot": pair(0.6, 0.537, 0.66, 1e-40, 186, 6),
+            "student_vs_base_few_shot": pair(0.226, 0.17, 0.283, 4e-13, 82, 14),
+            "student_vs_teacher": pair(-0.0133, -0.037, 0.01, 0.39, 5, 9),
+        },
+        "gap_closed": {"value": 0.944, "low": 0.86, "high": 1.04, "from": "base_few_shot"},
+        "kept_share": {"value": 0.985, "low": 0.958, "high": 1.012},
+        "funnel": {
+            "asked": 420,
+            "status": {"ok": 417, "truncated": 2, "refused": 0, "filtered": 0, "failed": 1},
+            "reasons": {"unparsed": 9, "low_confidence": 21, "duplicate": 4, "timeout after 3 attempts": 1},
+            "filters": [
+                {"name": "truncated", "bounds": {"max": 0}, "rows_in": 420, "dropped": 3, "rows_out": 417},
+                {"name": "unparsed", "bounds": {"max": 0}, "rows_in": 417, "dropped": 9, "rows_out": 408},
+                {"name": "exact_duplicate", "bounds": {"max": 0}, "rows_in": 408, "dropped": 4, "rows_out": 404},
+                {"name": "teacher_confidence", "bounds": {"min": 0.7}, "rows_in": 404, "dropped": 21, "rows_out": 383},
+            ],
+            "kept": 383,
+        },
+        "training": {
+            "trainer": "sft",
+            "samples": 383,
+            "settings": {"lora_rank": 16, "learning_rate": 5e-4, "epochs": 2, "batch_size": 8, "device": "cpu"},
+            "loss": [{"step": s, "loss": 0.08 + 1.9 * math.exp(-s / 14) + 0.03 * math.sin(s)} for s in range(1, 97)],
+            "preview": "<|im_start|>user\nIs the sentiment of this sentence positive or negative?\n\nWhat a ride!\n"
+            "<|im_end|>\n<|im_start|>assistant\n⟦positive<|im_end|>⟧\n",
+        },
+        "cost": {
+            "total_usd": None,
+            "stages": {
+                "answers": spent(420, 417, 0, 238_056, 834),
+                "evaluate": spent(1200, 1200, 0, 368_280, 4_410),
+            },
+        },
+        "seconds": {"prompts": 0.8, "answers": 121.4, "filter": 1.9, "train": 141.2, "evaluate": 214.5, "report": 1.1},
+        "examples": [example(i) for i in range(20)],
+        "terms": [
+            {
+                "model": "gemma-3-270m",
+                "licence": "Gemma Terms of Use",
+                "note": "Gemma's terms treat a student trained on its outputs as a model derivative: whoever passes "
+                "the student on must pass on the use restrictions and a copy of the terms.",
+            },
+            {"model": "SmolLM2-135M-Instruct", "licence": "Apache-2.0", "note": None},
+        ],
+        "provenance": {
+            "models": {
+                "teacher": {"plug": "gguf", "model": "gemma-3-270m-q4_k_m.gguf", "sha256": "9f" * 32},
+                "student": {"plug": "transformers", "model": "SmolLM2-135M-Instruct", "dtype": "float32"},
+            },
+            "packages": {
+                "torch": "2.9.1",
+                "transformers": "5.23.0",
+                "trl": "1.16.2",
+                "peft": "0.21.2",
+                "numpy": "2.4.6",
+            },
+            "seed": 7,
+            "recipe_digest": "4c1d" * 8,
+            "python": "3.11.2",
+            "git": "0123456789abcdef0123456789abcdef01234567",
+        },
+    }
+
+
+def pair(difference: float, low: float, high: float, p: float, wins: int, losses: int) -> dict[str, Any]:
+    numbers = {"difference": difference, "low": low, "high": high, "p": p, "wins": wins, "losses": losses}
+    return {"metric": "accuracy", "n": 300, **numbers}
+
+
+def spent(asked: int, answered: int, reused: int, prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
+    tokens = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
+    return {"asked": asked, "answered": answered, "reused": reused, **tokens, "cost_usd": None}
+
+
+def example(i: int) -> dict[str, Any]:
+    label, other = LABELS[i % 2], LABELS[(i + 1) % 2]
+    kind = ("student_wins", "student_loses", "both_wrong")[i % 3]
+    student, teacher = {0: (label, other), 1: (other, label), 2: (other, other)}[i % 3]
+    return {
+        "kind": kind,
+        "row_id": f"{i:032x}"[::-1],
+        "text": TEXTS[i % 4] * (9 if i == 3 else 1),
+        "label": label,
+        "answers": {
+            "base_zero_shot": {"text": "The sentence is about a purchase, and I would say that", "prediction": None},
+            "base_few_shot": {"text": f" {other}\n", "prediction": other},
+            "student": {"text": student, "prediction": student},
+            "teacher": {"text": teacher, "prediction": teacher},
+        },
+    }

@@ -1,0 +1,175 @@
+"""A wrong recipe: one line that says what was found, what is allowed and the repair; exit code 2; nothing spent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm_distill.errors import UserError
+from llm_distill.recipe import load
+from tests.conftest import Desk
+
+SEEDS = [{"prompt": "good thing", "label": "positive"}, {"prompt": "bad thing", "label": "negative"}]
+STUDENT = {"transformers": {"model": "org/name"}}
+TEACHER = {"scripted": {"default": "positive"}}
+
+
+@pytest.fixture
+def seeded(desk: Desk) -> Desk:
+    desk.seeds(SEEDS)
+    desk.seeds([{"prompt": "held", "label": "positive"}], "held.jsonl")
+    (desk.folder / "broken.md").write_text("{{ promt }}", encoding="utf-8")
+    (desk.folder / "syntax.md").write_text("{% if %}", encoding="utf-8")
+    return desk
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"nmae": 1}, "no key 'nmae'. Did you mean 'name'?"),
+    ({"name": "../up"}, "it names a folder"),
+    ({"seed": "x"}, "seed: "),
+    ({"models": {"student": STUDENT}}, "models.teacher: required and missing"),
+    ({"models": {"teacher": {"scriptd": {}}}}, "models.teacher.scriptd: no model 'scriptd'. Did you mean 'scripted'?"),
+    ({"models": {"teacher": {"scripted": {"defualt": "x"}}}}, "no key 'defualt'. Did you mean 'default'?"),
+    ({"models": {"teacher": {"a": {}, "b": {}}}}, "one name each"),
+    ({"models": {"teacher": {"nosuch.module:thing": {}}}}, "Is it installed"),
+    ({"models": {"teacher": TEACHER, "student": {"transformers": {"model": "./nowhere"}}}}, "no such model folder"),
+    ({"models": {"teacher": TEACHER, "student": {"transformers": {"model": "x.gguf"}}}}, "no such model folder"),
+    ({"prompts": []}, "prompts: "),
+    ({"prompts": [{"seeds": {"file": "none.jsonl"}}]}, "prompts[0].seeds.file: no such file"),
+    ({"prompts": [{"seeds": {}}]}, "prompts[0].seeds.file: required and missing"),
+    ({"answers": {"temperature": -1}}, "answers.temperature"),
+    ({"answers": {"budget": 3}}, "answers.budget"),
+    ({"filter": ["lenght"]}, "no scorer 'lenght'. Did you mean 'length'?"),
+    ({"filter": ["length"]}, "give it `min`, `max` or both"),
+    ({"filter": [{"length": {"min": 9, "max": 1}}]}, "every row would be dropped"),
+    ({"filter": [{"length": {"min": "a"}}]}, "filter[0].length.min: found 'a'; write a number"),
+    ({"filter": [{"length": {"min": 1, "unit": "miles"}}]}, "filter[0].length.unit"),
+    ({"filter": [{"confidence": {"min": 0.5}}]}, "add `top_logprobs: 20` to answers"),
+    ({"task": "generate", "filter": ["unparsed"]}, "it reads labels"),
+    ({"task": {"classify": {"labels": ["a"]}}}, "two or more"),
+    ({"task": {"classify": {"labels": ["yes", "Yes"]}}}, "differ beyond case"),
+    ({"task": {"classify": {"labels": ["transfer", "transfer money"]}}}, "set `parse: exact`"),
+    ({"task": {"classify": {"labels": ["a", "b"], "template": "broken.md"}}}, "Did you mean 'prompt'?"),
+    ({"task": {"classify": {"labels": ["a", "b"], "template": "syntax.md"}}}, "not a Jinja2 template"),
+    ({"task": {"classify": {"labels": ["a", "b"], "few_shot": {}}}}, "few_shot needs `examples`"),
+    ({"task": {"sort": {}}}, "task"),
+    ({"train": "sft"}, "there is no models.student"),
+    ({"train": {"sft": {"epochz": 1}}, "models": {"teacher": TEACHER, "student": STUDENT}}, "Did you mean 'epochs'?"),
+    ({"train": "sft", "models": {"teacher": TEACHER, "student": TEACHER}}, "cannot be trained here"),
+    ({"evaluate": {}}, "there is no held_out"),
+    ({"held_out": {}}, "either `file: rows.jsonl` or `share: 0.1`"),
+    ({"held_out": {"share": 2}}, "held_out.share"),
+    ({"schedule": "every day"}, "not a cron line"),
+    ({"answers": {"budget_usd": 1}, "models": {"teacher": {"openai_api": {"model": "m"}}}}, "add `prices_usd:"),
+    (
+        {"models": {"teacher": {"openai_api": {"model": "m", "prices_usd": {"prompt": -1, "completion": 1}}}}},
+        "prices_usd.prompt",
+    ),
+]
+
+
+@pytest.mark.parametrize(("keys", "message"), WRONG, ids=[message for _, message in WRONG])
+def test_a_mistake_is_named(seeded: Desk, keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        load(seeded.recipe(**keys))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+BAD_ROWS = [
+    ("{", ":2: malformed row"),
+    ('{"prompt": 3}', ":2: malformed row"),
+    ('{"prompt": "a", "messages": []}', ":2: a row has either"),
+    ("{}", ":2: a row has either"),
+    ('{"prompt": "  "}', ":2: the last message must be a user turn"),
+    ('{"messages": [{"role": "assistant", "content": "x"}]}', ":2: the last message must be a user turn"),
+    ('{"messages": [{"role": "boss", "content": "x"}]}', ":2: malformed row"),
+    ('{"prompt": "a", "lable": "x"}', ":2: malformed row"),
+    ('{"prompt": "\\ud800"}', ":2: malformed row"),
+]
+
+
+@pytest.mark.parametrize(("row", "message"), BAD_ROWS, ids=[row for row, _ in BAD_ROWS])
+def test_a_malformed_row_is_named_by_file_and_line(seeded: Desk, row: str, message: str) -> None:
+    seeded.seeds([SEEDS[0], row])
+    said = seeded.llm_distill("run", seeded.recipe(), code=2)
+    assert "seeds.jsonl" + message in said
+    assert not list(seeded.folder.rglob("*.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: a\nname: b\n", "job.yaml:2: not valid YAML"),
+        ("name: [\n", "not valid YAML"),
+        ("- a\n", "a recipe is a mapping"),
+        ("a: !!python/object/apply:os.system ['true']\n", "not valid YAML"),
+    ],
+)
+def test_a_broken_file_is_named_by_line(desk: Desk, text: str, message: str) -> None:
+    path = desk.folder / "job.yaml"
+    path.write_text(text, encoding="utf-8")
+    assert message in desk.llm_distill("check", path, code=2)
+
+
+def test_a_missing_recipe_and_an_empty_seed_file(desk: Desk) -> None:
+    assert "no recipe" in desk.llm_distill("run", "none.yaml", code=2)
+    desk.seeds([])
+    assert "holds no rows" in desk.llm_distill("check", desk.recipe(), code=2)
+
+
+def test_a_held_out_row_among_the_prompts_stops_everything(desk: Desk) -> None:
+    desk.seeds(SEEDS)
+    desk.seeds([{"prompt": "Good  THING", "label": "positive"}], "held.jsonl")
+    said = desk.llm_distill("run", desk.recipe(held_out={"file": "held.jsonl"}), code=2)
+    assert "1 of 1 rows are also prompts" in said
+
+
+@pytest.mark.parametrize(
+    ("override", "path", "value"),
+    [
+        ("train.epochs=7", ("train", "sft", "epochs"), 7),
+        ("answers.max_tokens=3", ("answers", "max_tokens"), 3),
+        ("models.student.model=org/other", ("models", "student", "transformers", "model"), "org/other"),
+        ("filter.length.max=9", ("filter", 1, "length", "max"), 9),
+        ("filter.empty.max=1", ("filter", 0, "empty", "max"), 1),
+        ("held_out={share: 0.2}", ("held_out",), {"share": 0.2}),
+    ],
+)
+def test_an_override_reaches_its_knob(seeded: Desk, override: str, path: tuple[Any, ...], value: object) -> None:
+    recipe = seeded.recipe(
+        models={"teacher": TEACHER, "student": STUDENT}, train="sft", filter=["empty", {"length": {"max": 5}}]
+    )
+    here: Any = load(recipe, [override]).raw
+    for step in path:
+        here = here[step]
+    assert here == value
+
+
+@pytest.mark.parametrize(
+    "override", ["answers.max_tokns=3", "name", "filter.nosuch.max=3", "seed.deep.er=3", "seed=[1"]
+)
+def test_a_wrong_override_is_named(seeded: Desk, override: str) -> None:
+    with pytest.raises(UserError):
+        load(seeded.recipe(filter=["empty"]), [override])
+
+
+def test_the_digest_follows_words_and_files(seeded: Desk, tmp_path: Path) -> None:
+    recipe = seeded.recipe()
+    before = load(recipe).digest
+    assert load(recipe).digest == before
+    assert load(recipe, ["seed=3"]).digest != before
+    seeded.seeds([*SEEDS, {"prompt": "more"}])
+    assert load(recipe).digest != before
+
+
+def test_yaml_words_stay_words(seeded: Desk) -> None:
+    path = seeded.folder / "words.yaml"
+    path.write_text(
+        "name: words\ntask: {classify: {labels: [yes, no]}}\nmodels: {teacher: {scripted: {default: no}}}\n"
+        "prompts: [{seeds: {file: seeds.jsonl}}]\n",
+        encoding="utf-8",
+    )
+    assert load(path).task.labels == ["yes", "no"]  # YAML 1.1 would read two booleans

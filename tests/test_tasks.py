@@ -1,0 +1,145 @@
+"""How answers are read: the stated parsing rule, and label probabilities from logprobs."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llm_distill.records import Entry, Logprobs, Message, Status, make_prompt
+from llm_distill.tasks import Task, label_probs
+
+TASK = Task(kind="classify", labels=["positive", "negative"])
+EXACT = Task(kind="classify", labels=["transfer", "transfer money"], parse="exact")
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        ("positive", "positive"),
+        (" Positive.", "positive"),
+        ("**Negative**, because", "negative"),
+        ("NEGATIVE\n\nText: next", "negative"),
+        ('"positive"', "positive"),
+        ("positively", None),
+        ("The answer is positive", None),
+        ("neutral", None),
+        ("", None),
+    ],
+)
+def test_starts_with(text: str, label: str | None) -> None:
+    assert TASK.prediction(text) == label
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        ("transfer", "transfer"),
+        ("Transfer money.", "transfer money"),
+        ("transfer now", None),
+        ("transfer\nmore", "transfer"),
+    ],
+)
+def test_exact(text: str, label: str | None) -> None:
+    assert EXACT.prediction(text) == label
+
+
+def _logprobs(path: list[list[tuple[str, float]]]) -> Logprobs:
+    """Positions of alternatives (token, probability); the first of each is the sampled one."""
+    k = max(map(len, path))
+    table = np.full((len(path), k), -np.inf, dtype=np.float32)
+    for row, alternatives in zip(table, path, strict=True):
+        row[: len(alternatives)] = [math.log(p) for _, p in alternatives]
+    return Logprobs([a[0][0].encode() for a in path], table[:, 0], [[t.encode() for t, _ in a] for a in path], table)
+
+
+def test_each_alternative_gives_its_mass_to_the_one_label_it_begins() -> None:
+    read = _logprobs([[(" pos", 0.5), ("Negative", 0.2), ("NEG", 0.1), ("maybe", 0.1)]])
+    assert label_probs(read, TASK.labels) == pytest.approx((0.5, 0.3))
+
+
+def test_the_walk_goes_on_while_labels_share_their_beginning() -> None:
+    read = _logprobs([[("card", 0.8), ("pin", 0.2)], [(" lost", 0.75), (" stolen", 0.25)]])
+    assert label_probs(read, ["card lost", "card stolen", "pin blocked"]) == pytest.approx((0.6, 0.2, 0.2))
+
+
+def test_blank_space_first_is_walked_over() -> None:
+    read = _logprobs([[("\n", 0.9), ("negative", 0.1)], [("positive", 1.0)]])
+    assert label_probs(read, TASK.labels) == pytest.approx((0.9, 0.1))
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["p", "pos", " positive", "n", "Neg", "x", "\n", "é"]), st.floats(0.01, 1)),
+        min_size=1,
+        max_size=8,
+        unique_by=lambda t: t[0],
+    ),
+    st.integers(1, 3),
+)
+def test_label_probabilities_are_probabilities(alternatives: list[tuple[str, float]], length: int) -> None:
+    total = sum(p for _, p in alternatives)
+    read = _logprobs([[(t, p / total) for t, p in alternatives]] * length)
+    probs = label_probs(read, TASK.labels)
+    assert all(0.0 <= p <= 1.0 + 1e-6 for p in probs)
+    assert sum(probs) <= 1.0 + 1e-5
+
+
+def _entry(text: str, probs: tuple[float, float] | None = None, status: Status = "ok") -> Entry:
+    logprobs = None
+    if probs:
+        rest = [(t, p) for t, p in zip(TASK.labels, probs, strict=True)]
+        rest.sort(key=lambda pair: pair[0] != text)
+        logprobs = _logprobs([rest]).pack()
+    return Entry(
+        "k", status, text=text, prompt_tokens=3, completion_tokens=1, cost_usd=0.5, attempts=1, logprobs=logprobs
+    )
+
+
+PROMPT = make_prompt((Message("user", "x"),))
+
+
+def test_several_questions_are_merged_by_their_mean_distribution() -> None:
+    answer = TASK.answer(
+        PROMPT,
+        ["a", "b", "c"],
+        [_entry("positive", (0.55, 0.45)), _entry("positive", (0.52, 0.48)), _entry("negative", (0.1, 0.9))],
+    )
+    assert answer.label_probs == pytest.approx((0.39, 0.61), abs=1e-3)
+    assert (answer.prediction, answer.text) == ("negative", "negative")
+    assert (answer.prompt_tokens, answer.cost_usd, answer.requests) == (9, 1.5, ("a", "b", "c"))
+
+
+def test_without_logprobs_the_majority_decides_and_a_tie_states_nothing() -> None:
+    three = [_entry("positive"), _entry("negative"), _entry("positive")]
+    assert TASK.answer(PROMPT, ["a"] * 3, three).prediction == "positive"
+    assert TASK.answer(PROMPT, ["a"] * 2, three[:2]).prediction is None
+
+
+def test_a_merged_answer_is_as_good_as_its_worst_part() -> None:
+    assert TASK.answer(PROMPT, ["a"] * 2, [_entry("positive"), _entry("", status="failed")]).status == "failed"
+    assert (
+        TASK.answer(PROMPT, ["a"] * 2, [_entry("positive"), _entry("positive", status="truncated")]).status
+        == "truncated"
+    )
+
+
+@given(st.integers(1, 5), st.integers(1, 6), st.booleans(), st.randoms(use_true_random=False))
+def test_packed_logprobs_come_back(n: int, k: int, ids: bool, random: object) -> None:
+    rng = np.random.default_rng(random.randrange(2**32))  # type: ignore[attr-defined]
+    top = -np.sort(rng.exponential(size=(n, k)).astype(np.float32), axis=1)
+    given_ = Logprobs(
+        [rng.bytes(3) for _ in range(n)], top[:, 0], [[rng.bytes(2) for _ in range(k)] for _ in range(n)], top,
+        rng.integers(0, 300_000, n).astype(np.int32) if ids else None,
+        rng.integers(0, 300_000, (n, k)).astype(np.int32) if ids else None,
+    )  # fmt: skip
+    back = Logprobs.unpack(given_.pack())
+    assert (back.tokens, back.top_tokens) == (given_.tokens, given_.top_tokens)
+    np.testing.assert_array_equal(back.logprobs, given_.logprobs)
+    np.testing.assert_allclose(back.top_logprobs, given_.top_logprobs, rtol=2e-3)
+    if ids:
+        np.testing.assert_array_equal(back.ids, given_.ids)
+        np.testing.assert_array_equal(back.top_ids, given_.top_ids)
