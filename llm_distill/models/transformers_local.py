@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -76,6 +76,7 @@ class TransformersModel:
         if self._worker is not None and not self._worker.done():
             self._worker.cancel()
             await asyncio.wait([self._worker])
+        _let_go(self._pending)  # a worker that was stopped before its first step could not do it
         if self._engine is not None:
             self._engine = None
             gc.collect()
@@ -90,15 +91,14 @@ class TransformersModel:
                 waiting, self._pending = self._pending, []
                 await self._round(waiting)
         finally:  # only a cancellation leaves somebody waiting
-            for one in waiting + self._pending:
-                one.future.cancel()
+            _let_go(waiting + self._pending)
 
     async def _round(self, waiting: list[_Waiting]) -> None:
-        by_row = {one.row: one for one in waiting}
+        by_row = {one.row: one for one in waiting if not one.future.done()}
         plan = await _in_thread(lambda: self._ready().plan(list(by_row)))
         if isinstance(plan, BaseException):
-            return _resolve(waiting, plan)
-        _resolve(waiting)  # those that cannot be answered
+            return _resolve(by_row.values(), plan)
+        _resolve(by_row.values())  # those that cannot be answered
         for batch in plan:
             if rows := [row for row in batch.rows if not row.cancelled()]:
                 failed = await _in_thread(partial(self._ready().answer, Batch(rows, batch.beginning)))
@@ -130,7 +130,12 @@ async def _in_thread(work: Callable[[], T]) -> T | BaseException:
     return task.exception() or task.result()
 
 
-def _resolve(waiting: list[_Waiting], error: BaseException | None = None) -> None:
+def _let_go(waiting: list[_Waiting]) -> None:
+    for one in waiting:
+        one.future.cancel()
+
+
+def _resolve(waiting: Iterable[_Waiting], error: BaseException | None = None) -> None:
     """Hand outcomes, or the error of a batch, to those who wait for them."""
     for one in waiting:
         outcome = error or one.row.outcome

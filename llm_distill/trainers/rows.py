@@ -6,6 +6,7 @@ teacher's text untouched (templates strip it, or cut reasoning out of it), then 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -55,10 +56,11 @@ def make_rows(samples: Sequence[Sample], tokenizer: Any, stop_ids: Collection[in
     whole_ids = tokenizer(
         [p + s.completion for p, s in zip(prompts, samples, strict=True)], add_special_tokens=not chat
     )["input_ids"]
-    specials = [t for t in tokenizer.all_special_tokens if t]
+    specials = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
+    spelt_out = re.compile("|".join(map(re.escape, sorted(specials))) or "(?!)")
     rows = []
     for sample, prompt, whole in zip(samples, prompt_ids, whole_ids, strict=True):
-        if prompt == whole[: len(prompt)] and not any(token in sample.completion for token in specials):
+        if prompt == whole[: len(prompt)] and not spelt_out.search(sample.completion):
             completion = whole[len(prompt) :]
         else:
             # Either the text merges across the boundary, where generation could never merge, or it spells out a

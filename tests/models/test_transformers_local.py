@@ -101,7 +101,7 @@ def test_greedy_is_the_librarys_own_greedy(llama: Path) -> None:
 
 
 def test_the_shared_beginning_is_run_once(gemma: Path) -> None:
-    """Tokens that pass through the model: the examples once, then what differs, then one a row and step."""
+    """Tokens that pass through the model: the examples once, what differs of 12 rows, then one a row and step."""
     model = TransformersModel(model=str(gemma), batch_size=4)
     seen: list[int] = []
 
@@ -117,7 +117,7 @@ def test_the_shared_beginning_is_run_once(gemma: Path) -> None:
 
     prompt = asyncio.run(ask())[1].prompt_tokens
     assert prompt
-    assert sum(seen) <= prompt + 12 * (2 + 2) + 12  # all prompts together would be 12 * prompt
+    assert sum(seen) < 2 * prompt  # all prompts together are 12 * prompt
 
 
 def test_sampling_depends_on_the_request_alone(llama: Path) -> None:
