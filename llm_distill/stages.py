@@ -66,6 +66,12 @@ class Run:
             self.models[name] = same or plug.function(**plug.knobs | knobs)
         return self.models[name]
 
+    def make_room(self, model: Model | None = None) -> None:
+        """Unload every model but one: a machine that holds each of them may not hold two."""
+        for other in self.models.values():
+            if other is not model:
+                other.unload()
+
     def _equal(self, name: str, plug: Any) -> bool:
         role = name.removesuffix("[]")
         return name.endswith("[]") and self.plan.models[role].spec == plug.spec
@@ -112,6 +118,7 @@ def collect(
 ) -> list[Answer]:
     """Ask a model for a view of every prompt and write the answers, in prompt order. Written also when cut short."""
     plan, tally = run.plan, Tally()
+    run.make_room(model)
     salt = f"{model.identity}#{run.id}" if plan.answers.fresh else model.identity
     keys: list[list[str]] = []
 
@@ -185,6 +192,7 @@ def filter_answers(run: Run) -> Outcome:
 def train_student(run: Run) -> Outcome:
     """student/: the student, trained on what was kept."""
     plan = run.plan
+    run.make_room()
     samples = []
     for answer in store.read_answers(run.folder.file("kept.parquet")):
         (messages,) = plan.task.student_view.questions(answer.prompt, plan.task.labels)

@@ -218,6 +218,8 @@ def test_a_bug_in_a_model_is_a_traceback_and_keeps_what_was_answered(tmp_path: P
 
         async def close(self) -> None: ...
 
+        def unload(self) -> None: ...
+
     ledger = Ledger(tmp_path / "ledger.sqlite")
     keyed = [(r.key("broken"), r) for r in _requests(PROMPTS)]
     with pytest.raises(ZeroDivisionError):
@@ -308,6 +310,8 @@ def test_unavailable_is_asked_again_without_blocking_others(tmp_path: Path) -> N
             return Completion("fine", "stop")
 
         async def close(self) -> None: ...
+
+        def unload(self) -> None: ...
 
     ledger = Ledger(tmp_path / "ledger.sqlite")
     ask([(r.key("slow"), r) for r in _requests(PROMPTS[:5])], Slow(), ledger, run="test")

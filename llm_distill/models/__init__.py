@@ -31,6 +31,9 @@ class Model(Protocol):
         """Release what belongs to the running event loop; the model may be asked again in another one."""
         ...
 
+    def unload(self) -> None:
+        """Give back the memory of weights, if there are any; the next request loads them again."""
+
 
 #: Name in a recipe -> where its class is.
 MODELS = {

@@ -192,7 +192,7 @@ class Draw:
         self.ids: list[list[int]] = [[] for _ in rows]
         self.text = [bytearray() for _ in rows]
         self.reasons: list[str | None] = [None] * len(rows)
-        self.seen: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self.seen: list[list[np.ndarray]] = []  # a step: chosen (batch, 1), top and top ids (batch, k)
 
     def choose(self, _ids: Any, logits: Any) -> Any:
         """Logits (batch, vocabulary), float32 and raw -> scores that leave one choice a row: a logits processor."""
@@ -204,7 +204,7 @@ class Draw:
             total = logits.logsumexp(-1, keepdim=True)
             top = logits.topk(min(self.sampling.top_logprobs, logits.shape[-1]))
             columns = (logits.gather(-1, chosen) - total, top.values - total, top.indices)
-            self.seen.append(tuple(column.cpu().numpy() for column in columns))  # type: ignore[arg-type]
+            self.seen.append([column.cpu().numpy() for column in columns])
         for row, token in enumerate(chosen[:, 0].tolist()):
             if self.reasons[row] is None:
                 self._take(row, token)

@@ -139,6 +139,9 @@ class OpenAIModel:
             await self._session.close()
             self._session = None
 
+    def unload(self) -> None:
+        """No weights here."""
+
     async def complete(self, request: Request) -> Completion:
         """One chat completion. See Model.complete for the errors."""
         import aiohttp

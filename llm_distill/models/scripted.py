@@ -61,6 +61,9 @@ class ScriptedModel:
     async def close(self) -> None:
         """Nothing to release."""
 
+    def unload(self) -> None:
+        """No weights."""
+
     def _logprobs(self, reply: str, k: int) -> Logprobs:
         import numpy as np
 

@@ -71,12 +71,19 @@ class TransformersModel:
             self._worker = asyncio.create_task(self._work())
         return await future
 
+    def preflight(self) -> None:
+        """Find the weights, check a .gguf's hash, and convert it if that was never done here."""
+        weights.prepare(self._model, **self._pins)
+
     async def close(self) -> None:
-        """Stop, and give the memory back."""
+        """Stop answering; the weights stay for the next time."""
         if self._worker is not None and not self._worker.done():
             self._worker.cancel()
             await asyncio.wait([self._worker])
         _let_go(self._pending)  # a worker that was stopped before its first step could not do it
+
+    def unload(self) -> None:
+        """Give the memory back; the next request loads the weights again."""
         if self._engine is not None:
             self._engine = None
             gc.collect()

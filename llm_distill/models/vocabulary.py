@@ -23,7 +23,7 @@ class Vocabulary:
         self._fallback = "ByteFallback" in decoder
         self._underline = "▁" in decoder or "Metaspace" in decoder
         added = tokenizer.added_tokens_decoder
-        self._known = {number: token.content.encode() for number, token in added.items()}
+        self._known: dict[int, bytes] = {number: token.content.encode() for number, token in added.items()}
         self.special = {number for number, token in added.items() if token.special} | set(tokenizer.all_special_ids)
 
     def token(self, number: int) -> bytes:

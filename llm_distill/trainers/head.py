@@ -1,8 +1,9 @@
-"""The language-model head where it matters: only at the positions whose next token is learnt.
+"""The same loss for a fraction of the work, where TRL's fused head has no kernel (on a CPU).
 
-A labelled sentence of 80 tokens has two that are learnt (label and end), and projecting the other 78 onto 49,152 words
-takes more time on a CPU than the rest of the step. TRL's fused head skips them on CUDA only ("compact" in
-trl/trainer/utils.py); elsewhere it scores every position. The loss, its shift and its denominator stay TRL's.
+Two things are left out that cannot change it. The head projects only positions whose next token is learnt: of a
+labelled sentence's 80 tokens two are (label and end), and 78 vectors times 49,152 words cost as much as the rest of the
+step. And the beginning that all prompts of a batch share (system turn, instructions, worked examples) runs once: its
+keys and values depend on nothing that follows. The loss itself, its shift and its denominator stay TRL's.
 """
 
 from __future__ import annotations
@@ -10,50 +11,96 @@ from __future__ import annotations
 from types import MethodType
 from typing import Any
 
+#: A shared beginning shorter than this is not worth a forward pass of its own.
+_SHORT = 16
 
-def score_trained_positions(model: Any, input_ids: Any) -> bool:
-    """Make TRL's fused head on this causal LM skip untrained positions; False, and no change, where that would differ.
 
-    Some families scale or cap their logits after the head. So the bare head must first reproduce the model's own
-    logits on one row, `input_ids` of shape (1, seq); a family that does more keeps TRL's slower, general head.
+def lighten(model: Any, batch: dict[str, Any]) -> str:
+    """Do so for a causal LM that TRL has given its fused head; says what was done, for training.json.
+
+    Some families scale or cap logits after the head, or remember otherwise than by keys and values. So each of the two
+    must first reproduce what the model does by itself, on the first `batch`; one that does not is left out.
     """
     import torch
+    from transformers import DynamicCache
     from trl.trainer.utils import FusedCausalLMOutput
 
-    stock = model.forward
+    stock, share = model.forward, [False]
 
-    def forward(self: Any, *args: Any, fused_lm_head: bool = False, labels: Any = None, **kwargs: Any) -> Any:
-        if not fused_lm_head or labels is None:
-            return stock(*args, fused_lm_head=fused_lm_head, labels=labels, **kwargs)
-        kwargs.pop("num_items_in_batch", None)
-        kwargs["use_cache"] = False
-        hidden = self.base_model(*args, **kwargs).last_hidden_state[:, :-1]  # (batch, seq - 1, width): t predicts t + 1
-        labels = labels[:, 1:]
-        mask = labels != -100
-        logits = self.get_output_embeddings()(hidden[mask]).float()  # (trained, vocabulary)
-        log_p = logits.log_softmax(-1)
-        chosen = log_p.gather(-1, labels[mask].unsqueeze(-1)).squeeze(-1)
+    def behind(self: Any, input_ids: Any, attention_mask: Any, labels: Any, more: dict[str, Any]) -> Any:
+        """Last hidden states of the tokens behind the shared beginning: (batch, seq - shared, width)."""
+        shared = shared_tokens(input_ids, labels) if share[0] else 0
+        if shared >= _SHORT:
+            begun = DynamicCache(config=self.config)
+            self.base_model(input_ids=input_ids[:1, :shared], **more, past_key_values=begun, use_cache=True)
+            begun.batch_repeat_interleave(len(input_ids))
+            input_ids, more = input_ids[:, shared:], more | {"past_key_values": begun}
+        out = self.base_model(input_ids=input_ids, attention_mask=attention_mask, **more, use_cache=shared >= _SHORT)
+        return out.last_hidden_state
+
+    def forward(self: Any, *args: Any, fused_lm_head: bool = False, **kwargs: Any) -> Any:
+        if not fused_lm_head:
+            return stock(*args, **kwargs)
+        inputs = [kwargs.pop(name) for name in ("input_ids", "attention_mask", "labels")]
+        more = {name: value for name, value in kwargs.items() if value is not None and name != "use_cache"}
+        states = behind(self, *inputs, more)[:, :-1]
+        labels = inputs[2][:, 1:]  # position t predicts token t + 1
+        learnt = labels != -100
+        wanted = labels[learnt]
+        log_p = self.get_output_embeddings()(states[learnt[:, -states.shape[1] :]]).float().log_softmax(-1)
         with torch.no_grad():
             entropy = -(log_p.exp() * log_p).sum(-1)
-            best = (logits.argmax(-1) == labels[mask]).to(log_p.dtype)
+            is_top1 = (log_p.argmax(-1) == wanted).to(log_p.dtype)
 
-        def spread(values: Any) -> Any:
-            return values.new_zeros(mask.shape).masked_scatter(mask, values)
+        def spread(values: Any) -> Any:  # (trained,) -> (batch, seq - 1), zero elsewhere
+            return values.new_zeros(learnt.shape).masked_scatter(learnt, values)
 
-        log_probs = spread(chosen)
         return FusedCausalLMOutput(
-            loss=-log_probs.sum() / mask.sum().clamp(min=1),
-            log_probs=log_probs,
+            log_probs=spread(log_p.gather(-1, wanted.unsqueeze(-1)).squeeze(-1)),
             entropy=spread(entropy),
-            is_top1=spread(best),
-            label_mask=mask,
+            is_top1=spread(is_top1),
+            label_mask=learnt,
         )
 
+    def same(one: Any, other: Any) -> bool:
+        return torch.allclose(one.float(), other.float(), rtol=tolerance, atol=tolerance)
+
+    model.eval()
+    tolerance = 1e-3 if model.dtype == torch.float32 else 0.1  # bfloat16 rounds to 1 part in 256
     with torch.no_grad():
-        own = stock(input_ids=input_ids, use_cache=False).logits[0, -1].float()
-        hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state[0, -1]
-        bare = model.get_output_embeddings()(hidden).float()
-    if not torch.allclose(own, bare, rtol=1e-3, atol=1e-3):
-        return False
-    model.forward = MethodType(forward, model)
-    return True
+        ids = batch["input_ids"][:1]
+        logits = stock(input_ids=ids, use_cache=False).logits[0, -1]
+        state = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0, -1]
+        if not same(logits, model.get_output_embeddings()(state)):
+            return "every position"
+        model.forward = MethodType(forward, model)
+        if shared_tokens(batch["input_ids"], batch["labels"]) >= _SHORT and _can_share(model):
+            apart = model(**batch, fused_lm_head=True).log_probs
+            share[0] = True
+            share[0] = same(apart, model(**batch, fused_lm_head=True).log_probs)
+    return "trained positions, shared beginnings" if share[0] else "trained positions"
+
+
+def shared_tokens(input_ids: Any, labels: Any) -> int:
+    """How many tokens all rows of a batch begin with, short of the one that predicts the first trained token."""
+    if len(input_ids) == 1:
+        return 0
+    common = (input_ids == input_ids[:1]).all(0).long().cumprod(0).sum()
+    first_trained = (labels != -100).long().argmax(1).min()
+    return max(0, min(int(common), int(first_trained) - 1))
+
+
+def _can_share(model: Any) -> bool:
+    """Plain keys and values, kept for the backward pass, and no dropout, which every row must draw for itself."""
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+    config = model.config.get_text_config(decoder=True)
+    plain = set(getattr(config, "layer_types", None) or ()) <= {"full_attention", "sliding_attention"}
+    layers = DynamicCache(config=config).layers if plain else [None]
+    draws = [getattr(config, "attention_dropout", 0.0), *(getattr(m, "p", 0.0) for m in model.modules())]
+    return (
+        all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+        and not model.is_activation_checkpointing
+        and not any(isinstance(p, float) and p > 0 for p in draws)
+    )

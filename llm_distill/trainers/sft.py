@@ -78,7 +78,7 @@ def sft(
 
 def _train(job: TrainingJob, settings: dict[str, Any]) -> None:
     from llm_distill.trainers import loop
-    from llm_distill.trainers.head import score_trained_positions
+    from llm_distill.trainers.head import lighten
 
     job.out.mkdir(parents=True, exist_ok=True)
     final = "adapter_model.safetensors" if settings["lora_rank"] else "config.json"
@@ -104,8 +104,9 @@ def _train(job: TrainingJob, settings: dict[str, Any]) -> None:
     trainer = loop.make_trainer(model, tokenizer, rows, order, args, _lora(settings), curve.add, stop, every_s)
     batch = next(iter(trainer.get_train_dataloader()))
     check_batch(batch, [rows[i] for i in order[: settings["batch_size"]]])
-    if device.type == "cpu" and not trainer.aux_loss_enabled:
-        score_trained_positions(model, batch["input_ids"][:1])
+    # On CUDA, TRL's kernels score trained positions only; a mixture of experts has a second loss, over all of them.
+    ours = device.type == "cpu" and not trainer.aux_loss_enabled
+    findings["scored"] = lighten(model, batch) if ours else "TRL's head"
     example = preview(rows[order[0]], tokenizer)
     job.say(f"The first row, as it is learnt (between \u27e6 and \u27e7):\n{example}")
 

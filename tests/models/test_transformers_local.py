@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from llm_distill.errors import Rejected, UserError
+from llm_distill.models import weights
 from llm_distill.models.transformers_local import TransformersModel
 from llm_distill.records import Completion, Message, Request, Sampling
-from tests.models.conftest import TEMPLATE, byte_level_tokenizer, tiny
+from tests.models.conftest import TEMPLATE, byte_level_tokenizer, lora, tiny
 
 EXAMPLES = "a lovely day -> positive\nan awful day -> negative\n" * 2
 TEXTS = ["good", "the phone was bad", "a", "Ein schöner Tag, 日本語 😀", "dull dull dull dull", "good good", "the film"]
@@ -175,7 +176,13 @@ def test_the_checkpoints_sampling_is_ignored_and_all_its_ends_are_used(llama: Pa
     common = Counter(token for answer in plain for token in ids_of(answer)[1:]).most_common(1)[0][0]
     folder = tmp_path / "opinionated"
     shutil.copytree(llama, folder)
-    opinions = {"do_sample": True, "temperature": 5.0, "top_k": 3, "repetition_penalty": 1.9, "min_new_tokens": 9}
+    opinions: dict[str, Any] = {
+        "do_sample": True,
+        "temperature": 5.0,
+        "top_k": 3,
+        "repetition_penalty": 1.9,
+        "min_new_tokens": 9,
+    }
     opinions |= {"max_length": 20, "no_repeat_ngram_size": 1, "eos_token_id": [2, common], "num_beams": 2}
     (folder / "generation_config.json").write_text(json.dumps(opinions))
     ended = answers(TransformersModel(model=str(folder)), asked)
@@ -303,3 +310,16 @@ def test_identity_follows_the_content_and_needs_no_torch(llama: Path, tmp_path: 
     out = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
     assert out[0] == out[1]
     assert len(set(out)) == 4
+
+
+def test_an_adapter_is_merged_into_its_base(llama: Path, tmp_path: Path) -> None:
+    import torch
+
+    adapter = lora(llama, tmp_path / "student")
+    one = question("good", Sampling(max_tokens=1, top_logprobs=3))
+    answer = answers(TransformersModel(model=str(llama), adapter=str(adapter)), [one])[0]
+    ids = prompt_ids(weights.load_tokenizer(str(llama)), one)
+    expected = weights.load_model(str(llama), adapter=str(adapter))(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+    assert answer.logprobs is not None
+    np.testing.assert_allclose(answer.logprobs.top_logprobs[0], expected.topk(3).values.tolist(), atol=1e-4)
+    assert answer.model == f"{llama.name}+student"

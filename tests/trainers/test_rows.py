@@ -42,7 +42,16 @@ TOKENIZERS = {
     "base, adds bos": (fallback_tokenizer, {1}),
     "base, no bos": (lambda: byte_level_tokenizer(None), {2}),
 }
-COMPLETIONS = ["positive", " positive", "\npositive\n", "a bad day\n\nnegative ", "日本語 😀", "x", " ", "stop <|im_end|> <eos> go"]
+COMPLETIONS = [
+    "positive",
+    " positive",
+    "\npositive\n",
+    "a bad day\n\nnegative ",
+    "日本語 😀",
+    "x",
+    " ",
+    "stop <|im_end|> <eos> go",
+]
 
 
 def sample(completion: str = "positive", prompt: str = "the film was good\nLabel:", row_id: str = "r") -> Sample:
@@ -126,7 +135,9 @@ def test_malformed_rows_are_refused(ids: list[int], prompt_tokens: int, fault: s
 
 def test_the_preview_marks_what_is_learnt() -> None:
     (row,) = make_rows([sample()], byte_level_tokenizer(), {2}, 64)
-    assert preview(row, byte_level_tokenizer()).endswith("Label:<|im_end|>\n<|im_start|>assistant\n⟦positive<|im_end|>⟧")
+    assert preview(row, byte_level_tokenizer()).endswith(
+        "Label:<|im_end|>\n<|im_start|>assistant\n⟦positive<|im_end|>⟧"
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,138 @@
+"""`make bench`: rows a second and CPU of asking, beside the least that any client must do, in the same run.
+
+The floor asks the same questions over aiohttp, parses with msgspec and appends each body to a file: no retries, no budget,
+no ledger, nothing to resume from. Compare ratios within one run; this is no timed test.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from zlib import crc32
+
+import aiohttp
+import msgspec
+
+from llm_distill.models.openai_api import _Body
+
+PORT = 8123
+LATENCY_S = 0.25
+
+
+def prompts(n: int) -> list[str]:
+    """n distinct questions of about sixty tokens."""
+    return [
+        f"Question {i}: explain in about sixty words how topic {i * 7919 % 10007} works for a reader aged {8 + i % 60}, name "
+        "one common mistake, give one small worked example, and end with a single sentence of advice."
+        for i in range(n)
+    ]
+
+
+async def floor(n: int, in_flight: int, top: int, out: Path) -> None:
+    """The least: ask, parse, append."""
+    decode = msgspec.json.Decoder(_Body).decode
+    gate = asyncio.Semaphore(in_flight)
+    extra = {"logprobs": True, "top_logprobs": top} if top else {}
+    with out.open("wb") as file:
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+
+            async def one(prompt: str) -> None:
+                payload = msgspec.json.encode({"messages": [{"role": "user", "content": prompt}], **extra})
+                async with gate, session.post(f"http://127.0.0.1:{PORT}/v1/chat/completions", data=payload) as response:
+                    whole = await response.read()
+                text = decode(whole).choices[0].message.content or ""
+                assert text.startswith(f"[{crc32(prompt.encode()):08x}]")
+                file.write(whole + b"\n")
+
+            await asyncio.gather(*(one(p) for p in prompts(n)))
+
+
+def ours(n: int, in_flight: int, top: int, folder: Path) -> None:
+    """The same through `ask`, with the ledger on disk."""
+    from llm_distill.ask import ask
+    from llm_distill.ledger import Ledger
+    from llm_distill.models.openai_api import OpenAIModel
+    from llm_distill.records import Message, Request, Sampling
+
+    model = OpenAIModel(model="fast", base_url=f"http://127.0.0.1:{PORT}/v1", api_key_env=None, concurrency=in_flight)
+    sampling = Sampling(max_tokens=128, top_logprobs=top or None)
+    requests = [Request((Message("user", p),), sampling) for p in prompts(n)]
+    ledger = Ledger(folder / "ledger.sqlite")
+    keyed = [(r.key(model.identity), r) for r in requests]
+    tally = ask(keyed, model, ledger, run="bench")
+    assert tally.answered == n
+    for request, entry in zip(requests, ledger.read([key for key, _ in keyed]), strict=True):
+        assert entry
+        assert entry.text.startswith(f"[{crc32(request.messages[0].content.encode()):08x}]")
+    ledger.close()
+
+
+def measure(who: str, n: int, in_flight: int, top: int) -> None:
+    """One client in a process of its own (`--one`), measured from outside."""
+    command = [
+        sys.executable,
+        "-m",
+        "tests.bench.asking",
+        "--one",
+        who,
+        "-n",
+        str(n),
+        "-c",
+        str(in_flight),
+        "-k",
+        str(top),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    row = json.loads(done.stdout.splitlines()[-1])
+    print(
+        f"{who:6} in flight {in_flight:5} top-{top:<3} {n / row['seconds']:7.0f} rows/s of {in_flight / LATENCY_S:5.0f}"
+        f"   CPU {1000 * row['cpu'] / n:5.2f} s per 1,000   RSS {row['rss_mb']:4.0f} MB",
+        flush=True,
+    )
+
+
+def one(who: str, n: int, in_flight: int, top: int) -> None:
+    """Run a client here and print what it took."""
+    with tempfile.TemporaryDirectory() as folder:
+        before, start = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
+        if who == "floor":
+            asyncio.run(floor(n, in_flight, top, Path(folder) / "bodies.jsonl"))
+        else:
+            ours(n, in_flight, top, Path(folder))
+        seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    print(json.dumps({"seconds": seconds, "cpu": cpu, "rss_mb": after.ru_maxrss / 1024}))
+
+
+def main() -> None:
+    """All cases, floor and ours in turn."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--one", choices=["floor", "ours"])
+    parser.add_argument("-n", type=int, default=5000)
+    parser.add_argument("-c", type=int, default=256)
+    parser.add_argument("-k", type=int, default=0)
+    arguments = parser.parse_args()
+    if arguments.one:
+        return one(arguments.one, arguments.n, arguments.c, arguments.k)
+    teacher = [sys.executable, "-m", "tests.bench.fast_teacher", "--port", str(PORT), "--latency", str(LATENCY_S)]
+    with subprocess.Popen(teacher, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout
+        server.stdout.readline()
+        try:
+            for in_flight, top in ((256, 0), (1024, 0), (256, 20)):
+                for who in ("floor", "ours"):
+                    measure(who, arguments.n, in_flight, top)
+        finally:
+            server.terminate()
+    return None
+
+
+if __name__ == "__main__":
+    main()

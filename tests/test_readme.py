@@ -1,0 +1,88 @@
+"""Every command and every recipe in the README is run."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from llm_distill.recipe import load
+from tests.conftest import ROOT, Desk
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^( *)```(\w+)\n(.*?)^ *```", README, re.MULTILINE | re.DOTALL)
+COMMANDS = [
+    line.strip().removeprefix("$ ")
+    for _, kind, block in BLOCKS
+    if kind == "console"
+    for line in block.splitlines()
+    if line.strip().startswith("$ ")
+]
+
+
+def _text(kind: str) -> list[str]:
+    return [re.sub(f"^{indent}", "", block, flags=re.MULTILINE) for indent, k, block in BLOCKS if k == kind]
+
+
+def test_the_make_targets_exist() -> None:
+    targets = [shlex.split(c)[1] for c in COMMANDS if c.startswith("make ")]
+    assert targets == ["quickstart", "test"]
+    for target in [*targets, "check", "bench", "setup"]:
+        subprocess.run(["make", "--dry-run", target], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_the_commands_run_in_their_order(desk: Desk) -> None:
+    for folder in ("jobs", "prompts", "data/support"):
+        shutil.copytree(ROOT / folder, desk.folder / folder)
+    ours = [shlex.split(c)[1:] for c in COMMANDS if c.startswith("llm-distill ")]
+    assert len(ours) >= 10
+    for arguments in ours:
+        if (
+            arguments == ["check", "jobs/quickstart.yaml"]
+            and not (ROOT / "data/quickstart/cache/prepared.json").exists()
+        ):
+            continue
+        if "jobs/quickstart.yaml" in arguments:
+            arguments[-1] = str(ROOT / "jobs" / "quickstart.yaml")
+        desk.llm_distill(*arguments)
+
+
+def test_the_recipe_that_is_explained_is_sound(desk: Desk) -> None:
+    (recipe, *_rest) = _text("yaml")
+    rows = '{"prompt": "a b c", "label": "calm", "tags": {"product": "x"}}\n'
+    for name in ("messages", "labelled", "examples", "a", "b"):
+        (desk.folder / f"{name}.jsonl").write_text(rows, encoding="utf-8")
+    for name in ("tone", "other"):
+        (desk.folder / f"{name}.md").write_text("{{ prompt }}", encoding="utf-8")
+    path = desk.folder / "recipe.yaml"
+    path.write_text(recipe, encoding="utf-8")
+    assert load(path).name == "support-tone"
+
+
+def test_the_scorer_that_is_explained_works(desk: Desk) -> None:
+    (code,) = _text("python")
+    (desk.folder / "mine.py").write_text(code, encoding="utf-8")
+    desk.seeds([{"prompt": "x"}])
+    teacher = {"scripted": {"default": "yes!!!"}}
+    recipe = desk.recipe(
+        task="generate", models={"teacher": teacher}, filter=[{"mine:exclamations": {"max": 5, "weight": 1.5}}]
+    )
+    summary = desk.run(recipe, PYTHONPATH=str(desk.folder))
+    assert desk.rows(summary, "kept")[0]["score.mine:exclamations"] == 4.5
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "jobs").glob("*.yaml")), ids=lambda p: p.name)
+def test_every_recipe_passes_check(desk: Desk, recipe: Path) -> None:
+    if recipe.name == "quickstart.yaml" and not (ROOT / "data/quickstart/cache/prepared.json").exists():
+        pytest.skip("needs `make setup`")
+    assert "sound" in desk.llm_distill("check", recipe)
+
+
+def test_the_file_tree_names_every_room() -> None:
+    for path in (ROOT / "llm_distill").iterdir():
+        if path.name not in ("__init__.py", "__pycache__", "terms.yaml"):
+            assert path.name in README, path.name
