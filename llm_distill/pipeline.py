@@ -13,7 +13,7 @@ import json
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -47,11 +47,14 @@ class Stage:
     reads: tuple[str, ...]
     writes: tuple[str, ...]
     wanted: Callable[[Plan], bool] = lambda _plan: True
+    asks: tuple[str, ...] = ()  # the roles whose models it needs
 
 
 STAGES = {
     "prompts": Stage(make_prompts, ("seed", "prompts", "held_out"), (), ("prompts.parquet", "held_out.parquet")),
-    "answers": Stage(ask_teacher, ("task", "models", "answers"), ("prompts.parquet",), ("answers.parquet",)),
+    "answers": Stage(
+        ask_teacher, ("task", "models", "answers"), ("prompts.parquet",), ("answers.parquet",), asks=("teacher",)
+    ),
     "filter": Stage(
         filter_answers,
         ("task", "filter"),
@@ -64,6 +67,7 @@ STAGES = {
         ("kept.parquet",),
         ("student",),
         lambda plan: plan.trainer is not None,
+        ("student",),
     ),
     "evaluate": Stage(
         evaluate,
@@ -71,6 +75,7 @@ STAGES = {
         ("held_out.parquet", "student"),
         ("eval",),
         lambda plan: plan.evaluate is not None,
+        ("teacher", "student"),
     ),
     "report": Stage(
         write_report,
@@ -108,7 +113,7 @@ def run(
         names = [name for name in names if list(STAGES).index(name) <= list(STAGES).index(last)]
     try:
         if first or not all(_holds(job, name) for name in names):
-            _preflight(job)
+            _preflight(job, names)
         for name in names:
             again = name == first or not _holds(job, name)
             watch.stage(name, "running" if again else "kept")
@@ -162,9 +167,10 @@ def _inputs(job: Run, name: str) -> str:
     return content_id([__version__, store.FORMAT, job.plan.slice(*stage.keys), files])
 
 
-def _preflight(job: Run) -> None:
+def _preflight(job: Run, names: Sequence[str]) -> None:
     """Make every model that will be asked, which loads nothing, so that a missing key stops us before the first cent."""
-    for role in job.plan.models:
+    roles = {role for name in names for role in STAGES[name].asks if role in job.plan.models}
+    for role in sorted(roles):
         model = job.model(role)
         model.preflight()
         job.folder.record["models"][role]["identity"] = model.identity

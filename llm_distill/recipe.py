@@ -221,6 +221,10 @@ def _check_across(plan: Plan) -> None:
         raise UserError(
             "evaluate: there is no held_out to evaluate on; add `held_out: {file: rows.jsonl}` or `{share: 0.1}`."
         )
+    for view, role in ((plan.task.teacher, "teacher"), (plan.task.few_shot, "student")):
+        model = plan.models.get(role)
+        if view and view.raw and model and model.spec.name == "openai_api":
+            raise UserError(f"task: `raw` text cannot be sent to models.{role}, a chat endpoint; remove `raw`.")
     for filter_ in plan.filters:
         if "logprobs" in filter_.needs and plan.answers.top_logprobs is None:
             raise UserError(

@@ -57,15 +57,16 @@ class Sampling(msgspec.Struct, frozen=True):
 
 
 class Request(msgspec.Struct, frozen=True):
-    """One question to one model: the unit that is paid for."""
+    """One question to one model: the unit that is paid for. `raw` messages are text to go on with, no conversation."""
 
     messages: tuple[Message, ...]
     sampling: Sampling
     sample: int = 0
+    raw: bool = False
 
     def key(self, model_identity: str) -> str:
         """The id under which the ledger keeps the answer."""
-        return content_id([model_identity, self.messages, self.sampling, self.sample])
+        return content_id([model_identity, self.messages, self.sampling, self.sample, self.raw])
 
 
 class Logprobs(msgspec.Struct, frozen=True):

@@ -124,7 +124,9 @@ def collect(
 
     def requests() -> Iterator[tuple[str, Request]]:
         for prompt in prompts:
-            questions = [Request(messages, sampling) for messages in view.questions(prompt, plan.task.labels)]
+            questions = [
+                Request(messages, sampling, raw=view.raw) for messages in view.questions(prompt, plan.task.labels)
+            ]
             keys.append([q.key(salt) for q in questions])
             yield from zip(keys[-1], questions, strict=True)
 

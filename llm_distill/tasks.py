@@ -27,11 +27,15 @@ _SEVERITY = ("failed", "filtered", "refused", "truncated", "ok")
 
 
 class View(BaseModel):
-    """How one party sees a row: a template, and the files with its worked examples (one question for each file)."""
+    """How one party sees a row: a template, and the files with its worked examples (one question for each file).
+
+    `raw`: the text goes to the model without its chat template, to be continued.
+    """
 
     model_config = ConfigDict(extra="forbid")
     template: InputFile | None = None
     examples: list[InputFile] = []
+    raw: bool = False
 
     def questions(self, prompt: Prompt, labels: Sequence[str]) -> list[tuple[Message, ...]]:
         """The messages of each question; without a template the row's own messages."""

@@ -99,7 +99,7 @@ class Engine:
 
     def _encode(self, row: Row) -> Rejected | None:
         try:
-            row.ids = self.encode(row.request.messages)
+            row.ids = self.encode(row.request.messages, raw=row.request.raw)
         except Rejected as error:
             return error
         tokens, most = len(row.ids), row.request.sampling.max_tokens
@@ -109,15 +109,15 @@ class Engine:
             return Rejected(f"{tokens} prompt tokens and max_tokens {most} exceed the context of {self.context}")
         return None
 
-    def encode(self, messages: Sequence[Message]) -> list[int]:
+    def encode(self, messages: Sequence[Message], *, raw: bool = False) -> list[int]:
         """Token ids of a conversation: through the chat template, which writes its own BOS, up to the answer's start.
 
-        A base model has no template: the contents, with a blank line between them, as raw text.
+        `raw`, and for a base model, which has no template: the contents, with a blank line between, as text to go on with.
         """
         from jinja2 import TemplateError
 
         ids: list[int]
-        if self.tokenizer.chat_template is None:
+        if raw or self.tokenizer.chat_template is None:
             ids = self.tokenizer("\n\n".join(message.content for message in messages))["input_ids"]
             return ids
         turns = [{"role": message.role, "content": message.content} for message in messages]

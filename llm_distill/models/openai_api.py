@@ -36,13 +36,13 @@ class Prices(BaseModel):
     completion: float = Field(ge=0)
 
 
-class _Alternative(msgspec.Struct):
+class _Alternative(msgspec.Struct, gc=False):  # top-20 of 80 tokens are 1,680 of these an answer
     token: str
     logprob: float | None
-    bytes: list[int] | None = None
+    bytes: msgspec.Raw = msgspec.Raw(b"null")  # parsed only where the text cannot say it
 
 
-class _Token(_Alternative):
+class _Token(_Alternative, gc=False):
     top_logprobs: list[_Alternative] = []
 
 
@@ -248,7 +248,13 @@ def _logprobs(given: _TokenLogprobs | None) -> Logprobs | None:
 
 
 def _bytes(token: _Alternative) -> bytes:
-    return token.token.encode() if token.bytes is None else bytes(token.bytes)
+    r"""A token's bytes. Only a piece of a character differs from its text, shown as U+FFFD or `bytes:\xe2`."""
+    text = token.token
+    if "\ufffd" in text or text.startswith("bytes:"):
+        given = msgspec.json.decode(token.bytes, type=list[int] | None)
+        if given is not None:
+            return bytes(given)
+    return text.encode()
 
 
 def _detail(body: bytes) -> str:

@@ -119,11 +119,11 @@ class TransformersModel:
             )
             if self._adapter is not None:
                 model = model.merge_and_unload()
-            local = [Path(part).name for part in (self._model, self._adapter) if part and Path(part).exists()]
+            names = [Path(part).name if Path(part).exists() else part for part in (self._model, self._adapter) if part]
             self._engine = Engine(
                 model,
                 weights.load_tokenizer(self._model, **self._pins),
-                name="+".join(local) or self._model,
+                name="+".join(names),
                 identity=self.identity,
                 batch_size=self._batch_size,
             )

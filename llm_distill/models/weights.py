@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_distill.errors import UserError
-from llm_distill.models import gguf
+from llm_distill.models import gguf, hub
 from llm_distill.records import content_id
 
 #: What decides a folder's answers besides its weights.
@@ -26,14 +26,19 @@ DESCRIPTION = ("config.json", "generation_config.json", "tokenizer*", "*_token*.
 
 
 def prepare(reference: str, sha256: str | None = None, revision: str | None = None) -> str:
-    """A folder (or hub id) that `from_pretrained` can read. Converts a .gguf on first use and checks its `sha256`."""
+    """The folder that these weights are in: its own, what a .gguf was converted into, or what the hub sent.
+
+    The first use of a .gguf converts it and the first use of a hub id downloads it.
+    """
     path = Path(reference).expanduser()
+    content = fingerprint(reference, sha256, revision)
+    if path.is_dir():
+        return str(path)
     if path.suffix == ".gguf":
-        digest = fingerprint(reference, sha256, revision)
         with _one_line(reference, *gguf.BROKEN):
-            return str(gguf.converted(path, digest, _cache() / "weights"))
-    fingerprint(reference, sha256, revision)
-    return str(path) if path.is_dir() else reference
+            return str(gguf.converted(path, content, _cache() / "weights"))
+    with _one_line(reference):
+        return hub.downloaded(reference, revision, ("*.safetensors", "*.index.json", *DESCRIPTION))
 
 
 def fingerprint(reference: str, sha256: str | None = None, revision: str | None = None) -> str:
@@ -92,9 +97,7 @@ def load_tokenizer(reference: str, sha256: str | None = None, revision: str | No
     with _one_line(reference):
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(
-            place, revision=revision, local_files_only=Path(place).is_dir(), trust_remote_code=False
-        )
+        return AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False)
 
 
 def load_model(
@@ -120,8 +123,7 @@ def load_model(
         number = dtype if dtype != "auto" else "bfloat16" if target.type == "cuda" else "float32"
         model = AutoModelForCausalLM.from_pretrained(
             place,
-            revision=revision,
-            local_files_only=Path(place).is_dir(),
+            local_files_only=True,
             dtype=getattr(torch, number),
             device_map={"": target},
             use_safetensors=True,

@@ -13,23 +13,26 @@ from typing import Any
 
 #: A shared beginning shorter than this is not worth a forward pass of its own.
 _SHORT = 16
+#: More logits than this (half a gigabyte, of which the backward pass needs several) are TRL's, which works in tiles.
+_MANY_LOGITS = 2**27
 
 
-def lighten(model: Any, batch: dict[str, Any]) -> str:
+def lighten(model: Any, batch: dict[str, Any], *, share: bool = True) -> str:
     """Do so for a causal LM that TRL has given its fused head; says what was done, for training.json.
 
     Some families scale or cap logits after the head, or remember otherwise than by keys and values. So each of the two
-    must first reproduce what the model does by itself, on the first `batch`; one that does not is left out.
+    must first reproduce what the model does by itself, on the first `batch`; one that does not is left out. `share` is False
+    where activations are checkpointed, which keeps no keys and values.
     """
     import torch
     from transformers import DynamicCache
     from trl.trainer.utils import FusedCausalLMOutput
 
-    stock, share = model.forward, [False]
+    stock, sharing = model.forward, [False]
 
     def behind(self: Any, input_ids: Any, attention_mask: Any, labels: Any, more: dict[str, Any]) -> Any:
         """Last hidden states of the tokens behind the shared beginning: (batch, seq - shared, width)."""
-        shared = shared_tokens(input_ids, labels) if share[0] else 0
+        shared = shared_tokens(input_ids, labels) if sharing[0] else 0
         if shared >= _SHORT:
             begun = DynamicCache(config=self.config)
             self.base_model(input_ids=input_ids[:1, :shared], **more, past_key_values=begun, use_cache=True)
@@ -41,16 +44,19 @@ def lighten(model: Any, batch: dict[str, Any]) -> str:
     def forward(self: Any, *args: Any, fused_lm_head: bool = False, **kwargs: Any) -> Any:
         if not fused_lm_head:
             return stock(*args, **kwargs)
-        inputs = [kwargs.pop(name) for name in ("input_ids", "attention_mask", "labels")]
+        if (kwargs["labels"] != -100).sum() * self.config.get_text_config().vocab_size > _MANY_LOGITS:
+            return stock(*args, fused_lm_head=True, **kwargs)
+        ids, mask, labels = (kwargs.pop(name) for name in ("input_ids", "attention_mask", "labels"))
         more = {name: value for name, value in kwargs.items() if value is not None and name != "use_cache"}
-        states = behind(self, *inputs, more)[:, :-1]
-        labels = inputs[2][:, 1:]  # position t predicts token t + 1
+        states = behind(self, ids, mask, labels, more)[:, :-1]
+        labels = labels[:, 1:]  # position t predicts token t + 1
         learnt = labels != -100
         wanted = labels[learnt]
-        log_p = self.get_output_embeddings()(states[learnt[:, -states.shape[1] :]]).float().log_softmax(-1)
+        logits = self.get_output_embeddings()(states[learnt[:, -states.shape[1] :]]).float()
+        log_p = logits - logits.logsumexp(-1, keepdim=True)  # log_softmax is off by 1e-5 here: it sums 49,152 in a row
         with torch.no_grad():
             entropy = -(log_p.exp() * log_p).sum(-1)
-            is_top1 = (log_p.argmax(-1) == wanted).to(log_p.dtype)
+            is_top1 = log_p.argmax(-1) == wanted
 
         def spread(values: Any) -> Any:  # (trained,) -> (batch, seq - 1), zero elsewhere
             return values.new_zeros(learnt.shape).masked_scatter(learnt, values)
@@ -63,7 +69,7 @@ def lighten(model: Any, batch: dict[str, Any]) -> str:
         )
 
     def same(one: Any, other: Any) -> bool:
-        return torch.allclose(one.float(), other.float(), rtol=tolerance, atol=tolerance)
+        return bool(torch.allclose(one.float(), other.float(), rtol=tolerance, atol=tolerance))
 
     model.eval()
     tolerance = 1e-3 if model.dtype == torch.float32 else 0.1  # bfloat16 rounds to 1 part in 256
@@ -74,11 +80,11 @@ def lighten(model: Any, batch: dict[str, Any]) -> str:
         if not same(logits, model.get_output_embeddings()(state)):
             return "every position"
         model.forward = MethodType(forward, model)
-        if shared_tokens(batch["input_ids"], batch["labels"]) >= _SHORT and _can_share(model):
+        if share and shared_tokens(batch["input_ids"], batch["labels"]) >= _SHORT and _can_share(model):
             apart = model(**batch, fused_lm_head=True).log_probs
-            share[0] = True
-            share[0] = same(apart, model(**batch, fused_lm_head=True).log_probs)
-    return "trained positions, shared beginnings" if share[0] else "trained positions"
+            sharing[0] = True
+            sharing[0] = same(apart, model(**batch, fused_lm_head=True).log_probs)
+    return "trained positions, shared beginnings" if sharing[0] else "trained positions"
 
 
 def shared_tokens(input_ids: Any, labels: Any) -> int:
@@ -91,7 +97,7 @@ def shared_tokens(input_ids: Any, labels: Any) -> int:
 
 
 def _can_share(model: Any) -> bool:
-    """Plain keys and values, kept for the backward pass, and no dropout, which every row must draw for itself."""
+    """Whether it remembers by plain keys and values, without dropout, which every row must draw for itself."""
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
@@ -99,8 +105,6 @@ def _can_share(model: Any) -> bool:
     plain = set(getattr(config, "layer_types", None) or ()) <= {"full_attention", "sliding_attention"}
     layers = DynamicCache(config=config).layers if plain else [None]
     draws = [getattr(config, "attention_dropout", 0.0), *(getattr(m, "p", 0.0) for m in model.modules())]
-    return (
-        all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
-        and not model.is_activation_checkpointing
-        and not any(isinstance(p, float) and p > 0 for p in draws)
+    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers) and not any(
+        isinstance(p, float) and p > 0 for p in draws
     )

@@ -8,12 +8,13 @@ import random
 import shutil
 import time
 from collections.abc import Sequence
+from importlib.util import find_spec
 from itertools import accumulate
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from llm_distill.errors import Interrupted
+from llm_distill.errors import Interrupted, UserError
 from llm_distill.models import weights
 from llm_distill.trainers import TrainingJob
 from llm_distill.trainers.batch_check import check_batch, check_rows, preview
@@ -67,6 +68,9 @@ def sft(
     """
     settings = {name: value for name, value in locals().items() if name != "job"}
     settings["learning_rate"] = learning_rate or (5e-4 if lora_rank else 2e-5)
+    missing = [name for name in ("torch", "transformers", "datasets", "peft", "trl") if not find_spec(name)]
+    if missing:
+        raise UserError(f"train: {', '.join(missing)} not installed; `pip install 'llm-distill[train]'`.")
     from llm_distill.trainers import loop
 
     try:
@@ -106,7 +110,7 @@ def _train(job: TrainingJob, settings: dict[str, Any]) -> None:
     check_batch(batch, [rows[i] for i in order[: settings["batch_size"]]])
     # On CUDA, TRL's kernels score trained positions only; a mixture of experts has a second loss, over all of them.
     ours = device.type == "cpu" and not trainer.aux_loss_enabled
-    findings["scored"] = lighten(model, batch) if ours else "TRL's head"
+    findings["scored"] = lighten(model, batch, share=not settings["activation_checkpointing"]) if ours else "TRL's head"
     example = preview(rows[order[0]], tokenizer)
     job.say(f"The first row, as it is learnt (between \u27e6 and \u27e7):\n{example}")
 
@@ -143,6 +147,11 @@ def _resolve(settings: dict[str, Any], device: str) -> Any:
     import torch
 
     place = weights.pick_device(device)
+    if place.index:
+        raise UserError(
+            f"train: device is {device}, but training takes the first GPU it sees; "
+            f"write `device: cuda` and set CUDA_VISIBLE_DEVICES={place.index}."
+        )
     if settings["dtype"] == "auto":
         fast = place.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         settings["dtype"] = "bfloat16" if fast else "float32"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from llm_distill.errors import UserError
-from llm_distill.models import gguf, weights
+from llm_distill.models import gguf, hub, weights
 from tests.models.conftest import TEMPLATE, byte_level_tokenizer, lora, tiny
 
 
@@ -181,14 +181,26 @@ def test_a_wrong_reference_is_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub.constants
-
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+def test_a_hub_that_cannot_be_reached_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "answers", lambda _endpoint: False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     for load in (weights.load_model, weights.load_tokenizer):
-        with pytest.raises(UserError, match="nobody/nothing: cannot be loaded") as caught:
+        with pytest.raises(UserError, match=r"nobody/nothing: not downloaded yet, and .* is out of reach") as caught:
             load("nobody/nothing")
         assert "\n" not in str(caught.value)
+
+
+def test_what_was_downloaded_earlier_needs_no_hub(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "answers", lambda _endpoint: False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    repository = tmp_path / "hub" / "models--org--name"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("abc")
+    shutil.copytree(llama, repository / "snapshots" / "abc")
+    assert weights.load_tokenizer("org/name").chat_template == TEMPLATE
+    assert weights.load_model("org/name", None, "main").config.hidden_size == 32
+    with pytest.raises(UserError, match="not downloaded yet"):
+        weights.prepare("org/name", revision="other")
 
 
 def test_weights_that_do_not_fit_their_config(llama: Path, tmp_path: Path) -> None:
@@ -289,3 +301,20 @@ def test_a_folder_that_is_no_adapter(llama: Path, adapter: Path) -> None:
     (adapter / "adapter_model.safetensors").unlink()
     with pytest.raises(UserError, match=r"found no adapter_model.safetensors there"):
         weights.load_model(str(llama), adapter=str(adapter))
+
+
+def test_what_the_hub_does_not_show_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    class Hidden(RepositoryNotFoundError):
+        def __init__(self) -> None:
+            OSError.__init__(self, "401 Client Error.\n\nRepository Not Found")
+
+    def refuse(*_: object, **_more: object) -> str:
+        raise Hidden
+
+    monkeypatch.setattr(hub, "answers", lambda _endpoint: True)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    with pytest.raises(UserError, match=r"org/hidden: .* shows no such model or revision; .*`hf auth login`"):
+        weights.load_tokenizer("org/hidden")

@@ -15,14 +15,12 @@ from tests.models.conftest import byte_level_tokenizer, tiny
 
 def reviews(count: int) -> list[Sample]:
     """Texts of uneven length, answers of uneven length."""
-    return [
-        Sample(
-            f"r{i}",
-            (Message("user", f"the film was {'good' if i % 2 else 'bad'}{' and dull' * (i * 7 % 5)}. Label:"),),
-            "positive" if i % 2 else "negative, a bad day" if i % 3 else "negative",
-        )
-        for i in range(count)
-    ]
+    made = []
+    for i in range(count):
+        text = f"Positive or negative? the film was {'good' if i % 2 else 'bad'}{' and dull' * (i * 7 % 5)}. Label:"
+        answer = "positive" if i % 2 else "negative, a bad day" if i % 3 else "negative"
+        made.append(Sample(f"r{i}", (Message("user", text),), answer))
+    return made
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, TrainerCallback
 
-from llm_distill.trainers import loop
-from llm_distill.trainers.head import score_trained_positions
+from llm_distill.trainers import head, loop
+from llm_distill.trainers.head import lighten, shared_tokens
 from llm_distill.trainers.rows import Row, make_rows
 from tests.models.conftest import byte_level_tokenizer, tiny
 from tests.trainers.conftest import reviews
@@ -46,7 +46,14 @@ class Gradients(TrainerCallback):  # type: ignore[misc]
 
 
 def first_update(
-    folder: Path, out: Path, batch: int, accumulation: int, *, fast: bool, checkpointing: bool = False
+    folder: Path,
+    out: Path,
+    batch: int,
+    accumulation: int,
+    *,
+    fast: bool,
+    share: bool = True,
+    checkpointing: bool = False,
 ) -> tuple[float, dict[str, torch.Tensor]]:
     """Loss and gradients of one update over all eight rows, every weight trained."""
     losses: list[float] = []
@@ -66,7 +73,8 @@ def first_update(
         gradients = Gradients()
         trainer.add_callback(gradients)
         if fast:
-            assert score_trained_positions(model, torch.tensor([rows()[0].input_ids]))
+            scored = lighten(model, next(iter(trainer.get_train_dataloader())), share=share)
+            assert scored == "trained positions" + ", shared beginnings" * share
         trainer.train()
     return losses[0], gradients.taken
 
@@ -84,20 +92,26 @@ def textbook(folder: Path, of: Sequence[Row]) -> tuple[float, dict[str, torch.Te
     return total, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.fixture(scope="module", params=["llama", "qwen3"])
-def untied(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two families; one with the embedding as its head, one without."""
-    tied = request.param == "llama"
-    return tiny(request.param, tmp_path_factory.mktemp("m"), byte_level_tokenizer(), tie_word_embeddings=tied)
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "qwen3": {"tie_word_embeddings": False},
+    # Sees 12 tokens back in its first layer: fewer than the rows share.
+    "gemma3_text": {"sliding_window": 12, "layer_types": ["sliding_attention", "full_attention"]},
+}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def model_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny(request.param, tmp_path_factory.mktemp("m"), byte_level_tokenizer(), **FAMILIES[request.param])
 
 
 @pytest.mark.parametrize(("batch", "accumulation"), [(8, 1), (2, 4), (3, 3)])
-@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize(("fast", "share"), [(True, True), (True, False), (False, False)])
 def test_loss_and_gradients_are_the_textbooks(
-    untied: Path, tmp_path: Path, batch: int, accumulation: int, fast: bool
+    model_folder: Path, tmp_path: Path, batch: int, accumulation: int, fast: bool, share: bool
 ) -> None:
-    loss, gradients = first_update(untied, tmp_path, batch, accumulation, fast=fast)
-    expected_loss, expected = textbook(untied, rows())
+    loss, gradients = first_update(model_folder, tmp_path, batch, accumulation, fast=fast, share=share)
+    expected_loss, expected = textbook(model_folder, rows())
     assert loss == pytest.approx(expected_loss, abs=1e-5)
     assert gradients.keys() == expected.keys()
     for name, gradient in gradients.items():
@@ -106,16 +120,23 @@ def test_loss_and_gradients_are_the_textbooks(
 
 def test_checkpointed_activations_change_nothing(student: Path, tmp_path: Path) -> None:
     plain = first_update(student, tmp_path / "a", 4, 2, fast=True)
-    saved = first_update(student, tmp_path / "b", 4, 2, fast=True, checkpointing=True)
+    saved = first_update(student, tmp_path / "b", 4, 2, fast=True, share=False, checkpointing=True)
     assert plain[0] == pytest.approx(saved[0], abs=1e-6)
     for name, gradient in plain[1].items():
-        torch.testing.assert_close(gradient, saved[1][name], atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(gradient, saved[1][name], atol=1e-5, rtol=1e-4)
 
 
-def test_a_family_that_caps_its_logits_keeps_the_general_head(tmp_path: Path) -> None:
+def first_batch() -> dict[str, torch.Tensor]:
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+    data = [{"input_ids": r.input_ids, "labels": r.labels} for r in rows()[:4]]
+    return DataCollatorForLanguageModeling(pad_token_id=2)(data)  # type: ignore[no-any-return]
+
+
+def test_a_family_that_caps_its_logits_keeps_trls_head(tmp_path: Path) -> None:
     folder = tiny("gemma2", tmp_path / "m", byte_level_tokenizer(), final_logit_softcapping=2.0)
     model = AutoModelForCausalLM.from_pretrained(folder)
-    assert not score_trained_positions(model, torch.tensor([[5, 6, 7]]))
+    assert lighten(model, first_batch()) == "every position"
     loss, gradients = first_update(folder, tmp_path / "out", 4, 2, fast=False)
     expected_loss, expected = textbook(folder, rows())
     assert loss == pytest.approx(expected_loss, abs=1e-5)
@@ -123,16 +144,45 @@ def test_a_family_that_caps_its_logits_keeps_the_general_head(tmp_path: Path) ->
         torch.testing.assert_close(gradient, expected[name], atol=1e-5, rtol=1e-4, msg=name)
 
 
+def with_trls_head(model: Any, out: Path) -> Any:
+    """The model as SFTTrainer leaves it."""
+    args = loop.arguments(out, SETTINGS | {"batch_size": 4, "gradient_accumulation": 1}, 0, on_cpu=True)
+    with loop.quiet():
+        loop.make_trainer(model, byte_level_tokenizer(), rows(), range(8), args, None, print, loop.Stop(), 1e9)
+    return model
+
+
+def test_dropout_is_drawn_by_every_row_for_itself(tmp_path: Path) -> None:
+    folder = tiny("llama", tmp_path / "m", byte_level_tokenizer(), attention_dropout=0.1)
+    model = with_trls_head(AutoModelForCausalLM.from_pretrained(folder), tmp_path / "out")
+    assert lighten(model, first_batch()) == "trained positions"
+
+
+def test_many_logits_are_left_to_trls_tiles(student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = with_trls_head(AutoModelForCausalLM.from_pretrained(student), tmp_path)
+    lighten(model, first_batch())
+    ours = model(**first_batch(), fused_lm_head=True)
+    monkeypatch.setattr(head, "_MANY_LOGITS", 10)
+    trls = model(**first_batch(), fused_lm_head=True)
+    assert (ours.loss is None, trls.loss is None) == (True, False), "only TRL's fills in `loss`"
+    for name in ("log_probs", "entropy", "is_top1", "label_mask"):
+        torch.testing.assert_close(getattr(ours, name), getattr(trls, name), atol=1e-5, rtol=1e-5)
+
+
+def test_the_token_that_predicts_the_first_trained_one_is_never_shared() -> None:
+    ids = torch.tensor([[1, 5, 6, 7, 8, 9, 2], [1, 5, 6, 7, 8, 3, 2]])
+    labels = torch.full_like(ids, -100)
+    labels[0, 4:] = ids[0, 4:]
+    labels[1, 5:] = ids[1, 5:]
+    assert shared_tokens(ids, labels) == 3, "position 3 predicts position 4, the first that is trained"
+    assert shared_tokens(ids[:1], labels[:1]) == 0, "one row shares with nobody"
+
+
 def test_generation_still_uses_the_models_own_forward(student: Path, tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(student)
     ids = torch.tensor([[1, 50, 60]])
     before = model(ids, labels=ids)
-    with loop.quiet():
-        args = loop.arguments(tmp_path, SETTINGS | {"batch_size": 8, "gradient_accumulation": 1}, 0, on_cpu=True)
-        loop.make_trainer(
-            model, byte_level_tokenizer(), rows(), range(8), args, None, lambda *_: None, loop.Stop(), 1e9
-        )
-    assert score_trained_positions(model, ids)
+    lighten(with_trls_head(model, tmp_path), first_batch())
     after = model(ids, labels=ids)
     assert torch.equal(before.logits, after.logits)
     assert torch.equal(before.loss, after.loss)

@@ -23,6 +23,7 @@ from llm_distill.models import weights
 from llm_distill.plugs import Spec, bind
 from llm_distill.trainers import TRAINERS, TrainingJob
 from llm_distill.trainers import loop as training_loop
+from llm_distill.trainers import sft as sft_module
 from llm_distill.trainers.sft import reading_order, sft
 from tests.conftest import ROOT
 from tests.models.conftest import byte_level_tokenizer, fallback_tokenizer, tiny
@@ -198,7 +199,7 @@ def test_a_base_model_learns_from_plain_text(make_job: MakeJob, tmp_path: Path) 
     said: list[str] = []
     job = make_job(20, model=folder, say=said.append)
     sft(job, epochs=8, learning_rate=1e-2)
-    assert said[0].splitlines()[1].startswith("<bos>the film")
+    assert said[0].splitlines()[1].startswith("<bos>Positive or negative")
     assert said[0].count("<bos>") == 1
     assert said[0].endswith("<eos>⟧")
     losses = [line["loss"] for line in curve(job.out)]
@@ -252,6 +253,17 @@ def test_few_rows_are_read_as_often_as_asked(rows: int, epochs: float, expected:
     order = reading_order([10] * rows, 8, epochs, seed=0)
     assert len(order) == expected
     assert {order.count(i) for i in range(rows)} <= {math.floor(epochs), math.ceil(epochs)}
+
+
+def test_what_this_machine_lacks_is_said(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "pick_device", torch.device)
+    job = make_job(20)
+    job.student["device"] = "cuda:1"
+    with pytest.raises(UserError, match=r"device is cuda:1.*set CUDA_VISIBLE_DEVICES=1"):
+        sft(job)
+    monkeypatch.setattr(sft_module, "find_spec", lambda name: None if name == "trl" else name)
+    with pytest.raises(UserError, match=r"train: trl not installed; `pip install 'llm-distill\[train\]'`"):
+        sft(job)
 
 
 def test_its_knobs_are_checked_with_the_recipe(tmp_path: Path) -> None:
