@@ -7,8 +7,6 @@ settled there already is never asked again, whichever run or process paid for it
 from __future__ import annotations
 
 import asyncio
-import math
-import random
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
@@ -17,8 +15,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from llm_distill.errors import FellShort, Interrupted, Rejected, Unavailable
-from llm_distill.limits import Limits, Tally, cost_usd
+from llm_distill.errors import FellShort, Interrupted, Rejected, Unavailable, UserError
+from llm_distill.limits import Limits, Tally, backoff_s, cost_usd
 from llm_distill.models import Model
 from llm_distill.records import Completion, Entry, Request
 
@@ -27,8 +25,6 @@ if TYPE_CHECKING:
 
 #: An answer is on disk at most this long after it arrived; a commit this often costs nothing measurable.
 COMMIT_S = 0.1
-#: The longest wait before a retry that the server did not ask for.
-BACKOFF_CAP_S = 30.0
 #: A failure rate says nothing before this many rows have ended.
 GATE_ROWS = 100
 
@@ -43,15 +39,16 @@ def ask(
     *,
     run: str,
     limits: Limits = Limits(),
+    total: int | None = None,
     on_tally: OnTally = lambda _tally: None,
 ) -> Tally:
-    """Settle every request (key, request) in the ledger.
+    """Settle every request (key, request) in the ledger; `total` of them, if that is known.
 
     Raises FellShort when a budget or `max_failed` stopped it, Interrupted on Ctrl-C, UserError when the endpoint
     refuses us altogether. Whatever ended before that is durable.
     """
     try:
-        return asyncio.run(_Asking(model, ledger, run, limits, on_tally).settle_all(iter(requests)))
+        return asyncio.run(_Asking(model, ledger, run, limits, total, on_tally).settle_all(iter(requests)))
     except BaseExceptionGroup as group:  # what a worker met: one is enough to know why
         raise group.exceptions[0] from None
 
@@ -66,11 +63,16 @@ class _Item:
 
 
 class _Asking:
-    def __init__(self, model: Model, ledger: Ledger, run: str, limits: Limits, on_tally: OnTally) -> None:
+    def __init__(
+        self, model: Model, ledger: Ledger, run: str, limits: Limits, total: int | None, on_tally: OnTally
+    ) -> None:
         self.model, self.ledger, self.run, self.limits, self.on_tally = model, ledger, run, limits, on_tally
+        self.total = total
         self.tally = Tally()
         self.done: list[Entry] = []  # ended, not yet on disk
         self.open: set[str] = set()  # claimed by us, not yet ended
+        self.held: set[str] = set()  # claimed by us, not yet on disk
+        self.last_failure = ""
         self.usd, self.tokens = ledger.spent(run)  # paid and reserved
         self.ready: asyncio.Queue[_Item | None] = asyncio.Queue()
         self.room = asyncio.Semaphore(2 * model.concurrency)  # claimed rows waiting or in flight
@@ -104,22 +106,32 @@ class _Asking:
         busy: dict[str, Request] = {}
         chunk_rows = max(1, min(256, self.model.concurrency))
         while self.stopping is None:
-            chunk = dict(islice(requests, chunk_rows))
+            try:
+                taken = list(islice(requests, chunk_rows))
+            except UserError as error:  # a row that its template cannot show
+                return self._stop(error)
+            chunk = dict(taken)
+            self.tally.reused += len(taken) - len(chunk)
             if not chunk:
                 if not busy:
-                    return
-                await asyncio.sleep(1.0)
+                    return None
+                await asyncio.sleep(0.2)
                 chunk, busy = busy, {}
+            again = {key: request for key, request in chunk.items() if key in self.held}  # the same question twice
+            busy |= again
+            chunk = {key: request for key, request in chunk.items() if key not in again}
             claims = await asyncio.to_thread(self.ledger.claim, self.run, self.model.identity, chunk)
             self.tally.reused += len(claims.settled)
             busy |= {key: chunk[key] for key in claims.busy}
             self.open.update(claims.mine)
+            self.held.update(claims.mine)
             if self.open and self.stopping is None:
                 self.quiet.clear()
             for key in claims.mine:
                 if self.stopping is None:
                     await self._offer(key, chunk[key])
             self.on_tally(self.tally)
+        return None
 
     async def _offer(self, key: str, request: Request) -> None:
         await self.room.acquire()
@@ -141,8 +153,15 @@ class _Asking:
                 self.ready.put_nowait(item)
                 return
             if not self.flying:  # nothing left that could give back a part of its reserve
-                what = f"${limits.budget_usd:g}" if over_usd else f"{limits.budget_tokens:,} tokens"
-                self._stop(FellShort(f"the budget of {what} is reached; raise it and run again to go on."))
+                usd = (limits.budget_usd, self.usd, item.reserved_usd, "dollars")
+                tokens = (limits.budget_tokens, self.tokens, item.reserved_tokens, "tokens")
+                budget, spent, least, unit = usd if over_usd else tokens
+                self._stop(
+                    FellShort(
+                        f"the budget of {budget:g} {unit} is reached: {spent:.6g} spent, and the next request may take "
+                        f"{least:.6g}; raise it and run again to go on."
+                    )
+                )
                 return
             await asyncio.sleep(0.01)
 
@@ -153,24 +172,29 @@ class _Asking:
 
     async def _work(self) -> None:
         while (item := await self.ready.get()) is not None:
+            if self.stopping:
+                continue
             item.attempts += 1
             try:
                 completion = await self.model.complete(item.request)
             except Unavailable as error:
                 if item.attempts <= self.limits.retries and self.stopping is None:
                     self.tally.retried += 1
-                    delay = _backoff(item.attempts, error.retry_after_s)
+                    delay = backoff_s(item.attempts, error.retry_after_s)
                     asyncio.get_running_loop().call_later(delay, self.ready.put_nowait, item)
                     continue
                 self._end(item, Entry(item.key, "failed", str(error), attempts=item.attempts))
             except Rejected as error:
                 self._end(item, Entry(item.key, "failed", str(error), attempts=item.attempts))
+            except UserError as error:  # no request will do better; what is in flight is paid for and still welcome
+                self._stop(error)
             else:
                 self._end(item, self._entry(item, completion))
 
     def _entry(self, item: _Item, completion: Completion) -> Entry:
         prices, given, made = self.model.prices_usd, completion.prompt_tokens, completion.completion_tokens
         known = prices is not None and given is not None and made is not None
+        charged = cost_usd(prices, given, made) if known else item.reserved_usd  # type: ignore[arg-type]
         return Entry(
             key=item.key,
             status=completion.status,
@@ -179,33 +203,39 @@ class _Asking:
             finish_reason=completion.finish_reason,
             prompt_tokens=given,
             completion_tokens=made,
-            cost_usd=cost_usd(prices, given, made) if known else None,  # type: ignore[arg-type]
+            cost_usd=charged if known else None,
             attempts=item.attempts,
             served_model=completion.model,
             fingerprint=completion.fingerprint,
             terms=self.model.terms,
             seconds=completion.seconds,
+            charged_usd=charged,
+            charged_tokens=item.reserved_tokens if given is None or made is None else given + made,
             logprobs=None if completion.logprobs is None else completion.logprobs.pack(),
         )
 
     def _end(self, item: _Item, entry: Entry) -> None:
         self._reserve(item, -1)
-        if entry.status != "failed":  # usage that did not come back is charged at its reserve
-            self.usd += entry.cost_usd if entry.cost_usd is not None else item.reserved_usd
-            used = (entry.prompt_tokens, entry.completion_tokens)
-            self.tokens += item.reserved_tokens if None in used else sum(u or 0 for u in used)
+        self.usd += entry.charged_usd
+        self.tokens += entry.charged_tokens
         self.done.append(entry)
         self.open.discard(item.key)
         if not self.open:
             self.quiet.set()
         self.room.release()
         self.tally.add(entry)
-        ended = self.tally.answered + self.tally.failed
-        if ended >= GATE_ROWS and self.tally.failed > self.limits.max_failed * ended:
+        self._gate(entry)
+
+    def _gate(self, entry: Entry) -> None:
+        """Stop when more rows failed than all of them may."""
+        if entry.status == "failed":
+            self.last_failure = entry.reason or ""
+        failed, ended = self.tally.failed, self.tally.answered + self.tally.failed
+        if ended >= GATE_ROWS and failed > self.limits.max_failed * (self.total or ended):
             self._stop(
                 FellShort(
-                    f"{self.tally.failed} of {ended} requests failed, more than max_failed = {self.limits.max_failed:g} "
-                    f"allows; the last one: {entry.reason or 'see the answers table'}."
+                    f"{failed} of {ended} requests failed, more than max_failed = {self.limits.max_failed:g} allows; "
+                    f"the last one: {self.last_failure}. What was answered is kept."
                 )
             )
 
@@ -213,6 +243,7 @@ class _Asking:
         batch = list(self.done)
         self.ledger.settle(batch)
         del self.done[: len(batch)]
+        self.held.difference_update(entry.key for entry in batch)
 
     async def _keep(self) -> None:
         """Commit what ended, show the counts, keep our claims alive."""
@@ -228,6 +259,7 @@ class _Asking:
     def _stop(self, why: Exception) -> None:
         self.stopping = self.stopping or why
         self.quiet.set()
+        self.room.release()  # the feed may be waiting for it
 
     def _interrupt(self) -> None:
         if self.stopping is None:
@@ -248,21 +280,16 @@ class _Asking:
             await asyncio.sleep(0.02)
 
 
-def _backoff(attempts: int, retry_after_s: float | None) -> float:
-    """Seconds to wait: what the server asked for, else full jitter over a doubling cap (AWS, 2015)."""
-    if retry_after_s is not None and math.isfinite(retry_after_s):
-        return max(0.0, retry_after_s) + random.random() * 0.1
-    return random.random() * min(BACKOFF_CAP_S, 0.5 * float(2**attempts))
-
-
 @asynccontextmanager
 async def _on_interrupt(handler: Callable[[], None]) -> AsyncIterator[None]:
-    """Route SIGINT to a handler while the loop runs; elsewhere than the main thread signals are not ours to take."""
+    """Route SIGINT and SIGTERM to a handler while the loop runs; elsewhere than the main thread signals are not ours to take."""
     loop = asyncio.get_running_loop()
     with suppress(ValueError, RuntimeError, NotImplementedError):
-        loop.add_signal_handler(signal.SIGINT, handler)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, handler)
     try:
         yield
     finally:
         with suppress(ValueError, RuntimeError, NotImplementedError):
-            loop.remove_signal_handler(signal.SIGINT)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)

@@ -56,7 +56,9 @@ def run(
     recipe: RecipeArg,
     overrides: Overrides = None,
     until: Annotated[str | None, typer.Option(help="The last stage to run.")] = None,
-    first: Annotated[str | None, typer.Option("--from", help="Do this stage again, and what follows from it.")] = None,
+    first: Annotated[
+        str | None, typer.Option("--from", help="Do this stage again; later ones follow if it comes out different.")
+    ] = None,
     workspace: Workspace = Path("data"),
     as_json: AsJson = False,
 ) -> None:
@@ -91,12 +93,18 @@ def run(
 def _tell(summary: dict[str, Any]) -> None:
     folder = Path(summary["run"])
     if summary["status"] == "done" and not any(stage["ran"] for stage in summary["stages"].values()):
-        print("Nothing to do: every stage of this recipe is done.")
-    report = folder / "report" / "report.json"
-    if report.exists() and summary["status"] == "done":
-        print(json.loads(report.read_text(encoding="utf-8"))["headline"])
+        print(f"Nothing to do: {', '.join(summary['stages'])} are done.")
+    if summary["status"] == "done" and "report" in summary["stages"]:
+        print(_headline(folder))
         print(f"Report: {folder / 'report' / 'report.html'}")
     print(f"Run: {folder}")
+
+
+def _headline(folder: Path) -> str:
+    try:
+        return str(json.loads((folder / "report" / "report.json").read_text(encoding="utf-8"))["headline"])
+    except (OSError, ValueError, KeyError):
+        return "no report yet"
 
 
 @app.command()
@@ -106,6 +114,8 @@ def check(recipe: RecipeArg, overrides: Overrides = None, as_json: AsJson = Fals
     from llm_distill.recipe import load
 
     plan = load(recipe, overrides or ())
+    for model in plan.models.values():
+        model()  # which loads nothing, and refuses what no type can: an address, a pattern
     found = {"recipe": plan.name, "digest": plan.digest, **estimate(plan), "missing_keys": missing_keys(plan)}
     if as_json:
         print(json.dumps(found, sort_keys=True))
@@ -131,11 +141,13 @@ def runs(workspace: Workspace = Path("data"), as_json: AsJson = False) -> None:
     """List the runs of a workspace."""
     found = []
     for record in sorted(workspace.glob("runs/*/*/run.json")):
-        folder = _folder(str(record.parent), workspace)
-        done = [name for name, stamp in folder.record["stages"].items() if stamp]
-        report = folder.file("report/report.json")
-        headline = json.loads(report.read_text(encoding="utf-8"))["headline"] if report.exists() else ""
-        found.append({"run": str(record.parent), "stages": done, "headline": headline})
+        try:
+            stages = _folder(str(record.parent), workspace).record["stages"]
+        except UserError as error:
+            found.append({"run": str(record.parent), "stages": [], "headline": str(error)})
+            continue
+        done = [name for name, stamp in stages.items() if stamp]
+        found.append({"run": str(record.parent), "stages": done, "headline": _headline(record.parent)})
     if as_json:
         print(json.dumps(found))
     for entry in [] if as_json else found:
@@ -164,7 +176,7 @@ def show(
             print(json.dumps(row, ensure_ascii=False, default=str))
         return
     for row in rows[:limit]:
-        print(f"{row['row_id'][:10]}  " + "  ".join(f"{k}={_brief(v)}" for k, v in row.items() if _worth(k, v)))
+        print(f"{row['row_id'][:10]}  " + "  ".join(f"{_brief(k)}={_brief(v)}" for k, v in row.items() if _worth(k, v)))
         print(f"    asked     {_brief(row['messages'][-1]['content'], 300)}")
         if row.get("text") is not None:
             print(f"    answered  {_brief(row['text'], 300)}")

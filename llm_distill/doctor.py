@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 from llm_distill import __version__
-from llm_distill.pipeline import PACKAGES
+from llm_distill.provenance import PACKAGES
 
 #: Variables that hold keys of well-known services; a recipe may name any other.
 KEYS = ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "GEMINI_API_KEY", "MISTRAL_API_KEY", "OPENROUTER_API_KEY", "HF_TOKEN")

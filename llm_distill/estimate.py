@@ -8,7 +8,7 @@ from typing import Any
 from llm_distill.limits import cost_usd
 from llm_distill.recipe import Plan, known_prices
 from llm_distill.records import Prompt
-from llm_distill.stages import check_rows, split_held_out
+from llm_distill.splits import check_rows, split_held_out
 
 #: Bytes of English a token, about, over today's vocabularies; the real count comes back with each answer.
 BYTES_PER_TOKEN = 4.0

@@ -46,6 +46,8 @@ _REQUESTS = sa.Table(
     sa.Column("fingerprint", sa.Text),
     sa.Column("terms", sa.Text),
     sa.Column("seconds", sa.Float),
+    sa.Column("charged_usd", sa.Float),
+    sa.Column("charged_tokens", sa.Integer),
     sa.Column("logprobs", sa.LargeBinary),
 )
 _FORMAT = sa.Table("format", _META, sa.Column("version", sa.Integer, primary_key=True))
@@ -80,7 +82,8 @@ def _transactional(engine: sa.Engine) -> None:
 
     @sa.event.listens_for(engine, "begin")
     def _begin(connection: sa.Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        reading = connection.get_execution_options().get("reading")
+        connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
 
 
 class Ledger:
@@ -89,8 +92,12 @@ class Ledger:
     lease_s = LEASE_S
 
     def __init__(self, url: str | Path) -> None:
-        address = url if isinstance(url, str) else f"sqlite:///{url}"
         try:
+            if isinstance(url, Path):
+                url.parent.mkdir(parents=True, exist_ok=True)
+                address = sa.URL.create("sqlite", database=str(url))
+            else:
+                address = sa.make_url(url)
             self._engine = sa.create_engine(address)
             if self._engine.dialect.name == "sqlite":
                 _transactional(self._engine)
@@ -99,9 +106,9 @@ class Ledger:
                 version = db.scalar(sa.select(_FORMAT.c.version))
                 if version is None:
                     db.execute(_FORMAT.insert().values(version=_VERSION))
-        except (sa.exc.SQLAlchemyError, ImportError) as error:
-            place = sa.make_url(address).render_as_string(hide_password=True) if "://" in address else "the given URL"
-            raise UserError(f"ledger: cannot open {place}: {getattr(error, 'orig', None) or error}.") from None
+        except (sa.exc.SQLAlchemyError, ImportError, OSError, ValueError) as error:
+            why = " ".join(str(getattr(error, "orig", None) or error).split())
+            raise UserError(f"ledger: cannot open {_shown(url)}: {why}.") from None
         if version not in (None, _VERSION):
             raise UserError(f"ledger: format {version} was made by another llm-distill; this one reads {_VERSION}.")
         insert = postgresql.insert if self._engine.dialect.name == "postgresql" else sqlite.insert
@@ -111,19 +118,20 @@ class Ledger:
             {name: sa.bindparam(name) for name in ("run", "owner", "lease_until")} | {"status": None}
         )
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}"
+        unanswered = sa.or_(_REQUESTS.c.status.is_(None), _REQUESTS.c.status == "failed")
         self._settle = (
             _REQUESTS.update()
-            .where(_REQUESTS.c.key == sa.bindparam("_key"))
+            .where(_REQUESTS.c.key == sa.bindparam("_key"), unanswered)  # an answer that came first stays
             .values(
                 {name: sa.bindparam(name) for name in _FIELDS if name != "key"} | {"owner": None, "lease_until": None}
             )
         )
 
     @contextmanager
-    def _transaction(self) -> Iterator[sa.Connection]:
+    def _transaction(self, *, reading: bool = False) -> Iterator[sa.Connection]:
         """A transaction; a full disk is an OSError here too."""
         try:
-            with self._engine.begin() as db:
+            with self._engine.execution_options(reading=reading).begin() as db:
                 yield db
         except sa.exc.OperationalError as error:
             if getattr(error.orig, "sqlite_errorname", "") in ("SQLITE_FULL", "SQLITE_IOERR_WRITE"):
@@ -210,7 +218,7 @@ class Ledger:
         """The entries of keys, in their order; None where nothing is settled."""
         columns = [_REQUESTS.c[name] for name in _FIELDS]
         for chunk in _chunks(keys):
-            with self._transaction() as db:
+            with self._transaction(reading=True) as db:
                 rows = db.execute(
                     sa.select(*columns).where(_REQUESTS.c.key.in_(chunk), _REQUESTS.c.status.is_not(None))
                 )
@@ -219,15 +227,21 @@ class Ledger:
                 yield found.get(key)
 
     def spent(self, run: str) -> tuple[float, int]:
-        """Dollars (known prices only) and tokens that a run has paid."""
-        tokens = sa.func.coalesce(_REQUESTS.c.prompt_tokens, 0) + sa.func.coalesce(_REQUESTS.c.completion_tokens, 0)
-        with self._transaction() as db:
-            row = db.execute(
-                sa.select(
-                    sa.func.coalesce(sa.func.sum(_REQUESTS.c.cost_usd), 0.0), sa.func.coalesce(sa.func.sum(tokens), 0)
-                ).where(_REQUESTS.c.run == run, _REQUESTS.c.status.is_not(None))
+        """Dollars and tokens that a run has been charged."""
+        sums = [sa.func.coalesce(sa.func.sum(_REQUESTS.c[name]), 0) for name in ("charged_usd", "charged_tokens")]
+        with self._transaction(reading=True) as db:
+            usd, tokens = db.execute(
+                sa.select(*sums).where(_REQUESTS.c.run == run, _REQUESTS.c.status.is_not(None))
             ).one()
-        return float(row[0]), int(row[1])
+        return float(usd), int(tokens)
+
+
+def _shown(url: str | Path) -> str:
+    """An address without its password."""
+    try:
+        return str(url) if isinstance(url, Path) else sa.make_url(url).render_as_string(hide_password=True)
+    except (sa.exc.ArgumentError, ValueError):
+        return "the given URL"
 
 
 def _chunks(keys: Sequence[str]) -> Iterator[Sequence[str]]:

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import random
 from dataclasses import dataclass, fields
 
 from llm_distill.records import Entry
+
+#: The longest wait before a retry that the server did not ask for.
+BACKOFF_CAP_S = 30.0
+#: A server may ask for a longer wait; nobody watching would understand it.
+RETRY_AFTER_CAP_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -56,3 +63,10 @@ class Tally:
 def cost_usd(prices_usd: tuple[float, float], prompt_tokens: int, completion_tokens: int) -> float:
     """Dollars from prices per million tokens."""
     return (prices_usd[0] * prompt_tokens + prices_usd[1] * completion_tokens) / 1e6
+
+
+def backoff_s(attempts: int, retry_after_s: float | None) -> float:
+    """Seconds to wait: what the server asked for, else full jitter over a doubling cap (AWS, 2015)."""
+    if retry_after_s is not None and math.isfinite(retry_after_s):
+        return min(max(0.0, retry_after_s), RETRY_AFTER_CAP_S) + random.random() * 0.1
+    return random.random() * min(BACKOFF_CAP_S, 0.5 * float(2**attempts))

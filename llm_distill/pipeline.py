@@ -9,20 +9,17 @@ changed, torn or left unfinished is done again from there.
 
 from __future__ import annotations
 
-import json
-import shutil
-import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from platform import python_version
 from typing import Any
 
 from llm_distill import __version__, store
-from llm_distill.errors import FellShort, Interrupted
+from llm_distill.errors import FellShort, Interrupted, UserError
 from llm_distill.ledger import Ledger
+from llm_distill.provenance import describe
 from llm_distill.recipe import Plan
 from llm_distill.records import content_id
 from llm_distill.stages import (
@@ -52,9 +49,7 @@ class Stage:
 
 STAGES = {
     "prompts": Stage(make_prompts, ("seed", "prompts", "held_out"), (), ("prompts.parquet", "held_out.parquet")),
-    "answers": Stage(
-        ask_teacher, ("task", "models", "answers"), ("prompts.parquet",), ("answers.parquet",), asks=("teacher",)
-    ),
+    "answers": Stage(ask_teacher, ("task", "answers"), ("prompts.parquet",), ("answers.parquet",), asks=("teacher",)),
     "filter": Stage(
         filter_answers,
         ("task", "filter"),
@@ -63,7 +58,7 @@ STAGES = {
     ),
     "train": Stage(
         train_student,
-        ("seed", "task", "models", "train"),
+        ("seed", "task", "train"),
         ("kept.parquet",),
         ("student",),
         lambda plan: plan.trainer is not None,
@@ -71,7 +66,7 @@ STAGES = {
     ),
     "evaluate": Stage(
         evaluate,
-        ("seed", "task", "models", "answers", "evaluate"),
+        ("seed", "task", "answers", "evaluate"),
         ("held_out.parquet", "student"),
         ("eval",),
         lambda plan: plan.evaluate is not None,
@@ -84,9 +79,6 @@ STAGES = {
         ("report",),
     ),
 }
-
-#: What provenance names, where it is installed.
-PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "aiohttp", "numpy", "pyarrow")
 
 
 def run(
@@ -103,24 +95,24 @@ def run(
     `last` is the last stage to run; `first` is done again even if it is stamped, and what follows from it.
     `status` is `done`, `fell_short` or `interrupted`, the latter two with a `reason`; a mistake of the user's is raised.
     """
-    folder = store.RunFolder.of(workspace, plan.name, plan.digest)
-    _open(folder, plan)
-    ledger = Ledger(ledger_url or workspace / "ledger.sqlite")
-    job = Run(plan, folder, ledger, watch)
-    summary: dict[str, Any] = {"run": str(folder.path), "status": "done", "stages": {}}
     names = [name for name, stage in STAGES.items() if stage.wanted(plan)]
     if last is not None:
         names = [name for name in names if list(STAGES).index(name) <= list(STAGES).index(last)]
+    if first is not None and first not in names:
+        raise UserError(f"--from {first}: this run has no such stage; it has {', '.join(names)}.")
+    try:
+        folder = store.RunFolder.of(workspace, plan.name, plan.digest)
+        folder.path.mkdir(parents=True, exist_ok=True)
+    except (NotADirectoryError, FileExistsError, PermissionError) as error:
+        raise UserError(f"--workspace {workspace}: cannot hold runs: {error.strerror}: {error.filename}.") from None
+    ledger = Ledger(ledger_url or workspace / "ledger.sqlite")
+    job = Run(plan, folder, ledger, watch)
+    summary: dict[str, Any] = {"run": str(folder.path), "status": "done", "stages": {}}
     try:
         if first or not all(_holds(job, name) for name in names):
-            _preflight(job, names)
+            describe(job, sorted({role for name in names for role in STAGES[name].asks}))
         for name in names:
-            again = name == first or not _holds(job, name)
-            watch.stage(name, "running" if again else "kept")
-            stamp = _do(job, name) if again else folder.stamp(name)
-            summary["stages"][name] = {key: stamp[key] for key in ("rows_in", "rows_out", "seconds")} | {"ran": again}
-            if again:
-                watch.stage(name, "owed" if stamp["owed"] else "done")
+            summary["stages"][name] = _step(job, name, forced=name == first)
     except (FellShort, Interrupted) as stop:
         summary |= {"status": "fell_short" if isinstance(stop, FellShort) else "interrupted", "reason": str(stop)}
     finally:
@@ -132,7 +124,20 @@ def run(
     }  # fmt: skip
 
 
-def _do(job: Run, name: str) -> dict[str, Any]:
+def _step(job: Run, name: str, *, forced: bool) -> dict[str, Any]:
+    """Bring one stage up to date. Only asking is shared between processes: the ledger deals the rows out."""
+    with nullcontext() if name == "answers" else job.folder.lock():
+        due = forced or not _holds(job, name)
+        job.watch.stage(name, "running" if due else "kept")
+        if due and (forced or not _adopt(job, name)):
+            _do(job, name)
+        stamp = job.folder.stamp(name)
+        if due:
+            job.watch.stage(name, "owed" if stamp["owed"] else "done")
+    return {key: stamp[key] for key in ("rows_in", "rows_out", "seconds")} | {"ran": due}
+
+
+def _do(job: Run, name: str) -> None:
     stage, folder = STAGES[name], job.folder
     folder.save(name)  # whatever is there now is no longer vouched for
     start = time.perf_counter()
@@ -147,7 +152,21 @@ def _do(job: Run, name: str) -> dict[str, Any]:
         **outcome.notes,
     }
     folder.save(name, stamp)
-    return stamp
+
+
+def _adopt(job: Run, name: str) -> bool:
+    """Take over what another run of this recipe made of equal inputs: a new title does not train a student again."""
+    inputs = _inputs(job, name)
+    for other in job.folder.siblings():
+        stamp = other.stamp(name)
+        if not stamp or stamp["owed"] or stamp["inputs"] != inputs:
+            continue
+        if all(store.digest(other.file(file)) == made for file, made in stamp["outputs"].items()):
+            for file in STAGES[name].writes:
+                store.copy(other.file(file), job.folder.file(file))
+            job.folder.save(name, stamp)
+            return True
+    return False
 
 
 def _holds(job: Run, name: str) -> bool:
@@ -164,49 +183,7 @@ def _holds(job: Run, name: str) -> bool:
 def _inputs(job: Run, name: str) -> str:
     stage = STAGES[name]
     files = [store.digest(job.folder.file(file)) for file in stage.reads]
-    return content_id([__version__, store.FORMAT, job.plan.slice(*stage.keys), files])
-
-
-def _preflight(job: Run, names: Sequence[str]) -> None:
-    """Make every model that will be asked, which loads nothing, so that a missing key stops us before the first cent."""
-    roles = {role for name in names for role in STAGES[name].asks if role in job.plan.models}
-    for role in sorted(roles):
-        model = job.model(role)
-        model.preflight()
-        job.folder.record["models"][role]["identity"] = model.identity
-    job.folder.save()
-
-
-def _open(folder: store.RunFolder, plan: Plan) -> None:
-    """Write what the run was asked to be, and with what it is done."""
-    folder.path.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(plan.path, folder.file("recipe.yaml"))
-    store.write_json(folder.file("recipe.resolved.json"), json.loads(json.dumps(plan.raw, default=str)))
-    folder.record |= {
-        "recipe": plan.name,
-        "digest": plan.digest,
-        "seed": plan.seed,
-        "versions": {"llm_distill": __version__, "python": python_version()} | _versions(),
-        "models": {role: {"plug": plug.spec.name, **plug.spec.knobs} for role, plug in plan.models.items()},
-        "git": _git(plan.path.resolve().parent),
-    }
-    folder.save()
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def _git(folder: Path) -> str | None:
-    """The commit that the recipe stands in, if it stands in one."""
-    try:
-        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=False)  # noqa: S607
-    except OSError:
-        return None
-    return done.stdout.strip() or None
+    template = job.plan.task.template
+    sources = [store.digest(template)] if name == "train" and template else list(job.plan.sources)
+    sources = sources if name in ("prompts", "answers", "train", "evaluate") else []
+    return content_id([__version__, store.FORMAT, job.plan.slice(stage.keys, stage.asks), files, sources])

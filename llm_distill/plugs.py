@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,6 +47,18 @@ def _weights(reference: str, info: ValidationInfo) -> str:
 
 #: A file named in a recipe: relative to the recipe's folder, must exist.
 InputFile = Annotated[Path, AfterValidator(_existing_file)]
+
+
+def _variable(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):  # it may be a key, so it is not repeated
+        raise ValueError(
+            "what stands here is not the name of an environment variable; export the key and write its name"
+        )
+    return name
+
+
+#: The name of an environment variable that holds a secret.
+SecretName = Annotated[str, AfterValidator(_variable)]
 #: Model weights: a local folder, a .gguf file (both relative to the recipe's folder) or a hub id such as `org/name`.
 Weights = Annotated[str, AfterValidator(_weights)]
 
@@ -93,8 +106,9 @@ def find(kind: str, name: str, table: Mapping[str, str], where: str) -> Callable
     module, _, attribute = target.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"{where}: cannot load {target!r}: {error}. Is it installed where llm-distill runs?") from error
+    except Exception as error:  # noqa: BLE001  importing runs somebody's module, which may fail in any way
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"{where}: cannot load {target!r}: {why}. Is it installed where llm-distill runs?") from None
     if not callable(found):
         raise UserError(f"{where}: {name!r} is not a function.")
     return cast(Callable[..., Any], found)
@@ -103,7 +117,12 @@ def find(kind: str, name: str, table: Mapping[str, str], where: str) -> Callable
 def knob_model(function: Callable[..., Any]) -> type[BaseModel]:
     """A pydantic model of a function's keyword-only parameters; unknown keys are errors."""
     target = function.__init__ if inspect.isclass(function) else function
-    hints = get_type_hints(target, include_extras=True)
+    try:
+        hints = get_type_hints(target, include_extras=True)
+    except NameError as error:
+        raise UserError(
+            f"{function.__module__}:{function.__name__}: its annotations cannot be read: {error}."
+        ) from None
     fields: dict[str, Any] = {}
     for parameter in inspect.signature(target).parameters.values():
         if parameter.kind is parameter.KEYWORD_ONLY:

@@ -7,8 +7,8 @@ that names the key, what was found, what is allowed and the repair.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from hashlib import blake2b
 from pathlib import Path
@@ -24,16 +24,27 @@ from llm_distill.models import MODELS
 from llm_distill.plugs import InputFile, Plug, Reading, Spec, bind, one_line
 from llm_distill.recipe_file import override, read_recipe
 from llm_distill.records import Sampling, content_id
-from llm_distill.scorers import SCORERS, Filter, bind_filter
+from llm_distill.scorers import SCORERS, Filter, bind_filters
 from llm_distill.tasks import Task
 from llm_distill.trainers import TRAINERS
 
 _T = TypeVar("_T", bound=BaseModel)
+#: Knobs that change how fast a model answers, not what.
+_PACE = ("concurrency", "timeout_s", "batch_size")
+#: Keys that bound what asking may cost: raising one goes on with the same account.
+_BOUNDS = ("budget_usd", "budget_tokens", "retries", "max_failed", "drain_s")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+
+def checked_name(name: str) -> str:
+    """A recipe's name; ValueError when it cannot name a folder."""
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"found {name!r}; it names a folder: letters, digits, dot, dash and underscore, at most 64")
+    return name
 
 
 class HeldOut(_Strict):
@@ -115,11 +126,7 @@ class _Recipe(_Strict):
     @field_validator("name")
     @classmethod
     def _a_folder_name(cls, name: str) -> str:
-        if not _NAME.fullmatch(name):
-            raise ValueError(
-                f"found {name!r}; it names a folder: letters, digits, dot, dash and underscore, at most 64"
-            )
-        return name
+        return checked_name(name)
 
     @field_validator("schedule")
     @classmethod
@@ -152,10 +159,13 @@ class Plan:
     evaluate: Evaluate | None
     report: Report
     digest: str
+    account: str
+    sources: tuple[str, ...]
 
-    def slice(self, *keys: str) -> Any:
-        """The recipe's own words under some keys, for a stage's stamp."""
-        return [self.raw.get(key) for key in keys]
+    def slice(self, keys: Sequence[str], roles: Sequence[str]) -> Any:
+        """The recipe's own words under some keys, and of some models, for a stage's stamp."""
+        models = [(role, plug.spec.name, _without(plug.spec.knobs, _PACE)) for role, plug in self.models.items()]
+        return [[self.raw.get(key) for key in keys], [model for model in models if model[0] in roles]]
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Plan:
@@ -185,14 +195,22 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Plan:
         ],
         held_out=recipe.held_out,
         answers=recipe.answers,
-        filters=[bind_filter(Spec.read(v, f"filter[{i}]"), SCORERS, reading) for i, v in enumerate(recipe.filter)],
+        filters=bind_filters([Spec.read(v, f"filter[{i}]") for i, v in enumerate(recipe.filter)], SCORERS, reading),
         trainer=None if recipe.train is None else bind("trainer", Spec.read(recipe.train, "train"), TRAINERS, reading),
         evaluate=recipe.evaluate,
         report=recipe.report,
-        digest=content_id([raw, sorted(_file_digest(f) for f in reading["files"])]),
+        digest="",
+        account="",
+        sources=(),
     )
     _check_across(plan)
-    return plan
+    files = sorted(_file_digest(f) for f in reading["files"])
+    words = raw | {"answers": _without(raw.get("answers") or {}, _BOUNDS)}
+    return replace(plan, digest=content_id([raw, files]), account=content_id([words, files]), sources=tuple(files))
+
+
+def _without(mapping: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any]:
+    return {key: value for key, value in mapping.items() if key not in keys}
 
 
 def known_prices(model: Plug) -> tuple[float, float] | None:

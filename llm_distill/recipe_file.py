@@ -27,10 +27,15 @@ def read_recipe(path: Path) -> dict[str, Any]:
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise UserError(f"{place}: not valid YAML: {getattr(error, 'problem', None) or error}.") from None
+        raise UserError(
+            f"{place}: not valid YAML: {' '.join(str(getattr(error, 'problem', None) or error).split())}."
+        ) from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: a recipe is a mapping of keys; found {type(value).__name__}.")
-    return _plain(value)  # type: ignore[no-any-return]
+    try:
+        return _plain(value)  # type: ignore[no-any-return]
+    except RecursionError:
+        raise UserError(f"{path}: it holds itself, through an anchor.") from None
 
 
 def override(raw: dict[str, Any], text: str) -> None:
@@ -51,7 +56,8 @@ def override(raw: dict[str, Any], text: str) -> None:
             if last:
                 raise UserError(f"-s {text}: name the knob of {step} to set.")
             continue
-        if step not in here and depth and len(here) == 1:  # train.epochs means train.<its one plug>.epochs
+        slot = depth == (2 if steps[0] == "models" else 1) and steps[0] in ("models", "task", "train")
+        if slot and step not in here and len(here) == 1:  # train.epochs means train.<its one plug>.epochs
             only = next(iter(here))
             here[only] = here[only] or {}
             if isinstance(here[only], dict):

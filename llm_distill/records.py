@@ -41,9 +41,15 @@ class Prompt(msgspec.Struct, frozen=True):
         """The row's own text: what its user turns say."""
         return "\n".join(m.content for m in self.messages if m.role == "user")
 
+    @property
+    def gist(self) -> str:
+        """All turns, case and blank space aside: rows of equal gist count as the same row."""
+        return "\n".join(f"{m.role}: {' '.join(m.content.casefold().split())}" for m in self.messages)
 
-class Sampling(msgspec.Struct, frozen=True):
-    """How a completion is drawn. Every field is part of a request's id.
+
+class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How a completion is drawn. Every field that is set is part of a request's id; unset ones are left out of it, so that
+    a field added later leaves the ids of what was paid for before as they are.
 
     `top_logprobs` is the number of alternatives a token; None asks for no logprobs at all.
     """
@@ -56,7 +62,7 @@ class Sampling(msgspec.Struct, frozen=True):
     top_logprobs: int | None = None
 
 
-class Request(msgspec.Struct, frozen=True):
+class Request(msgspec.Struct, frozen=True, omit_defaults=True):
     """One question to one model: the unit that is paid for. `raw` messages are text to go on with, no conversation."""
 
     messages: tuple[Message, ...]
@@ -66,7 +72,7 @@ class Request(msgspec.Struct, frozen=True):
 
     def key(self, model_identity: str) -> str:
         """The id under which the ledger keeps the answer."""
-        return content_id([model_identity, self.messages, self.sampling, self.sample, self.raw])
+        return content_id([model_identity, self])
 
 
 class Logprobs(msgspec.Struct, frozen=True):
@@ -151,7 +157,10 @@ class Completion(msgspec.Struct, frozen=True):
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """A settled request, as the ledger keeps it. `logprobs` are packed (`Logprobs.pack`)."""
+    """A settled request, as the ledger keeps it. `logprobs` are packed (`Logprobs.pack`).
+
+    `charged_*` is what counts against a budget: the usage that came back, or the upper estimate where none did.
+    """
 
     key: str
     status: Status
@@ -166,6 +175,8 @@ class Entry(msgspec.Struct, frozen=True):
     fingerprint: str | None = None
     terms: str | None = None
     seconds: float = 0.0
+    charged_usd: float = 0.0
+    charged_tokens: int = 0
     logprobs: bytes | None = None
 
 

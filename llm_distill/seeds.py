@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,22 +28,24 @@ _DECODER = msgspec.json.Decoder(_Row)
 
 def read_rows(path: Path) -> Iterator[Prompt]:
     """The rows of a JSONL file as prompts, streamed. Malformed lines are a UserError naming file and line."""
-    seen: Counter[str] = Counter()
     empty = True
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            empty = False
-            prompt = _read(line, f"{path}:{number}")
-            if seen[prompt.prompt_id]:  # the same words twice: equal questions, but two rows
-                prompt = make_prompt(
-                    prompt.messages, prompt.tags, prompt.label, prompt.reference, occurrence=seen[prompt.prompt_id]
-                )
-            seen[prompt.prompt_id] += 1
-            yield prompt
+            text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line  # the mark that some editors write
+            if text.strip():
+                empty = False
+                yield _read(text, f"{path}:{number}")
     if empty:
         raise UserError(f"{path}: the file holds no rows.")
+
+
+def numbered(prompts: Iterable[Prompt]) -> Iterator[Prompt]:
+    """The same prompts; those whose words stood there before get row_ids of their own: equal questions, but two rows."""
+    seen: Counter[str] = Counter()
+    for prompt in prompts:
+        n = seen[prompt.prompt_id]
+        seen[prompt.prompt_id] += 1
+        yield make_prompt(prompt.messages, prompt.tags, prompt.label, prompt.reference, occurrence=n) if n else prompt
 
 
 def _read(line: bytes, where: str) -> Prompt:

@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 from llm_distill import store
 from llm_distill.ask import ask
 from llm_distill.errors import FellShort, UserError
-from llm_distill.evals.gold import check_labels, check_slices
 from llm_distill.limits import Tally
 from llm_distill.models import Model
 from llm_distill.recipe import Plan
 from llm_distill.records import Answer, Prompt, Request, Sample, Sampling
 from llm_distill.scorers import Context
-from llm_distill.seeds import read_rows
+from llm_distill.splits import check_rows, split_held_out
 from llm_distill.tasks import View
 from llm_distill.trainers import TrainingJob
 
@@ -54,8 +53,8 @@ class Run:
 
     @property
     def id(self) -> str:
-        """The run's name in the ledger."""
-        return f"{self.plan.name}/{self.plan.digest}"
+        """The run's name in the ledger; a raised budget goes on under the same one."""
+        return f"{self.plan.name}/{self.plan.account}"
 
     def model(self, role: str, **knobs: Any) -> Model:
         """The model of a role, with some knobs of its own (a student's adapter)."""
@@ -91,8 +90,6 @@ def make_prompts(run: Run) -> Outcome:
     """prompts.parquet and held_out.parquet: what will be asked, and what only evaluation will see."""
     prompts, held_out = split_held_out(run.plan)
     check_rows(run.plan, prompts, held_out)
-    if not prompts:
-        raise UserError("prompts: no rows are left to ask; the held-out share took them all.")
     store.write_table(run.folder.file("prompts.parquet"), map(store.prompt_row, prompts), "prompts")
     store.write_table(run.folder.file("held_out.parquet"), map(store.prompt_row, held_out), "prompts")
     return Outcome(len(prompts) + len(held_out), len(prompts))
@@ -104,12 +101,6 @@ def ask_teacher(run: Run) -> Outcome:
     view, teacher = run.plan.task.teacher_view, run.model("teacher")
     answers = collect(run, prompts, teacher, view, run.plan.answers.sampling, "answers.parquet")
     owed = sum(a.status == "failed" for a in answers)
-    if owed > run.plan.answers.max_failed * len(answers):
-        reason = Counter(a.reason for a in answers if a.status == "failed").most_common(1)[0][0]
-        raise FellShort(
-            f"answers: {owed} of {len(answers)} rows failed, more than max_failed = {run.plan.answers.max_failed:g} "
-            f"allows; most often: {reason}. The others are kept; run again to ask for these."
-        )
     return Outcome(len(prompts), len(answers) - owed, owed)
 
 
@@ -140,7 +131,7 @@ def collect(
 
     answers: list[Answer] = []
     try:
-        ask(requests(), model, run.ledger, run=run.id, limits=plan.answers.limits, on_tally=show)
+        ask(requests(), model, run.ledger, run=run.id, limits=plan.answers.limits, total=total, on_tally=show)
     finally:
         run.tally += tally
         entries = run.ledger.read([key for row in keys for key in row])
@@ -150,6 +141,13 @@ def collect(
             if len(whole) == len(row):
                 answers.append(plan.task.answer(prompt, row, whole))
         store.write_table(run.folder.file(table), map(store.answer_row, answers), "answers")
+    failed = [a for a in answers if a.status == "failed"]
+    if len(failed) > plan.answers.max_failed * len(answers):
+        ((reason, _),) = Counter(a.reason for a in failed).most_common(1)
+        raise FellShort(
+            f"{table}: {len(failed)} of {len(answers)} rows failed, more than max_failed = {plan.answers.max_failed:g} "
+            f"allows; most often: {reason}. The others are kept; run again to ask for these."
+        )
     return answers
 
 
@@ -158,8 +156,7 @@ def filter_answers(run: Run) -> Outcome:
     answers = store.read_answers(run.folder.file("answers.parquet"))
     context = Context(run.plan.task, store.read_prompts(run.folder.file("held_out.parquet")))
     scores: dict[str, dict[str, float]] = {a.prompt.row_id: {} for a in answers}
-    # A row without a whole answer is nothing to learn from, whatever the filters say.
-    dropped: dict[str, str] = {a.prompt.row_id: a.status for a in answers if a.status != "ok"}
+    dropped = {a.prompt.row_id: why for a in answers if (why := _nothing_to_learn(a, run.plan))}
     funnel = []
     for filter_ in run.plan.filters:
         survivors = [a for a in answers if a.prompt.row_id not in dropped]
@@ -191,6 +188,14 @@ def filter_answers(run: Run) -> Outcome:
     return Outcome(len(answers), len(kept), notes={"filters": funnel})
 
 
+def _nothing_to_learn(answer: Answer, plan: Plan) -> str | None:
+    """Why a row is out before any filter looks at it: no whole answer, or no label where one is to be learnt."""
+    labelled = plan.task.kind == "classify" and answer.prediction is not None
+    if answer.status != "ok" and not (answer.status == "truncated" and labelled):
+        return answer.status
+    return "unparsed" if plan.trainer and plan.task.kind == "classify" and not labelled else None
+
+
 def train_student(run: Run) -> Outcome:
     """student/: the student, trained on what was kept."""
     plan = run.plan
@@ -199,11 +204,7 @@ def train_student(run: Run) -> Outcome:
     for answer in store.read_answers(run.folder.file("kept.parquet")):
         (messages,) = plan.task.student_view.questions(answer.prompt, plan.task.labels)
         target = answer.prediction if plan.task.kind == "classify" else answer.text
-        if target is None:
-            raise UserError(
-                f"train: row {answer.prompt.row_id} has no label to learn; add `- unparsed` to the filters to drop such rows."
-            )
-        samples.append(Sample(answer.prompt.row_id, messages, target))
+        samples.append(Sample(answer.prompt.row_id, messages, target or ""))
     assert plan.trainer is not None
     job = TrainingJob(
         samples, plan.models["student"].knobs, run.folder.file("student"), plan.seed, run.watch.rows, run.watch.say
@@ -252,30 +253,3 @@ def write_report(run: Run) -> Outcome:
 
     write(run.folder)
     return Outcome(run.folder.stamp("prompts")["rows_out"], run.folder.stamp("filter")["rows_out"])
-
-
-def split_held_out(plan: Plan) -> tuple[list[Prompt], list[Prompt]]:
-    """What is to be asked, and the held-out rows: from their file, or the prompts whose hash falls within the share."""
-    prompts = [prompt for generator in plan.generators for prompt in generator()]
-    if plan.held_out is None:
-        return prompts, []
-    if plan.held_out.file:
-        return prompts, list(read_rows(plan.held_out.file))
-    share = plan.held_out.share or 0.0
-    sides = {p.row_id: int(p.prompt_id[:8], 16) / 2**32 < share for p in prompts}
-    return [p for p in prompts if not sides[p.row_id]], [p for p in prompts if sides[p.row_id]]
-
-
-def check_rows(plan: Plan, prompts: Sequence[Prompt], held_out: Sequence[Prompt]) -> None:
-    """UserError for rows that would spoil the evaluation: known to the student, or wrongly labelled."""
-    words = {" ".join(p.text.casefold().split()) for p in prompts}
-    both = [p for p in held_out if " ".join(p.text.casefold().split()) in words]
-    if both:
-        raise UserError(
-            f"held_out: {len(both)} of {len(held_out)} rows are also prompts, the first: {both[0].text[:80]!r}; "
-            "remove them from one side."
-        )
-    if plan.task.kind == "classify":
-        check_labels(held_out, plan.task.labels)
-    if plan.evaluate and held_out:
-        check_slices(held_out, plan.evaluate.slices)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from llm_distill.errors import UserError
+from llm_distill.recipe import checked_name
 
 _RECIPE = """\
 # {name}: check it with `llm-distill check`, run it with `llm-distill run`. It runs as it is, with a scripted teacher.
-name: {name}
-seed: 7                        # splits, training and intervals depend on it
+name: "{name}"
+seed: 7                        # of training and intervals; the split is by a hash of each row
 
 task:
   classify:                    # or `generate`, for free text
@@ -58,8 +59,10 @@ _SEEDS = """\
 
 def write_starter(name: str, folder: Path) -> list[Path]:
     """Write `<name>.yaml` and `<name>.seeds.jsonl`; never over a file that is there."""
-    if not name.replace("-", "").replace("_", "").isalnum():
-        raise UserError(f"new: found {name!r}; a name has letters, digits, dashes and underscores.")
+    try:
+        checked_name(name)
+    except ValueError as error:
+        raise UserError(f"new: {error}.") from None
     files = {folder / f"{name}.yaml": _RECIPE.format(name=name), folder / f"{name}.seeds.jsonl": _SEEDS}
     for path in files:
         if path.exists():

@@ -9,10 +9,12 @@ Every file is written under a temporary name and renamed, so that a reader never
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import date
 from hashlib import blake2b
 from pathlib import Path
@@ -146,6 +148,17 @@ def digest(path: Path) -> str:
     return made.hexdigest()
 
 
+def copy(source: Path, target: Path) -> None:
+    """A file or folder of another run, copied; a folder is emptied first."""
+    if source.is_dir():
+        shutil.rmtree(target, ignore_errors=True)
+        for file in sorted(p for p in source.rglob("*") if p.is_file() and not p.name.startswith(".")):
+            copy(file, target / file.relative_to(source))
+    elif source.is_file():
+        with replacing(target) as temporary:
+            shutil.copyfile(source, temporary)
+
+
 class RunFolder:
     """One run's folder and its run.json."""
 
@@ -155,7 +168,7 @@ class RunFolder:
         if (path / "run.json").exists():
             try:
                 self.record = json.loads((path / "run.json").read_text(encoding="utf-8"))
-                found = self.record["format"]
+                found, _ = self.record["format"], dict(self.record["stages"])
             except (ValueError, KeyError, TypeError):
                 raise UserError(f"{path}/run.json is not a run record; remove the folder and run again.") from None
             if found != FORMAT:
@@ -179,6 +192,21 @@ class RunFolder:
     def stamp(self, stage: str) -> dict[str, Any]:
         """What is recorded of a stage that finished; empty when it did not."""
         return self.record["stages"].get(stage) or {}
+
+    def siblings(self) -> Iterator[RunFolder]:
+        """The other runs of the same recipe that this version can read, the latest first."""
+        for path in sorted(self.path.parent.glob("*/run.json"), reverse=True):
+            if path.parent != self.path:
+                with suppress(UserError):
+                    yield RunFolder(path.parent)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder against other processes, waiting for them; what they recorded meanwhile is read."""
+        with (self.path / ".lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            self.record["stages"] = RunFolder(self.path).record["stages"]
+            yield
 
     def save(self, stage: str | None = None, stamp: Mapping[str, Any] | None = None) -> None:
         """Write run.json, with a stage's stamp if one is given (an empty one removes it)."""

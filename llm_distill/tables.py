@@ -20,7 +20,10 @@ def look(folder: RunFolder, table: str, where: str | None = None) -> list[dict[s
 
     frame = pd.DataFrame(rows)
     try:
-        return [rows[i] for i in frame.query(where).index]
+        mask: Any = frame.eval(where)
+        if str(getattr(mask, "dtype", "")) != "bool":
+            raise TypeError("it is no yes-or-no question; compare something")
+        return [rows[i] for i in frame.index[mask]]
     except Exception as error:  # noqa: BLE001  a query fails in as many ways as Python has
         columns = ", ".join(f"`{name}`" if "." in name else name for name in frame.columns)
-        raise UserError(f"--where {where}: {error}. Columns: {columns}.") from None
+        raise UserError(f"--where {where}: {' '.join(str(error).split())}. Columns: {columns}.") from None

@@ -11,6 +11,8 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
+from itertools import permutations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,7 +23,8 @@ from llm_distill.plugs import InputFile
 from llm_distill.records import Answer, Entry, Logprobs, Message, Prompt
 from llm_distill.seeds import read_rows
 
-_LEADING = re.compile(r"^[\s\W_]+", re.UNICODE)
+_LEADING = re.compile(r"^[\s\W_]+")
+_AROUND = re.compile(r"^[\s\W_]+|[\s\W_]+$")
 #: Worst first: a merged answer is only as good as its worst member.
 _SEVERITY = ("failed", "filtered", "refused", "truncated", "ok")
 
@@ -76,28 +79,36 @@ class Task(BaseModel):
         else:
             self._check_labels()
             self.template = self.template or templates.BUILT_IN / "classify.md"
-            if self.few_shot and not self.few_shot.template:
-                self.few_shot.template = templates.BUILT_IN / "classify_few_shot.md"
         if self.few_shot and not self.few_shot.examples:
             raise ValueError("few_shot needs `examples`: a list of files with worked examples")
-        for view in (self.student_view, self.few_shot, self.teacher):
-            if view and view.template:
-                templates.check(view.template)
+        for name, view in (("few_shot", self.few_shot), ("teacher", self.teacher)):
+            if view and view.examples and not view.template:
+                if self.kind == "generate":
+                    raise ValueError(
+                        f"{name} has examples and no `template` to show them; name one that uses `examples`"
+                    )
+                view.template = templates.BUILT_IN / "classify_few_shot.md"
+            elif view and not view.template:
+                view.template = self.template
+            if view and view.template and view.examples and "examples" not in templates.check(view.template):
+                raise ValueError(f"{name}: {view.template} does not use `examples`, so they would not be shown")
+        if self.template:
+            templates.check(self.template)
         return self
 
     def _check_labels(self) -> None:
+        said = [label.strip().casefold() for label in self.labels]
+        if len(said) < 2 or len(set(said)) < len(said) or not all(said):
+            raise ValueError(f"labels must be two or more, different beyond case; found {self.labels}")
+        if self.parse == "exact":
+            return
         folded = [_fold(label) for label in self.labels]
-        if len(folded) < 2 or len(set(folded)) < len(folded) or not all(folded):
-            raise ValueError(
-                f"labels must be two or more words that differ beyond case and punctuation; found {self.labels}"
-            )
-        for a in folded:
-            for b in folded:
-                if a != b and b.startswith(a) and self.parse != "exact":
-                    raise ValueError(
-                        f"label {a!r} is a prefix of {b!r}, so the start of an answer cannot tell them apart; "
-                        "rename one or set `parse: exact`"
-                    )
+        for a, b in permutations(range(len(folded)), 2):
+            if folded[b].startswith(folded[a]):
+                raise ValueError(
+                    f"label {self.labels[a]!r} is a prefix of {self.labels[b]!r}, so the start of an answer cannot tell "
+                    "them apart; rename one or set `parse: exact`"
+                )
 
     @property
     def student_view(self) -> View:
@@ -113,16 +124,16 @@ class Task(BaseModel):
         """The label an answer states, or None.
 
         Case, and blank space and punctuation before the label, do not count. `starts_with`: the answer begins with
-        the label as a whole word. `exact`: its first line is the label and nothing else but punctuation.
+        the label as a whole word. `exact`: its first line is the label, and nothing else but punctuation where that
+        leaves no doubt.
         """
-        found = _LEADING.sub("", text).casefold()
-        if self.parse == "exact":
-            found = re.sub(r"[\s\W_]+$", "", found.split("\n")[0])
-            return next((label for label in self.labels if found == _fold(label)), None)
-        for label in self.labels:
-            if re.match(re.escape(_fold(label)) + r"(?!\w)", found):
-                return label
-        return None
+        if self.parse == "starts_with":
+            found = _LEADING.sub("", text).casefold()
+            return next((label for label in self.labels if _begins(found, _fold(label))), None)
+        line = text.strip().split("\n")[0].strip().casefold()
+        literal = [label for label in self.labels if label.strip().casefold() == line]
+        bare = literal or [label for label in self.labels if _bare(label) == _bare(line) != ""]
+        return bare[0] if len(bare) == 1 else None
 
     def answer(self, prompt: Prompt, keys: Sequence[str], entries: Sequence[Entry]) -> Answer:
         """One answer from the ledger's entries for a row's questions."""
@@ -153,7 +164,11 @@ class Task(BaseModel):
     def _mean_probs(self, entries: Sequence[Entry]) -> tuple[float, ...] | None:
         if self.kind != "classify" or any(e.logprobs is None for e in entries):
             return None
-        rows = [label_probs(Logprobs.unpack(e.logprobs), self.labels) for e in entries if e.logprobs]
+        rows = [
+            label_probs(Logprobs.unpack(e.logprobs), self.labels, exact=self.parse == "exact")
+            for e in entries
+            if e.logprobs
+        ]
         return tuple(math.fsum(column) / len(rows) for column in zip(*rows, strict=True))
 
     def _merge(self, predictions: Sequence[str | None], probs: tuple[float, ...] | None) -> str | None:
@@ -165,41 +180,61 @@ class Task(BaseModel):
         return None if others and others[0][1] == votes else winner  # a tie states no label
 
 
-def label_probs(logprobs: Logprobs, labels: Sequence[str]) -> tuple[float, ...]:
+def label_probs(logprobs: Logprobs, labels: Sequence[str], *, exact: bool = False) -> tuple[float, ...]:
     """The probability of each label, (len(labels),), read off the alternatives along the sampled path.
 
     At each position every alternative that leaves exactly one label possible gives that label its mass; the walk
-    goes on while the sampled token leaves several possible. What is left over to 1 went to answers that are no label.
+    goes on while the sampled token leaves several possible, and an `exact` label that the whole path spells gets what
+    is left of it. What is missing to 1 went to answers that are no label.
     """
-    folded = [_fold(label) for label in labels]
+    folded = tuple(_fold(label) for label in labels)
     probs = [0.0] * len(labels)
     path, prefix = 0.0, b""
-
-    def possible(token: bytes) -> list[int]:
-        text = _LEADING.sub("", (prefix + token).decode("utf-8", "ignore")).casefold()
-        if not text.strip():
-            return list(range(len(labels)))
-        return [
-            i
-            for i, label in enumerate(folded)
-            if label.startswith(text) or re.match(re.escape(label) + r"(?!\w)", text)
-        ]
-
     for i, token in enumerate(logprobs.tokens):
         alternatives = dict(zip(logprobs.top_tokens[i], logprobs.top_logprobs[i].tolist(), strict=False))
         alternatives[token] = float(logprobs.logprobs[i])
         for alternative, logprob in alternatives.items():
-            fits = possible(alternative)
+            fits = _possible(prefix + alternative, folded, exact)
             if len(fits) == 1:
                 probs[fits[0]] += math.exp(path + logprob)
-        if len(possible(token)) <= 1:
-            break
         prefix, path = prefix + token, path + float(logprobs.logprobs[i])
+        if len(_possible(prefix, folded, exact)) <= 1:
+            break
+    else:
+        spelt = _LEADING.sub("", prefix.decode("utf-8", "ignore")).strip().casefold()
+        if exact and spelt in folded:
+            probs[folded.index(spelt)] += math.exp(path)
     return tuple(min(p, 1.0) for p in probs)
 
 
+@lru_cache(maxsize=1 << 16)
+def _possible(spelt: bytes, folded: tuple[str, ...], exact: bool) -> tuple[int, ...]:
+    """Which labels an answer that begins with these bytes may still state."""
+    text = _LEADING.sub("", spelt.decode("utf-8", "ignore")).casefold()
+    if not text.strip():
+        return tuple(range(len(folded)))
+    if exact:
+        text = text.rstrip("\n")
+        return tuple(i for i, label in enumerate(folded) if label.startswith(text))
+    return tuple(i for i, label in enumerate(folded) if label.startswith(text) or _begins(text, label))
+
+
+def _begins(text: str, label: str) -> bool:
+    """Whether a text begins with a label as a whole word, where the label's script divides words."""
+    if not text.startswith(label):
+        return False
+    following = text[len(label) : len(label) + 1]
+    return not (label[-1].isascii() and (following.isalnum() or following == "_"))
+
+
 def _fold(label: str) -> str:
-    return _LEADING.sub("", label).strip().casefold()
+    """As a label is compared at an answer's start; one of signs alone stays what it is."""
+    return _LEADING.sub("", label).strip().casefold() or label.strip().casefold()
+
+
+def _bare(text: str) -> str:
+    """Without signs and blank space at both ends."""
+    return _AROUND.sub("", text).casefold()
 
 
 def _total(values: Any) -> Any:

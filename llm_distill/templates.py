@@ -32,25 +32,25 @@ BUILT_IN = _PACKAGE / "prompts" if (_PACKAGE / "prompts").is_dir() else _PACKAGE
 
 
 @lru_cache
-def _compiled(path: Path) -> Any:
+def _compiled(path: Path) -> tuple[Any, frozenset[str]]:
     try:
         source = path.read_text(encoding="utf-8")
-        unknown = meta.find_undeclared_variables(_ENVIRONMENT.parse(source)) - VARIABLES
-        if unknown:
+        used = frozenset(meta.find_undeclared_variables(_ENVIRONMENT.parse(source)))
+        if unknown := used - VARIABLES:
             name = min(unknown)
             raise UserError(
                 f"{path}: the template uses {name!r}, which it is not given.{did_you_mean(name, VARIABLES)}"
             )
-        return _ENVIRONMENT.from_string(source)
+        return _ENVIRONMENT.from_string(source), used
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}).") from None
     except TemplateError as error:
         raise UserError(f"{path}: not a Jinja2 template: {error}.") from None
 
 
-def check(path: Path) -> None:
-    """Parse a template; UserError when it is malformed or names an unknown variable."""
-    _compiled(path)
+def check(path: Path) -> frozenset[str]:
+    """The variables that a template uses; UserError when it is malformed or names an unknown one."""
+    return _compiled(path)[1]
 
 
 def render(
@@ -58,7 +58,7 @@ def render(
 ) -> tuple[Message, ...]:
     """The messages that a template makes of one prompt; surrounding blank space of each turn is cut."""
     try:
-        text = _compiled(path).render(
+        text = _compiled(path)[0].render(
             prompt=prompt.text, messages=prompt.messages, tags=prompt.tags, labels=labels, examples=examples, **_MARKS
         )
     except TemplateError as error:

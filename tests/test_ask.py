@@ -26,11 +26,11 @@ def _model(api: MockApi, **knobs: object) -> OpenAIModel:
     return OpenAIModel(**settings)  # type: ignore[arg-type]
 
 
-def _requests(prompts: list[str], sampling: Sampling = Sampling(max_tokens=8)) -> list[Request]:
+def requests_for(prompts: list[str], sampling: Sampling = Sampling(max_tokens=8)) -> list[Request]:
     return [Request((Message("user", prompt),), sampling) for prompt in prompts]
 
 
-def _ask(
+def ask_mock(
     api: MockApi,
     folder: Path,
     prompts: list[str],
@@ -39,16 +39,16 @@ def _ask(
     **knobs: object,
 ) -> tuple[Tally, list[Entry | None]]:
     ledger, model = Ledger(folder / "ledger.sqlite"), _model(api, **knobs)
-    keyed = [(r.key(model.identity), r) for r in _requests(prompts, sampling or Sampling(max_tokens=8))]
+    keyed = [(r.key(model.identity), r) for r in requests_for(prompts, sampling or Sampling(max_tokens=8))]
     try:
-        tally = ask(keyed, model, ledger, run="test", limits=limits)
+        tally = ask(keyed, model, ledger, run="test", limits=limits, total=len(keyed))
         return tally, list(ledger.read([key for key, _ in keyed]))
     finally:
         ledger.close()
 
 
 def test_every_row_gets_its_own_answer(api: MockApi, tmp_path: Path) -> None:
-    tally, entries = _ask(api, tmp_path, PROMPTS)
+    tally, entries = ask_mock(api, tmp_path, PROMPTS)
     assert [e and e.text for e in entries] == [label_of(p) for p in PROMPTS]
     assert (tally.asked, tally.answered, tally.reused, tally.failed) == (60, 60, 0, 0)
     assert {e.served_model for e in entries if e} == {"mock-large-2026-01-01"}
@@ -58,17 +58,17 @@ def test_every_row_gets_its_own_answer(api: MockApi, tmp_path: Path) -> None:
 
 
 def test_what_is_settled_is_not_asked_again(api: MockApi, tmp_path: Path) -> None:
-    _ask(api, tmp_path, PROMPTS)
-    tally, entries = _ask(api, tmp_path, [*PROMPTS, "one more"])
+    ask_mock(api, tmp_path, PROMPTS)
+    tally, entries = ask_mock(api, tmp_path, [*PROMPTS, "one more"])
     assert (tally.asked, tally.reused) == (1, 60)
     assert all(entries)
     assert set(api.asked.values()) == {1}
 
 
 def test_another_sampling_or_model_is_another_question(api: MockApi, tmp_path: Path) -> None:
-    _ask(api, tmp_path, ["a"])
-    _ask(api, tmp_path, ["a"], sampling=Sampling(max_tokens=8, temperature=0.5))
-    _ask(api, tmp_path, ["a"], model="mock-small")
+    ask_mock(api, tmp_path, ["a"])
+    ask_mock(api, tmp_path, ["a"], sampling=Sampling(max_tokens=8, temperature=0.5))
+    ask_mock(api, tmp_path, ["a"], model="mock-small")
     assert api.paid["a"] == 3
 
 
@@ -77,7 +77,7 @@ def test_another_sampling_or_model_is_another_question(api: MockApi, tmp_path: P
 )
 def test_what_may_pass_is_tried_again(api: MockApi, tmp_path: Path, fault: str) -> None:
     api.faults["row 3"] = [fault]
-    tally, entries = _ask(api, tmp_path, PROMPTS[:5])
+    tally, entries = ask_mock(api, tmp_path, PROMPTS[:5])
     assert [e and (e.status, e.attempts) for e in entries] == [("ok", 2 if i == 3 else 1) for i in range(5)]
     assert (tally.answered, tally.retried, api.asked["row 3"]) == (5, 1, 2)
 
@@ -94,7 +94,7 @@ def test_what_may_pass_is_tried_again(api: MockApi, tmp_path: Path, fault: str) 
 )
 def test_each_row_ends_in_one_status(api: MockApi, tmp_path: Path, fault: str, status: str, reason: str | None) -> None:
     api.faults["row 1"] = [fault]
-    tally, entries = _ask(api, tmp_path, PROMPTS[:4])
+    tally, entries = ask_mock(api, tmp_path, PROMPTS[:4])
     assert [e and e.status for e in entries] == ["ok", status, "ok", "ok"]
     assert entries[1]
     assert entries[1].reason == reason
@@ -104,17 +104,17 @@ def test_each_row_ends_in_one_status(api: MockApi, tmp_path: Path, fault: str, s
 def test_a_hung_connection_is_abandoned(api: MockApi, tmp_path: Path) -> None:
     api.faults["row 0"] = ["hang"]
     start = time.monotonic()
-    _, entries = _ask(api, tmp_path, PROMPTS[:3], timeout_s=0.5)
+    _, entries = ask_mock(api, tmp_path, PROMPTS[:3], timeout_s=0.5)
     assert time.monotonic() - start < 10
     assert [e and e.status for e in entries] == ["ok"] * 3
 
 
 def test_a_row_that_never_succeeds_fails_with_its_reason_and_is_owed_again(api: MockApi, tmp_path: Path) -> None:
     api.faults["row 0"] = ["500:0"] * 3
-    tally, entries = _ask(api, tmp_path, PROMPTS[:2], Limits(retries=2))
+    tally, entries = ask_mock(api, tmp_path, PROMPTS[:2], Limits(retries=2))
     assert entries[0] == Entry(entries[0].key, "failed", "HTTP 500: server_error try again", attempts=3)  # type: ignore[union-attr]
     assert tally.failed == 1
-    tally, entries = _ask(api, tmp_path, PROMPTS[:2])
+    tally, entries = ask_mock(api, tmp_path, PROMPTS[:2])
     assert (tally.asked, tally.reused) == (1, 1)
     assert [e and e.status for e in entries] == ["ok", "ok"]
 
@@ -122,7 +122,7 @@ def test_a_row_that_never_succeeds_fails_with_its_reason_and_is_owed_again(api: 
 def test_the_wait_that_the_server_asks_for_is_kept(api: MockApi, tmp_path: Path) -> None:
     api.faults["row 0"] = ["429:1"]
     start = time.monotonic()
-    _ask(api, tmp_path, PROMPTS[:1])
+    ask_mock(api, tmp_path, PROMPTS[:1])
     assert time.monotonic() - start >= 1.0
 
 
@@ -130,7 +130,7 @@ def test_too_many_failures_stop_the_asking(api: MockApi, tmp_path: Path) -> None
     prompts = [f"bad {i}" for i in range(2000)]
     api.faults = {p: ["400"] for p in prompts}
     with pytest.raises(FellShort, match="more than max_failed"):
-        _ask(api, tmp_path, prompts)
+        ask_mock(api, tmp_path, prompts)
     assert sum(api.asked.values()) < 200
 
 
@@ -138,7 +138,7 @@ def test_logprobs_come_back_with_bytes(api: MockApi, tmp_path: Path) -> None:
     from llm_distill.records import Logprobs
 
     api.faults["row 1"] = ["null_logprob"]
-    _, entries = _ask(api, tmp_path, PROMPTS[:2], sampling=Sampling(max_tokens=8, top_logprobs=2))
+    _, entries = ask_mock(api, tmp_path, PROMPTS[:2], sampling=Sampling(max_tokens=8, top_logprobs=2))
     first, second = entries
     assert first is not None
     assert second is not None
@@ -171,13 +171,13 @@ def test_a_wrong_key_stops_at_once_and_is_never_shown(desk: Desk) -> None:
 
 def test_an_unknown_model_names_what_the_endpoint_has(api: MockApi, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"mock-larg.*Did you mean 'mock-large'"):
-        _ask(api, tmp_path, PROMPTS, model="mock-larg")
+        ask_mock(api, tmp_path, PROMPTS, model="mock-larg")
 
 
 def test_an_exhausted_quota_is_not_retried(api: MockApi, tmp_path: Path) -> None:
     api.faults = {p: ["quota"] * 9 for p in PROMPTS}
-    with pytest.raises(UserError, match="quota"):
-        _ask(api, tmp_path, PROMPTS)
+    with pytest.raises(UserError, match="no credit left"):
+        ask_mock(api, tmp_path, PROMPTS)
     assert sum(api.asked.values()) <= 8
 
 
@@ -185,13 +185,13 @@ def test_an_exhausted_quota_is_not_retried(api: MockApi, tmp_path: Path) -> None
 def test_a_dollar_budget_is_never_exceeded_and_goes_on_later(api: MockApi, tmp_path: Path, budget_usd: float) -> None:
     prices = Prices(prompt=10.0, completion=10.0)
     with pytest.raises(FellShort, match="budget"):
-        _ask(api, tmp_path, PROMPTS, Limits(budget_usd=budget_usd), prices_usd=prices)
+        ask_mock(api, tmp_path, PROMPTS, Limits(budget_usd=budget_usd), prices_usd=prices)
     ledger = Ledger(tmp_path / "ledger.sqlite")
     spent, _ = ledger.spent("test")
     ledger.close()
     assert spent <= budget_usd
     assert spent == pytest.approx(sum(api.paid.values()) * 3 * 10 / 1e6)  # two words asked, one answered
-    tally, entries = _ask(api, tmp_path, PROMPTS, prices_usd=prices)
+    tally, entries = ask_mock(api, tmp_path, PROMPTS, prices_usd=prices)
     assert all(entries)
     assert tally.reused + tally.asked == 60
     assert set(api.paid.values()) == {1}
@@ -199,7 +199,7 @@ def test_a_dollar_budget_is_never_exceeded_and_goes_on_later(api: MockApi, tmp_p
 
 def test_a_token_budget_is_never_exceeded(api: MockApi, tmp_path: Path) -> None:
     with pytest.raises(FellShort, match="100 tokens"):
-        _ask(api, tmp_path, PROMPTS, Limits(budget_tokens=100))
+        ask_mock(api, tmp_path, PROMPTS, Limits(budget_tokens=100))
     assert 0 < sum(api.paid.values()) * 3 <= 100
 
 
@@ -221,7 +221,7 @@ def test_a_bug_in_a_model_is_a_traceback_and_keeps_what_was_answered(tmp_path: P
         def unload(self) -> None: ...
 
     ledger = Ledger(tmp_path / "ledger.sqlite")
-    keyed = [(r.key("broken"), r) for r in _requests(PROMPTS)]
+    keyed = [(r.key("broken"), r) for r in requests_for(PROMPTS)]
     with pytest.raises(ZeroDivisionError):
         ask(keyed, Broken(), ledger, run="test")
     entries = list(ledger.read([key for key, _ in keyed]))
@@ -314,6 +314,6 @@ def test_unavailable_is_asked_again_without_blocking_others(tmp_path: Path) -> N
         def unload(self) -> None: ...
 
     ledger = Ledger(tmp_path / "ledger.sqlite")
-    ask([(r.key("slow"), r) for r in _requests(PROMPTS[:5])], Slow(), ledger, run="test")
+    ask([(r.key("slow"), r) for r in requests_for(PROMPTS[:5])], Slow(), ledger, run="test")
     ledger.close()
     assert order == ["row 0", "row 1", "row 2", "row 3", "row 4", "row 0"]

@@ -292,3 +292,92 @@ def test_a_full_disk_is_one_line(desk: Desk, tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_new_title_or_another_resampling_makes_no_student_again(desk: Desk) -> None:
+    recipe = _job(desk)
+    desk.run(recipe)
+    summary = desk.run(recipe, "-s", "report.title=new", "-s", "models.teacher.concurrency=3")
+    assert summary["asked"] == summary["reused"] == 0  # taken over, not even looked up
+    report = json.loads((desk.folder / summary["run"] / "report" / "report.json").read_text())
+    assert report["title"] == "new"
+    assert len(desk.llm_distill("runs").splitlines()) == 4
+
+
+def test_a_raised_budget_goes_on_and_does_not_begin_again(desk: Desk, api: MockApi) -> None:
+    knobs = {
+        "model": "mock-large",
+        "base_url": api.url,
+        "api_key_env": None,
+        "prices_usd": {"prompt": 1000, "completion": 1000},
+    }
+    recipe = _job(desk, models={"teacher": {"openai_api": knobs}}, held_out=None, evaluate=None)
+    spent = []
+    for budget in (0.2, 0.22, 0.24):
+        desk.run(recipe, "-s", f"answers.budget_usd={budget}", code=1)
+        spent.append(sum(api.paid.values()) * 5e-3)
+        assert spent[-1] <= budget
+    assert spent[0] < spent[-1]
+
+
+def test_an_evaluation_in_which_everything_failed_falls_short(desk: Desk, api: MockApi) -> None:
+    knobs = {"model": "mock-large", "base_url": api.url, "api_key_env": None}
+    desk.seeds([{"prompt": f"held {i}", "label": "positive", "tags": {"third": 1}} for i in range(20)], "held.jsonl")
+    recipe = _job(desk, models={"teacher": {"openai_api": knobs}}, held_out={"file": "held.jsonl"})
+    api.faults = {f"held {i}": ["400"] * 9 for i in range(20)}
+    summary = desk.run(recipe, code=1)
+    assert "eval/teacher.parquet: 20 of 20 rows failed" in summary["reason"]
+    page = desk.llm_distill("report", "job")
+    assert "report.html" in page
+
+
+def test_two_processes_on_one_run_share_the_work(desk: Desk) -> None:
+    from tests.mock_api import serving
+
+    desk.seeds([{"prompt": f"row {i}"} for i in range(200)])
+    with serving(latency_s=0.05) as api:
+        knobs = {"model": "mock-large", "base_url": api.url, "api_key_env": None, "concurrency": 8}
+        recipe = desk.recipe(models={"teacher": {"openai_api": knobs}})
+        running = [desk.command("run", recipe, "--json") for _ in range(2)]
+        for process in running:
+            out, err = process.communicate(timeout=120)
+            assert process.returncode == 0, out + err
+        assert set(api.asked.values()) == {1}
+    assert not any(stage["ran"] for stage in desk.run(recipe)["stages"].values())
+
+
+def test_the_same_prompt_from_two_files_is_two_rows(desk: Desk) -> None:
+    desk.seeds([{"prompt": "same"}, {"prompt": "other"}])
+    desk.seeds([{"prompt": "same"}, {"prompt": "third"}], "more.jsonl")
+    both = [{"seeds": {"file": "seeds.jsonl"}}, {"seeds": {"file": "more.jsonl"}}]
+    summary = desk.run(desk.recipe(prompts=both, filter=["exact_duplicate"]))
+    assert len(desk.rows(summary, "kept")) == 3
+
+
+def test_rows_that_differ_in_case_fall_on_one_side_of_the_split(desk: Desk) -> None:
+    desk.seeds([{"prompt": text} for i in range(100) for text in (f"Row {i}", f"row  {i}")])
+    summary = desk.run(desk.recipe(held_out={"share": 0.3}))
+    sides = [
+        {m["messages"][0]["content"].casefold().split()[1] for m in desk.rows(summary, name)}
+        for name in ("prompts", "held_out")
+    ]
+    assert not sides[0] & sides[1]
+    assert 15 <= len(sides[1]) <= 45
+
+
+def test_one_scorer_twice_has_two_scores(desk: Desk) -> None:
+    recipe = _job(desk, filter=[{"length": {"max": 99}}, {"length": {"max": 5, "unit": "words"}}])
+    (row, *_rest) = desk.rows(desk.run(recipe), "kept")
+    assert (row["score.length"], row["score.length.2"]) == (8, 1)
+
+
+def test_broken_runs_do_not_break_the_list(desk: Desk) -> None:
+    summary = desk.run(_job(desk))
+    folder = desk.folder / summary["run"]
+    (folder / "report" / "report.json").write_text("{")
+    other = folder.parent / "2020-01-01-x"
+    other.mkdir()
+    (other / "run.json").write_text('{"format": 1}')
+    listed = desk.llm_distill("runs")
+    assert "not a run record" in listed
+    assert "no report yet" in listed

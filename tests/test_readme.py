@@ -57,7 +57,7 @@ def test_the_recipe_that_is_explained_is_sound(desk: Desk) -> None:
     for name in ("messages", "labelled", "examples", "a", "b"):
         (desk.folder / f"{name}.jsonl").write_text(rows, encoding="utf-8")
     for name in ("tone", "other"):
-        (desk.folder / f"{name}.md").write_text("{{ prompt }}", encoding="utf-8")
+        (desk.folder / f"{name}.md").write_text("{{ examples }}{{ prompt }}", encoding="utf-8")
     path = desk.folder / "recipe.yaml"
     path.write_text(recipe, encoding="utf-8")
     assert load(path).name == "support-tone"

@@ -49,7 +49,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"filter": [{"confidence": {"min": 0.5}}]}, "add `top_logprobs: 20` to answers"),
     ({"task": "generate", "filter": ["unparsed"]}, "it reads labels"),
     ({"task": {"classify": {"labels": ["a"]}}}, "two or more"),
-    ({"task": {"classify": {"labels": ["yes", "Yes"]}}}, "differ beyond case"),
+    ({"task": {"classify": {"labels": ["yes", "Yes"]}}}, "different beyond case"),
     ({"task": {"classify": {"labels": ["transfer", "transfer money"]}}}, "set `parse: exact`"),
     ({"task": {"classify": {"labels": ["a", "b"], "template": "broken.md"}}}, "Did you mean 'prompt'?"),
     ({"task": {"classify": {"labels": ["a", "b"], "template": "syntax.md"}}}, "not a Jinja2 template"),
@@ -173,3 +173,43 @@ def test_yaml_words_stay_words(seeded: Desk) -> None:
         encoding="utf-8",
     )
     assert load(path).task.labels == ["yes", "no"]  # YAML 1.1 would read two booleans
+
+
+def test_a_pasted_key_is_refused_and_never_shown(seeded: Desk) -> None:
+    recipe = seeded.recipe(models={"teacher": {"openai_api": {"model": "m", "api_key_env": "sk-very-secret"}}})
+    message = seeded.llm_distill("check", recipe, code=2)
+    assert "not the name of an environment variable" in message
+    assert "sk-very-secret" not in message
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"models": {"teacher": {"openai_api": {"model": "m", "base_url": "localhost:8000"}}}}, "base_url"),
+        ({"models": {"teacher": {"openai_api": {"model": "m", "base_url": "http://me:pw@host/v1"}}}}, "user or password"),
+        ({"models": {"teacher": {"openai_api": {"model": "m", "concurrency": 0}}}}, "concurrency"),
+        ({"models": {"teacher": {"scripted": {"rules": {"(": "x"}}}}}, "not a regular expression"),
+        ({"prompts": [{"seeds": {"file": "seeds.jsonl", "limit": 0}}]}, "limit"),
+        ({"task": {"classify": {"labels": ["positive", "negative"], "few_shot": {"examples": ["held.jsonl"]}}},
+          "held_out": {"file": "held.jsonl"}}, "worked examples"),
+        ({"task": {"generate": {"teacher": {"examples": ["held.jsonl"]}}}}, "no `template` to show them"),
+        ({"models": {"teacher": {":x": {}}}}, "cannot load"),
+    ],
+)  # fmt: skip
+def test_check_finds_what_only_making_it_shows(seeded: Desk, keys: dict[str, Any], message: str) -> None:
+    said = seeded.llm_distill("check", seeded.recipe(**keys), code=2)
+    assert message in said
+    assert "pw" not in said
+
+
+def test_a_recipe_that_holds_itself_is_refused(desk: Desk) -> None:
+    path = desk.folder / "job.yaml"
+    path.write_text("name: x\nprompts: &p [*p]\n", encoding="utf-8")
+    assert "holds itself" in desk.llm_distill("check", path, code=2)
+
+
+def test_a_row_without_the_tag_that_a_template_names_is_found_first(desk: Desk) -> None:
+    desk.seeds([{"prompt": "a", "tags": {"kind": "x"}}] * 30 + [{"prompt": "b"}])
+    (desk.folder / "t.md").write_text("{{ tags.kind }}: {{ prompt }}", encoding="utf-8")
+    recipe = desk.recipe(task={"classify": {"labels": ["positive", "negative"], "template": "t.md"}})
+    assert "cannot be filled in for row" in desk.llm_distill("check", recipe, code=2)

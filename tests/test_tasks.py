@@ -143,3 +143,23 @@ def test_packed_logprobs_come_back(n: int, k: int, ids: bool, random: object) ->
     if ids:
         np.testing.assert_array_equal(back.ids, given_.ids)
         np.testing.assert_array_equal(back.top_ids, given_.top_ids)
+
+
+SIGNS = Task(kind="classify", labels=["C", "C++", "C#"], parse="exact")
+
+
+@pytest.mark.parametrize(("text", "label"), [("C", "C"), ("C++", "C++"), ("c#", "C#"), ("C.", None), ("C--", None)])
+def test_labels_of_signs_are_told_apart(text: str, label: str | None) -> None:
+    assert SIGNS.prediction(text) == label
+
+
+def test_exact_labels_of_which_one_begins_another_get_their_mass() -> None:
+    short = _logprobs([[("transfer", 0.9), ("other", 0.1)]])
+    long = _logprobs([[("transfer", 0.9)], [(" money", 0.8), (" it", 0.2)]])
+    assert label_probs(short, EXACT.labels, exact=True) == pytest.approx((0.9, 0.0))
+    assert label_probs(long, EXACT.labels, exact=True) == pytest.approx((0.0, 0.72))
+
+
+def test_a_script_without_spaces_needs_no_word_end() -> None:
+    task = Task(kind="classify", labels=["\u6b63\u9762", "\u8d1f\u9762"])
+    assert task.prediction("\u6b63\u9762\u7684") == "\u6b63\u9762"

@@ -1,4 +1,4 @@
-"""Mistakes in held-out rows, found before anything is asked."""
+"""Mistakes in labelled rows, found before anything is asked."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def check_labels(prompts: Sequence[Prompt], labels: Sequence[str]) -> None:
     for prompt in prompts:
         if prompt.label is not None and prompt.label not in labels:
             raise UserError(
-                f"held-out row {prompt.row_id} ({prompt.text[:60]!r}) has the label {prompt.label!r}, which the task does "
+                f"row {prompt.row_id} ({prompt.text[:60]!r}) has the label {prompt.label!r}, which the task does "
                 f"not have.{did_you_mean(prompt.label, labels)} Repair the row, or add the label to task.classify.labels."
             )
 

@@ -11,13 +11,14 @@ import os
 import time
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 from urllib.parse import urlsplit
 
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 
 from llm_distill.errors import Rejected, Unavailable, UserError, did_you_mean
+from llm_distill.plugs import SecretName
 from llm_distill.records import Completion, Logprobs, Request, content_id
 
 if TYPE_CHECKING:
@@ -82,9 +83,9 @@ class OpenAIModel:
         *,
         model: str,
         base_url: str = "https://api.openai.com/v1",
-        api_key_env: str | None = "OPENAI_API_KEY",
-        concurrency: int = 64,
-        timeout_s: float = 120.0,
+        api_key_env: SecretName | None = "OPENAI_API_KEY",
+        concurrency: Annotated[int, Field(ge=1)] = 64,
+        timeout_s: Annotated[float, Field(gt=0)] = 120.0,
         max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens",
         extra_body: dict[str, Any] | None = None,
         prices_usd: Prices | None = None,
@@ -112,11 +113,19 @@ class OpenAIModel:
 
     def preflight(self) -> None:
         """UserError when the key's environment variable is not set; called before anything is asked."""
-        if self._key_env and not os.environ.get(self._key_env):
+        if self._key_env and not self._key():
             raise UserError(
                 f"the environment variable {self._key_env} is not set; export the key of {self._base_url}, "
                 "or write `api_key_env: null` for an endpoint that needs none."
             )
+
+    def _key(self) -> str:
+        key = os.environ.get(self._key_env or "", "").strip()
+        if not key.isascii() or not key.isprintable():
+            raise UserError(
+                f"the environment variable {self._key_env} holds characters that no key has; export it again."
+            )
+        return key
 
     def _open(self) -> aiohttp.ClientSession:
         import aiohttp
@@ -124,7 +133,7 @@ class OpenAIModel:
         if self._session is None:
             headers = {"Content-Type": "application/json"}
             if self._key_env:
-                headers["Authorization"] = f"Bearer {os.environ.get(self._key_env, '')}"
+                headers["Authorization"] = f"Bearer {self._key()}"
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0),  # `ask` counts what is in flight
                 timeout=aiohttp.ClientTimeout(total=self._timeout_s),
@@ -185,8 +194,8 @@ class OpenAIModel:
         if status == 404:
             offered = await self._offered()
             raise UserError(f"{self._base_url} does not know model {self._name!r} (HTTP 404).{offered}")
-        if status == 429 and "insufficient_quota" in detail:
-            raise UserError(f"{self._base_url}: the account's quota is used up (HTTP 429 insufficient_quota).")
+        if status == 402 or (status == 429 and "insufficient_quota" in detail):
+            raise UserError(f"{self._base_url}: the account has no credit left (HTTP {status}).")
         if status in _RETRYABLE:
             raise Unavailable(f"HTTP {status}: {detail}", _seconds(retry_after))
         raise Rejected(f"HTTP {status}: {detail}")

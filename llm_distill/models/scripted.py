@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import math
 import re
+from typing import Annotated
+
+from pydantic import Field
 
 from llm_distill.errors import UserError
 from llm_distill.records import Completion, Logprobs, Request, content_id
@@ -25,7 +28,7 @@ class ScriptedModel:
         default: str = "",
         confidence: float = 0.9,
         latency_s: float = 0.0,
-        concurrency: int = 64,
+        concurrency: Annotated[int, Field(ge=1)] = 64,
         terms: str | None = None,
     ) -> None:
         try:

@@ -31,7 +31,8 @@ def build(folder: store.RunFolder) -> dict[str, Any]:
     numbers = _json(folder.file("eval/comparison.json")) or {}
     arms = {path.stem: store.read_answers(path) for path in sorted(folder.path.glob("eval/*.parquet"))}
     kept = len(store.read_table(folder.file("kept.parquet")))
-    for arm, rows in arms.items():
+    for arm in numbers.get("arms", {}):
+        rows = arms.get(arm, [])
         numbers["arms"][arm]["model"] = next((a.model for a in rows if a.model), None)
     says = recipe.get("report") or {}
     return numbers | {
@@ -50,7 +51,11 @@ def build(folder: store.RunFolder) -> dict[str, Any]:
         },
         "training": _training(folder, recipe),
         "cost": _cost({"answers": answers} | {f"evaluate {arm}": rows for arm, rows in arms.items()}),
-        "seconds": {name: stamp["seconds"] for name, stamp in record["stages"].items() if "seconds" in stamp},
+        "seconds": {
+            name: stamp["seconds"]
+            for name, stamp in record["stages"].items()
+            if "seconds" in stamp and name != "report"
+        },
         "terms": _terms(record["models"]),
         "provenance": {
             "models": record["models"],

@@ -7,7 +7,7 @@ row. A filter is a scorer with bounds: a row stays while min <= score <= max.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from llm_distill.errors import UserError
@@ -55,19 +55,15 @@ NEEDS = {"confidence": ("logprobs",), "unparsed": ("labels",)}
 class Filter:
     """A scorer with its bounds."""
 
+    name: str  # as in `score.<name>` and `dropped_by`
     plug: Plug
     min: float | None
     max: float | None
 
     @property
-    def name(self) -> str:
-        """The scorer's name, as in `score.<name>` and `dropped_by`."""
-        return self.plug.spec.name
-
-    @property
     def needs(self) -> tuple[str, ...]:
         """What must be there for the scorer to measure anything: `logprobs`, `labels`."""
-        return NEEDS.get(self.name, ())
+        return NEEDS.get(self.plug.spec.name, ())
 
     def scores(self, answers: Sequence[Answer], context: Context) -> np.ndarray:
         """One number for each answer, (n,) float64."""
@@ -89,7 +85,17 @@ class Filter:
         return np.asarray(np.isnan(scores) | ((scores >= low) & (scores <= high)))
 
 
-def bind_filter(spec: Spec, table: Mapping[str, str], reading: Reading) -> Filter:
+def bind_filters(specs: Sequence[Spec], table: Mapping[str, str], reading: Reading) -> list[Filter]:
+    """The filters of a recipe; a scorer's second use is called `<name>.2`."""
+    filters: list[Filter] = []
+    for spec in specs:
+        filter_ = _bind_filter(spec, table, reading)
+        same = sum(earlier.plug.spec.name == spec.name for earlier in filters)
+        filters.append(replace(filter_, name=f"{spec.name}.{same + 1}") if same else filter_)
+    return filters
+
+
+def _bind_filter(spec: Spec, table: Mapping[str, str], reading: Reading) -> Filter:
     """Take the bounds out of a filter entry and check the rest against its scorer."""
     knobs = dict(spec.knobs)
     bounds = {side: knobs.pop(side, None) for side in ("min", "max")}
@@ -104,4 +110,4 @@ def bind_filter(spec: Spec, table: Mapping[str, str], reading: Reading) -> Filte
         low, high = DEFAULT_BOUNDS[spec.name]
     if low is not None and high is not None and low > high:
         raise UserError(f"{spec.where}: min {low} is above max {high}, so every row would be dropped.")
-    return Filter(plug, low, high)
+    return Filter(spec.name, plug, low, high)

@@ -51,7 +51,7 @@ def exact_duplicate(answers: Sequence[Answer], *, of: Literal["prompt", "answer"
     scores = []
     for a in answers:
         key = (
-            " ".join(a.prompt.text.casefold().split()) if of != "answer" else "",
+            a.prompt.gist if of != "answer" else "",
             " ".join(a.text.casefold().split()) if of != "prompt" else "",
         )
         scores.append(float(key in seen))

@@ -39,11 +39,12 @@ def sft(
     lora_alpha: Count = 32,
     # Two passes over thousands of answers leave little to overfit; dropout costs time and blurs the loss.
     lora_dropout: Share = 0.0,
-    # Measured on the quickstart (null: 5e-4 with LoRA, which likes ten times what full training does; else 2e-5).
+    # null: 5e-4 with LoRA, which likes ten times what full training does; else 2e-5. On the quickstart (120 teacher
+    # labels, 240 rows to judge by) 2e-4, 5e-4 and 1e-3 give 88.3, 88.8 and 89.6 %: within noise of one another.
     learning_rate: Annotated[float, Field(gt=0)] | None = None,
-    # Measured on the quickstart: the second pass helps, the third no longer does.
+    # On the quickstart 1, 2 and 3 passes give 88.8 % each; the second is for tasks that are harder than two labels.
     epochs: Annotated[float, Field(gt=0)] = 2.0,
-    # Many small steps beat few large ones when rows are few; with more than 10,000 rows 32 is as good and faster.
+    # Few rows should still be many steps (16 did as well on the quickstart); a GPU with 10,000 rows wants more.
     batch_size: Count = 8,
     # For a GPU too small for the batch: 4 with batch_size 2 takes the same steps as 1 with 8.
     gradient_accumulation: Count = 1,
@@ -186,7 +187,7 @@ class _Curve:
         self._trained = [trained[min(step * per_step, len(order)) - 1] for step in range(1, self.steps + 1)]
         self._epochs_a_step, self._epochs = per_step / len(rows), len(order) / len(rows)
         self._job, self._path = job, job.out / "metrics.jsonl"
-        kept = self._path.read_text("utf-8").splitlines()[:done] if done else []
+        kept = self._path.read_text("utf-8").splitlines()[:done] if done and self._path.exists() else []
         self._path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
         self._begun = time.monotonic() - (json.loads(kept[-1])["seconds"] if kept else 0.0)
 
@@ -211,9 +212,10 @@ def reading_order(lengths: Sequence[int], batch_size: int, epochs: float, seed: 
     """
     draw = random.Random(seed)
     order: list[int] = []
-    while len(order) < round(len(lengths) * epochs):
+    reads = max(1, round(len(lengths) * epochs))
+    while len(order) < reads:
         order += draw.sample(range(len(lengths)), len(lengths))
-    del order[round(len(lengths) * epochs) :]
+    del order[reads:]
     mixed: list[int] = []
     pool = batch_size * min(_POOL_BATCHES, max(1, len(lengths) // batch_size))
     for start in range(0, len(order), pool):

@@ -248,7 +248,7 @@ def test_rows_of_like_length_share_a_batch() -> None:
     assert longest != sorted(longest)
 
 
-@pytest.mark.parametrize(("rows", "epochs", "expected"), [(1, 1, 1), (3, 2, 6), (9, 0.5, 4), (8, 1, 8), (17, 1, 17)])
+@pytest.mark.parametrize(("rows", "epochs", "expected"), [(1, 0.1, 1), (3, 2, 6), (9, 0.5, 4), (8, 1, 8), (17, 1, 17)])
 def test_few_rows_are_read_as_often_as_asked(rows: int, epochs: float, expected: int) -> None:
     order = reading_order([10] * rows, 8, epochs, seed=0)
     assert len(order) == expected

@@ -1,0 +1,59 @@
+"""What a run is made of: models, versions, commit. Written before its first stage, printed in its report."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from platform import python_version
+
+from llm_distill import __version__, store
+from llm_distill.stages import Run
+
+#: What provenance names, where it is installed.
+PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "aiohttp", "numpy", "pyarrow")
+
+
+def describe(job: Run, roles: Sequence[str]) -> None:
+    """Write what this run is asked to be and with what it is done, and find what would stop it later.
+
+    Every model of `roles` is made, which loads nothing, so that a missing key stops us before the first cent.
+    """
+    plan, folder = job.plan, job.folder
+    models = {role: {"plug": plug.spec.name, **plug.spec.knobs} for role, plug in plan.models.items()}
+    for role in (role for role in roles if role in models):
+        model = job.model(role)
+        model.preflight()
+        models[role]["identity"] = model.identity
+    shutil.copyfile(plan.path, folder.file("recipe.yaml"))
+    store.write_json(folder.file("recipe.resolved.json"), plan.raw)
+    folder.record |= {
+        "recipe": plan.name,
+        "digest": plan.digest,
+        "seed": plan.seed,
+        "versions": {"llm_distill": __version__, "python": python_version()} | _versions(),
+        "models": models,
+        "git": _git(plan.path.resolve().parent),
+    }
+    folder.save()
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _git(folder: Path) -> str | None:
+    """The commit that the recipe stands in, if it stands in one."""
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=False)  # noqa: S607
+    except OSError:
+        return None
+    return done.stdout.strip() or None
