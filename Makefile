@@ -22,6 +22,7 @@ help:
 
 $(ASSETS): .venv/installed data/quickstart/prepare.py data/quickstart/assets.yaml
 	$(BIN)/python data/quickstart/prepare.py
+	$(BIN)/llm-distill fetch jobs/quickstart.yaml
 	touch $@
 
 setup: $(ASSETS)
@@ -29,6 +30,8 @@ setup: $(ASSETS)
 quickstart: setup
 	$(BIN)/llm-distill run jobs/quickstart.yaml
 
+# Two processes with torch on few cores slow each other down manifold while they spin.
+test: export OMP_WAIT_POLICY = PASSIVE
 test: setup
 	$(BIN)/python -m pytest
 

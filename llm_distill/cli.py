@@ -137,6 +137,16 @@ def check(recipe: RecipeArg, overrides: Overrides = None, as_json: AsJson = Fals
 
 
 @app.command()
+def fetch(recipe: RecipeArg, overrides: Overrides = None) -> None:
+    """Make a recipe's models ready: find or download weights, check hashes, convert .gguf files. Asks nobody."""
+    from llm_distill.recipe import load
+
+    for role, plug in load(recipe, overrides or ()).models.items():
+        plug().preflight()
+        print(f"{role}: ready")
+
+
+@app.command()
 def runs(workspace: Workspace = Path("data"), as_json: AsJson = False) -> None:
     """List the runs of a workspace."""
     found = []

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from llm_distill import store
@@ -229,7 +230,7 @@ def evaluate(run: Run) -> Outcome:
         if task.few_shot:
             arms["base_few_shot"] = run.model("student"), task.few_shot
     if plan.trainer:
-        arms["student"] = run.model("student", adapter=str(run.folder.file("student"))), task.student_view
+        arms["student"] = run.model("student", **trained(run.folder.file("student"))), task.student_view
     arms["teacher"] = run.model("teacher"), task.teacher_view
     answers: dict[str, list[Answer]] = {}
     for arm, (model, view) in arms.items():
@@ -245,6 +246,13 @@ def evaluate(run: Run) -> Outcome:
     store.write_json(run.folder.file("eval/comparison.json"), numbers)
     owed = sum(a.status == "failed" for rows in answers.values() for a in rows)
     return Outcome(len(prompts), len(prompts), owed)
+
+
+def trained(student: Path) -> dict[str, Any]:
+    """The knobs that load what training wrote: an adapter for its base, or a whole model."""
+    if (student / "adapter_config.json").exists():
+        return {"adapter": str(student)}
+    return {"model": str(student), "sha256": None, "revision": None}
 
 
 def write_report(run: Run) -> Outcome:
