@@ -158,8 +158,8 @@ class _Asking:
                 budget, spent, least, unit = usd if over_usd else tokens
                 self._stop(
                     FellShort(
-                        f"the budget of {budget:g} {unit} is reached: {spent:.6g} spent, and the next request may take "
-                        f"{least:.6g}; raise it and run again to go on."
+                        f"the budget of {budget:,} {unit} is reached: {round(spent, 6):,} spent, and the next request may "
+                        f"take {round(least, 6):,}; raise it and run again to go on."
                     )
                 )
                 return
