@@ -62,7 +62,7 @@ class Screen:
 
     def say(self, line: str) -> None:
         """Print one line above the bar."""
-        self._console.print(Text("           " + line.replace("\n", "\n           ")))
+        self._console.print(Text("           " + line.replace("\n", "\n           ")), soft_wrap=True)
 
 
 def _short(value: Any) -> str:
