@@ -60,10 +60,10 @@ class Run:
     def model(self, role: str, **knobs: Any) -> Model:
         """The model of a role, with some knobs of its own (a student's adapter)."""
         plug = self.plan.models[role]
-        name = f"{role}{sorted(knobs.items())}"
+        settings = plug.knobs | knobs
+        name = f"{plug.spec.name}{sorted(settings.items())}"  # roles with equal settings share one
         if name not in self.models:
-            same = next((m for r, m in self.models.items() if not knobs and self._equal(r, plug)), None)
-            self.models[name] = same or plug.function(**plug.knobs | knobs)
+            self.models[name] = plug.function(**settings)
         return self.models[name]
 
     def make_room(self, model: Model | None = None) -> None:
@@ -71,10 +71,6 @@ class Run:
         for other in self.models.values():
             if other is not model:
                 other.unload()
-
-    def _equal(self, name: str, plug: Any) -> bool:
-        role = name.removesuffix("[]")
-        return name.endswith("[]") and self.plan.models[role].spec == plug.spec
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,13 @@ def _job(desk: Desk, **keys: Any) -> Path:
     return desk.recipe(**settings | keys)
 
 
+def _priced_job(desk: Desk, api: MockApi) -> Path:
+    """A job whose every answer costs half a cent."""
+    prices = {"prompt": 1000, "completion": 1000}
+    knobs = {"model": "mock-large", "base_url": api.url, "api_key_env": None, "prices_usd": prices}
+    return _job(desk, models={"teacher": {"openai_api": knobs}}, held_out=None, evaluate=None)
+
+
 def test_every_row_is_accounted_for(desk: Desk) -> None:
     summary = desk.run(_job(desk))
     assert summary["status"] == "done"
@@ -156,13 +163,7 @@ def test_beyond_max_failed_the_run_falls_short(desk: Desk, api: MockApi) -> None
 
 
 def test_a_budget_stops_the_run_and_keeps_everything(desk: Desk, api: MockApi) -> None:
-    knobs = {
-        "model": "mock-large",
-        "base_url": api.url,
-        "api_key_env": None,
-        "prices_usd": {"prompt": 1000, "completion": 1000},
-    }
-    recipe = _job(desk, models={"teacher": {"openai_api": knobs}}, held_out=None, evaluate=None)
+    recipe = _priced_job(desk, api)
     summary = desk.run(recipe, "-s", "answers.budget_usd=0.2", code=1)
     assert summary["cost_usd"] <= 0.2
     assert summary["answered"] > 0
@@ -305,13 +306,7 @@ def test_a_new_title_or_another_resampling_makes_no_student_again(desk: Desk) ->
 
 
 def test_a_raised_budget_goes_on_and_does_not_begin_again(desk: Desk, api: MockApi) -> None:
-    knobs = {
-        "model": "mock-large",
-        "base_url": api.url,
-        "api_key_env": None,
-        "prices_usd": {"prompt": 1000, "completion": 1000},
-    }
-    recipe = _job(desk, models={"teacher": {"openai_api": knobs}}, held_out=None, evaluate=None)
+    recipe = _priced_job(desk, api)
     spent = []
     for budget in (0.2, 0.22, 0.24):
         desk.run(recipe, "-s", f"answers.budget_usd={budget}", code=1)
