@@ -19,8 +19,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from llm_distill import templates
+from llm_distill.logprobs import Logprobs
 from llm_distill.plugs import InputFile
-from llm_distill.records import Answer, Entry, Logprobs, Message, Prompt
+from llm_distill.records import Answer, Entry, Message, Prompt
 from llm_distill.seeds import read_rows
 
 _LEADING = re.compile(r"^[\s\W_]+")

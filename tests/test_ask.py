@@ -135,7 +135,7 @@ def test_too_many_failures_stop_the_asking(api: MockApi, tmp_path: Path) -> None
 
 
 def test_logprobs_come_back_with_bytes(api: MockApi, tmp_path: Path) -> None:
-    from llm_distill.records import Logprobs
+    from llm_distill.logprobs import Logprobs
 
     api.faults["row 1"] = ["null_logprob"]
     _, entries = ask_mock(api, tmp_path, PROMPTS[:2], sampling=Sampling(max_tokens=8, top_logprobs=2))

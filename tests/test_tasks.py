@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_distill.records import Entry, Logprobs, Message, Status, make_prompt
+from llm_distill.logprobs import Logprobs
+from llm_distill.records import Entry, Message, Status, make_prompt
 from llm_distill.tasks import Task, label_probs
 
 TASK = Task(kind="classify", labels=["positive", "negative"])

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from llm_distill.errors import Rejected
+from llm_distill.logprobs import Logprobs
 from llm_distill.models.batches import by_beginning, common_length
 from llm_distill.models.vocabulary import Vocabulary
-from llm_distill.records import Completion, Logprobs, Message, Request, Sampling
+from llm_distill.records import Completion, Message, Request, Sampling
 
 #: Beginnings kept between batches: a recipe asks with a few prompt variants at a time, and each costs GPU memory.
 _KEPT = 4

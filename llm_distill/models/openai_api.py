@@ -6,7 +6,6 @@ is cut in the middle escapes its retries. Errors are told apart here; `ask` deci
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from datetime import UTC, datetime
@@ -18,15 +17,15 @@ import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 
 from llm_distill.errors import Rejected, Unavailable, UserError, did_you_mean
+from llm_distill.models import wire
 from llm_distill.plugs import SecretName
-from llm_distill.records import Completion, Logprobs, Request, content_id
+from llm_distill.records import Completion, Request, content_id
 
 if TYPE_CHECKING:
     import aiohttp
 
 #: Worth another try: time-outs, conflicts, rate limits and the server's own troubles (529: overloaded).
 _RETRYABLE = {408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529}
-_DETAIL = 300  # characters of a server's message that a reason keeps
 
 
 class Prices(BaseModel):
@@ -35,44 +34,6 @@ class Prices(BaseModel):
     model_config = ConfigDict(extra="forbid")
     prompt: float = Field(ge=0)
     completion: float = Field(ge=0)
-
-
-class _Alternative(msgspec.Struct, gc=False):  # top-20 of 80 tokens are 1,680 of these an answer
-    token: str
-    logprob: float | None
-    bytes: msgspec.Raw = msgspec.Raw(b"null")  # parsed only where the text cannot say it
-
-
-class _Token(_Alternative, gc=False):
-    top_logprobs: list[_Alternative] = []
-
-
-class _TokenLogprobs(msgspec.Struct):
-    content: list[_Token] | None = None
-
-
-class _Message(msgspec.Struct):
-    content: str | None = None
-    refusal: str | None = None
-
-
-class _Choice(msgspec.Struct):
-    message: _Message
-    finish_reason: str | None = None
-    logprobs: _TokenLogprobs | None = None
-
-
-class _Usage(msgspec.Struct):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-
-
-class _Body(msgspec.Struct):
-    choices: list[_Choice] = []
-    usage: _Usage | None = None
-    model: str | None = None
-    system_fingerprint: str | None = None
-    error: Any = None
 
 
 class OpenAIModel:
@@ -109,7 +70,6 @@ class OpenAIModel:
         )
         self._timeout_s, self._max_tokens_field = timeout_s, max_tokens_field
         self._session: aiohttp.ClientSession | None = None
-        self._decode = msgspec.json.Decoder(_Body).decode
 
     def preflight(self) -> None:
         """UserError when the key's environment variable is not set; called before anything is asked."""
@@ -158,7 +118,8 @@ class OpenAIModel:
         start = time.perf_counter()
         try:
             url = f"{self._base_url}/chat/completions"
-            async with self._open().post(url, data=msgspec.json.encode(self._payload(request))) as response:
+            body = msgspec.json.encode(wire.payload(request, self._name, self._max_tokens_field) | self._extra)
+            async with self._open().post(url, data=body) as response:
                 body = await response.read()
         except TimeoutError:
             raise Unavailable(f"no answer within {self._timeout_s:g} s") from None
@@ -166,28 +127,10 @@ class OpenAIModel:
             raise Unavailable(f"connection: {type(error).__name__}") from None
         if response.status != 200:
             await self._refused(response.status, response.headers.get("Retry-After"), body)
-        return self._completion(body, time.perf_counter() - start)
-
-    def _payload(self, request: Request) -> dict[str, Any]:
-        sampling = request.sampling
-        payload: dict[str, Any] = {
-            "model": self._name,
-            "messages": request.messages,
-            "temperature": sampling.temperature,
-            self._max_tokens_field: sampling.max_tokens,
-        }
-        if sampling.top_p != 1.0:
-            payload["top_p"] = sampling.top_p
-        if sampling.stop:
-            payload["stop"] = sampling.stop
-        if sampling.seed is not None:
-            payload["seed"] = sampling.seed + request.sample
-        if sampling.top_logprobs is not None:
-            payload |= {"logprobs": True, "top_logprobs": sampling.top_logprobs}
-        return payload | self._extra
+        return wire.completion(body, time.perf_counter() - start)
 
     async def _refused(self, status: int, retry_after: str | None, body: bytes) -> NoReturn:
-        detail = _detail(body)
+        detail = wire.detail(body)
         if status in (401, 403):
             key = f"the key in {self._key_env}" if self._key_env else "a request without a key (api_key_env is null)"
             raise UserError(f"{self._base_url} refuses {key}: HTTP {status}.")
@@ -210,74 +153,6 @@ class OpenAIModel:
         except (aiohttp.ClientError, OSError, msgspec.MsgspecError, LookupError, TypeError):
             return " Is base_url right? It usually ends in /v1."
         return did_you_mean(self._name, names)
-
-    def _completion(self, body: bytes, seconds: float) -> Completion:
-        try:
-            answer = self._decode(body)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
-            raise Unavailable("the body is not a whole chat completion" if body else "empty body") from None
-        if not answer.choices:
-            raise Unavailable(f"no choices: {_detail(body)}")
-        choice, usage = answer.choices[0], answer.usage or _Usage()
-        text = choice.message.content or ""
-        if not text and not choice.message.refusal and choice.finish_reason in (None, "stop"):
-            raise Unavailable("empty answer")  # happens under load, also with HTTP 200
-        return Completion(
-            text=text,
-            finish_reason=choice.finish_reason or "stop",
-            prompt_tokens=usage.prompt_tokens,
-            completion_tokens=usage.completion_tokens,
-            model=answer.model or self._name,
-            fingerprint=answer.system_fingerprint,
-            refusal=choice.message.refusal,
-            logprobs=_logprobs(choice.logprobs),
-            seconds=seconds,
-        )
-
-
-def _logprobs(given: _TokenLogprobs | None) -> Logprobs | None:
-    """By column; None as soon as one chosen token has no finite logprob, for a partly known row would mislead."""
-    if given is None or not given.content:
-        return None
-    import numpy as np
-
-    chosen = [t.logprob for t in given.content]
-    if any(p is None or math.isnan(p) for p in chosen):
-        return None
-    tops = [[a for a in t.top_logprobs if a.logprob is not None] for t in given.content]
-    table = np.full((len(tops), max(map(len, tops))), -np.inf, dtype=np.float32)
-    for row, top in zip(table, tops, strict=True):
-        row[: len(top)] = [a.logprob for a in top]
-    return Logprobs(
-        tokens=[_bytes(t) for t in given.content],
-        logprobs=np.array(chosen, dtype=np.float32),
-        top_tokens=[[_bytes(a) for a in top] for top in tops],
-        top_logprobs=table,
-    )
-
-
-def _bytes(token: _Alternative) -> bytes:
-    r"""A token's bytes. Only a piece of a character differs from its text, shown as U+FFFD or `bytes:\xe2`."""
-    text = token.token
-    if "\ufffd" in text or text.startswith("bytes:"):
-        given = msgspec.json.decode(token.bytes, type=list[int] | None)
-        if given is not None:
-            return bytes(given)
-    return text.encode()
-
-
-def _detail(body: bytes) -> str:
-    """A server's own words about an error, cut short."""
-    try:
-        error = msgspec.json.decode(body)["error"]
-        text = (
-            f"{error.get('code') or error.get('type') or ''} {error['message']}"
-            if isinstance(error, dict)
-            else str(error)
-        )
-    except (msgspec.MsgspecError, LookupError, TypeError, UnicodeDecodeError):
-        text = body[:_DETAIL].decode("utf-8", "replace")
-    return " ".join(text.split())[:_DETAIL]
 
 
 def _seconds(retry_after: str | None) -> float | None:

@@ -10,7 +10,8 @@ from typing import Annotated
 from pydantic import Field
 
 from llm_distill.errors import UserError
-from llm_distill.records import Completion, Logprobs, Request, content_id
+from llm_distill.logprobs import Logprobs
+from llm_distill.records import Completion, Request, content_id
 
 
 class ScriptedModel:

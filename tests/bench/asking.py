@@ -20,7 +20,7 @@ from zlib import crc32
 import aiohttp
 import msgspec
 
-from llm_distill.models.openai_api import _Body
+from llm_distill.models.wire import Body
 
 PORT = 8123
 LATENCY_S = 0.25
@@ -37,7 +37,7 @@ def prompts(n: int) -> list[str]:
 
 async def floor(n: int, in_flight: int, top: int, out: Path) -> None:
     """The least: ask, parse, append."""
-    decode = msgspec.json.Decoder(_Body).decode
+    decode = msgspec.json.Decoder(Body).decode
     gate = asyncio.Semaphore(in_flight)
     extra = {"logprobs": True, "top_logprobs": top} if top else {}
     with out.open("wb") as file:

@@ -1,0 +1,145 @@
+"""The wire format of OpenAI-compatible chat completions: requests out, completions in, as msgspec structs."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import msgspec
+
+from llm_distill.errors import Unavailable
+from llm_distill.logprobs import Logprobs
+from llm_distill.records import Completion, Request
+
+_DETAIL = 300  # characters of a server's message that a reason keeps
+
+
+class _Alternative(msgspec.Struct, gc=False):  # top-20 of 80 tokens are 1,680 of these an answer
+    token: str
+    logprob: float | None
+    bytes: msgspec.Raw = msgspec.Raw(b"null")  # parsed only where the text cannot say it
+
+
+class _Token(_Alternative, gc=False):
+    top_logprobs: list[_Alternative] = []
+
+
+class _TokenLogprobs(msgspec.Struct):
+    content: list[_Token] | None = None
+
+
+class _Message(msgspec.Struct):
+    content: str | None = None
+    refusal: str | None = None
+
+
+class _Choice(msgspec.Struct):
+    message: _Message
+    finish_reason: str | None = None
+    logprobs: _TokenLogprobs | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
+class Body(msgspec.Struct):
+    choices: list[_Choice] = []
+    usage: _Usage | None = None
+    model: str | None = None
+    system_fingerprint: str | None = None
+    error: Any = None
+
+
+_decode = msgspec.json.Decoder(Body).decode
+
+
+def payload(request: Request, model: str, max_tokens_field: str) -> dict[str, Any]:
+    """The body of a request, without an endpoint's extras."""
+    sampling = request.sampling
+    body: dict[str, Any] = {
+        "model": model,
+        "messages": request.messages,
+        "temperature": sampling.temperature,
+        max_tokens_field: sampling.max_tokens,
+    }
+    if sampling.top_p != 1.0:
+        body["top_p"] = sampling.top_p
+    if sampling.stop:
+        body["stop"] = sampling.stop
+    if sampling.seed is not None:
+        body["seed"] = sampling.seed + request.sample
+    if sampling.top_logprobs is not None:
+        body |= {"logprobs": True, "top_logprobs": sampling.top_logprobs}
+    return body
+
+
+def completion(body: bytes, seconds: float = 0.0) -> Completion:
+    """A whole chat completion. Unavailable when it is cut, empty or none at all, which happens under load."""
+    try:
+        answer = _decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        raise Unavailable("the body is not a whole chat completion" if body else "empty body") from None
+    if not answer.choices:
+        raise Unavailable(f"no choices: {detail(body)}")
+    choice, usage = answer.choices[0], answer.usage or _Usage()
+    text = choice.message.content or ""
+    if not text and not choice.message.refusal and choice.finish_reason in (None, "stop"):
+        raise Unavailable("empty answer")
+    return Completion(
+        text=text,
+        finish_reason=choice.finish_reason or "stop",
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        model=answer.model or "",
+        fingerprint=answer.system_fingerprint,
+        refusal=choice.message.refusal,
+        logprobs=_logprobs(choice.logprobs),
+        seconds=seconds,
+    )
+
+
+def _logprobs(given: _TokenLogprobs | None) -> Logprobs | None:
+    """By column; None as soon as one chosen token has no finite logprob, for a partly known row would mislead."""
+    if given is None or not given.content:
+        return None
+    import numpy as np
+
+    chosen = [t.logprob for t in given.content]
+    if any(p is None or math.isnan(p) for p in chosen):
+        return None
+    tops = [[a for a in t.top_logprobs if a.logprob is not None] for t in given.content]
+    table = np.full((len(tops), max(map(len, tops))), -np.inf, dtype=np.float32)
+    for row, top in zip(table, tops, strict=True):
+        row[: len(top)] = [a.logprob for a in top]
+    return Logprobs(
+        tokens=[_bytes(t) for t in given.content],
+        logprobs=np.array(chosen, dtype=np.float32),
+        top_tokens=[[_bytes(a) for a in top] for top in tops],
+        top_logprobs=table,
+    )
+
+
+def _bytes(token: _Alternative) -> bytes:
+    r"""A token's bytes. Only a piece of a character differs from its text, shown as U+FFFD or `bytes:\xe2`."""
+    text = token.token
+    if "\ufffd" in text or text.startswith("bytes:"):
+        given = msgspec.json.decode(token.bytes, type=list[int] | None)
+        if given is not None:
+            return bytes(given)
+    return text.encode()
+
+
+def detail(body: bytes) -> str:
+    """A server's own words about an error, cut short."""
+    try:
+        error = msgspec.json.decode(body)["error"]
+        text = (
+            f"{error.get('code') or error.get('type') or ''} {error['message']}"
+            if isinstance(error, dict)
+            else str(error)
+        )
+    except (msgspec.MsgspecError, LookupError, TypeError, UnicodeDecodeError):
+        text = body[:_DETAIL].decode("utf-8", "replace")
+    return " ".join(text.split())[:_DETAIL]
