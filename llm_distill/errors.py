@@ -35,12 +35,21 @@ class Interrupted(DistillError):
 class Unavailable(DistillError):
     """A failure that may pass (429, 5xx, a reset, a cut body).
 
-    `retry_after_s` is the wait in seconds that the server asked for, if it did.
+    retry_after_s: the wait in seconds that the server asked for. crowded: it turned us away because of load.
+    billed: the provider may have done the work all the same; usage: (prompt, completion) tokens of it, if it said so.
     """
 
-    def __init__(self, reason: str, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self,
+        reason: str,
+        retry_after_s: float | None = None,
+        *,
+        crowded: bool = False,
+        billed: bool = False,
+        usage: tuple[int, int] | None = None,
+    ) -> None:
         super().__init__(reason)
-        self.retry_after_s = retry_after_s
+        self.retry_after_s, self.crowded, self.billed, self.usage = retry_after_s, crowded, billed, usage
 
 
 class Rejected(DistillError):

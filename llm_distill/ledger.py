@@ -1,18 +1,19 @@
 """The ledger: what was asked, answered and paid, shared by every run and process of a workspace.
 
 One row a request, keyed by its content. A row is claimed before it is asked and settled when its answer is on disk, so
-two processes never pay for the same question and a crash loses at most what was in flight. SQLite in WAL mode by
-default (`synchronous=FULL`: a commit survives power loss), any SQLAlchemy URL such as PostgreSQL's otherwise.
+two processes never pay for the same question and a crash loses at most what was in flight. Claiming also reserves, on
+the accounts of its run and periods, the most that the request may cost; settling puts what it did cost in its place. A
+process that dies leaves its reservations where they are: the provider may have billed what nobody could receive.
+
+SQLite in WAL mode by default (`synchronous=FULL`: a commit survives power loss), or any PostgreSQL by SQLAlchemy URL.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import socket
-import sqlite3
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,78 +23,33 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from llm_distill.errors import UserError
+from llm_distill import ledger_tables as tables
+from llm_distill.ledger_tables import ACCOUNTS, REQUESTS
+from llm_distill.limits import NANO, Budget, Charge, Per
 from llm_distill.records import Entry, Request
-
-_META = sa.MetaData()
-_REQUESTS = sa.Table(
-    "requests",
-    _META,
-    sa.Column("key", sa.String(32), primary_key=True),
-    sa.Column("model", sa.Text, nullable=False),  # the model's identity
-    sa.Column("request", sa.LargeBinary, nullable=False),  # messages, sampling, sample index, as JSON
-    sa.Column("run", sa.Text, nullable=False),  # the run that paid
-    sa.Column("owner", sa.Text),  # the process that is asking now
-    sa.Column("lease_until", sa.Float),  # seconds since the epoch
-    sa.Column("status", sa.Text),  # null while it is claimed
-    sa.Column("reason", sa.Text),
-    sa.Column("text", sa.Text),
-    sa.Column("finish_reason", sa.Text),
-    sa.Column("prompt_tokens", sa.Integer),
-    sa.Column("completion_tokens", sa.Integer),
-    sa.Column("cost_usd", sa.Float),
-    sa.Column("attempts", sa.Integer),
-    sa.Column("served_model", sa.Text),
-    sa.Column("fingerprint", sa.Text),
-    sa.Column("terms", sa.Text),
-    sa.Column("seconds", sa.Float),
-    sa.Column("charged_usd", sa.Float),
-    sa.Column("charged_tokens", sa.Integer),
-    sa.Column("logprobs", sa.LargeBinary),
-)
-_FORMAT = sa.Table("format", _META, sa.Column("version", sa.Integer, primary_key=True))
-_VERSION = 1
 
 #: A claim whose owner has not renewed it for this long is free again; long enough for a machine that swaps.
 LEASE_S = 30.0
 #: SQLite allows 32,766 variables a statement and plans long IN lists well up to about this size.
 _CHUNK = 500
 
-
-_FIELDS = Entry.__struct_fields__
 _JSON = msgspec.json.Encoder()
+_ENTRY = msgspec.json.Decoder(Entry).decode
 
 
 class Claims(msgspec.Struct):
-    """What became of a chunk of keys: `mine` to ask, `settled` already answered, `busy` with another live process."""
+    """What became of a chunk of keys.
 
-    mine: list[str]
-    settled: list[str]
-    busy: list[str]
+    mine: to be asked by us; settled: already answered; busy: another live process asks; over: what no budget has room
+    for now, with the budget that refused the first of them and what its account holds.
+    """
 
-
-def _transactional(engine: sa.Engine) -> None:
-    """Make SQLite take its write lock at BEGIN, so that what a claim reads is still true when it writes."""
-
-    @sa.event.listens_for(engine, "connect")
-    def _connect(connection: Any, _record: Any) -> None:
-        connection.isolation_level = None
-        connection.execute("PRAGMA busy_timeout=60000")
-        until = time.monotonic() + 60
-        while True:  # the change to WAL is refused at once while another process makes it, whatever the time-out
-            try:
-                connection.execute("PRAGMA journal_mode=WAL")
-                break
-            except sqlite3.OperationalError:
-                if time.monotonic() > until:
-                    raise
-                time.sleep(0.02)
-        connection.execute("PRAGMA synchronous=FULL")
-
-    @sa.event.listens_for(engine, "begin")
-    def _begin(connection: sa.Connection) -> None:
-        reading = connection.get_execution_options().get("reading")
-        connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
+    mine: list[str] = []
+    settled: list[str] = []
+    busy: list[str] = []
+    over: list[str] = []
+    refused: Budget | None = None
+    held: Charge = Charge()
 
 
 class Ledger:
@@ -102,89 +58,113 @@ class Ledger:
     lease_s = LEASE_S
 
     def __init__(self, url: str | Path) -> None:
-        try:
-            if isinstance(url, Path):
-                url.parent.mkdir(parents=True, exist_ok=True)
-                address = sa.URL.create("sqlite", database=str(url))
-            else:
-                address = sa.make_url(url)
-            self._engine = sa.create_engine(address)
-            if self._engine.dialect.name == "sqlite":
-                _transactional(self._engine)
-            with self._engine.begin() as db:
-                _META.create_all(db)
-                version = db.scalar(sa.select(_FORMAT.c.version))
-                if version is None:
-                    db.execute(_FORMAT.insert().values(version=_VERSION))
-        except (sa.exc.SQLAlchemyError, ImportError, OSError, ValueError) as error:
-            why = " ".join(str(getattr(error, "orig", None) or error).split())
-            raise UserError(f"ledger: cannot open {_shown(url)}: {why}.") from None
-        if version not in (None, _VERSION):
-            raise UserError(f"ledger: format {version} was made by another llm-distill; this one reads {_VERSION}.")
+        self._engine = tables.connect(url)
         insert = postgresql.insert if self._engine.dialect.name == "postgresql" else sqlite.insert
-        self._insert = insert(_REQUESTS).on_conflict_do_nothing(index_elements=["key"])
-        self._retake = _REQUESTS.update().where(_REQUESTS.c.key == sa.bindparam("_key"))
-        self._retake = self._retake.values(
-            {name: sa.bindparam(name) for name in ("run", "owner", "lease_until")} | {"status": None}
-        )
-        self.owner = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}"
-        unanswered = sa.or_(_REQUESTS.c.status.is_(None), _REQUESTS.c.status == "failed")
-        self._settle = (
-            _REQUESTS.update()
-            .where(_REQUESTS.c.key == sa.bindparam("_key"), unanswered)  # an answer that came first stays
+        self._insert = insert(REQUESTS).on_conflict_do_nothing(index_elements=["key"]).returning(REQUESTS.c.key)
+        self._open_account = insert(ACCOUNTS).on_conflict_do_nothing(index_elements=["name"])
+        self._charge = (
+            ACCOUNTS.update()
+            .where(ACCOUNTS.c.name == sa.bindparam("_name"))
             .values(
-                {name: sa.bindparam(name) for name in _FIELDS if name != "key"} | {"owner": None, "lease_until": None}
+                nano_usd=ACCOUNTS.c.nano_usd + sa.bindparam("_nano_usd"),
+                tokens=ACCOUNTS.c.tokens + sa.bindparam("_tokens"),
             )
         )
+        claim: dict[str, Any] = {name: sa.bindparam(name) for name in ("run", "owner", "lease_until", "asked_at")}
+        self._retake = REQUESTS.update().where(REQUESTS.c.key == sa.bindparam("_key")).values(claim | {"status": None})
+        answer = ("status", "entry", "logprobs", "nano_usd", "tokens", "answered_at")
+        unanswered = sa.or_(REQUESTS.c.status.is_(None), REQUESTS.c.status == "failed")
+        self._settle = (
+            REQUESTS.update()
+            .where(REQUESTS.c.key == sa.bindparam("_key"), unanswered)  # an answer that came first stays
+            .values({name: sa.bindparam(name) for name in answer} | {"owner": None, "lease_until": None})
+        )
+        self.owner = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}"
 
     @contextmanager
     def _transaction(self, *, reading: bool = False) -> Iterator[sa.Connection]:
         """A transaction; a full disk is an OSError here too."""
-        try:
-            with self._engine.execution_options(reading=reading).begin() as db:
-                yield db
-        except sa.exc.OperationalError as error:
-            if getattr(error.orig, "sqlite_errorname", "") in ("SQLITE_FULL", "SQLITE_IOERR_WRITE"):
-                raise OSError(errno.ENOSPC, "no room for the ledger", str(self._engine.url.database)) from None
-            raise
+        with tables.full_disk_is_an_os_error(), self._engine.execution_options(reading=reading).begin() as db:
+            yield db
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close every connection."""
         self._engine.dispose()
 
-    def claim(self, run: str, model: str, requests: Mapping[str, Request]) -> Claims:
-        """Take what nobody has answered or is asking. Failed requests, and those of dead processes, are free again."""
-        claims = Claims([], [], [])
+    def claim(
+        self,
+        run: str,
+        model: str,
+        requests: Mapping[str, Request],
+        reserve: Mapping[str, Charge] | None = None,
+        accounts: Mapping[Per, str] | None = None,
+        budgets: Sequence[Budget] = (),
+    ) -> Claims:
+        """Take what is owed and nobody else is asking, as far as every budget has room for what it may cost.
+
+        reserve: key -> the most that a request may cost. accounts: period -> account to charge (`limits.accounts`).
+        """
+        reserve, accounts = reserve or {}, accounts or {"run": run}
+        claims = Claims()
         with self._transaction() as db:
-            for keys in _chunks(list(requests)):
-                held = self._held(db, keys)
-                again = []
-                for key, row in held.items():
-                    if row.status not in (None, "failed"):
-                        claims.settled.append(key)
-                    elif row.status is None and self._alive(row.owner, row.lease_until):
-                        claims.busy.append(key)
-                    else:
-                        again.append(key)
-                mark = {"run": run, "owner": self.owner, "lease_until": time.time() + LEASE_S}
-                if again:
-                    db.execute(self._retake, [{"_key": key, **mark} for key in again])
-                    claims.mine += again
-                new = [key for key in keys if key not in held]
-                if new:
-                    rows = [{"key": k, "model": model, "request": _JSON.encode(requests[k]), **mark} for k in new]
-                    db.execute(self._insert, rows)
-                    # On PostgreSQL another process may have come first between the look and the insert.
-                    ours = {k for k, row in self._held(db, new).items() if row.owner == self.owner}
-                    claims.mine += [key for key in new if key in ours]
-                    claims.busy += [key for key in new if key not in ours]
+            held_by = self._accounts(db, accounts)  # first, so that claims of one account wait for each other here
+            keys = list(requests)
+            known = {row.key: row for chunk in _chunks(keys) for row in self._known(db, chunk)}
+            again: list[str] = []
+            new: list[str] = []
+            total = Charge()
+            for key in keys:
+                row = known.get(key)
+                if row is not None and row.status not in (None, "failed"):
+                    claims.settled.append(key)
+                elif row is not None and row.status is None and self._alive(row.owner, row.lease_until):
+                    claims.busy.append(key)
+                else:
+                    cost = reserve.get(key, Charge())
+                    refused = None if claims.over else _refusing(budgets, held_by, total + cost)
+                    if claims.over or refused:
+                        claims.over.append(key)
+                        if refused:
+                            claims.refused, claims.held = refused, held_by[refused.per] + total
+                        continue
+                    total += cost
+                    (new if row is None else again).append(key)
+            now = time.time()
+            mark = {"run": run, "owner": self.owner, "lease_until": now + LEASE_S, "asked_at": now}
+            if again:
+                db.execute(self._retake, [{"_key": key, **mark} for key in sorted(again)])
+            if new:
+                rows = [{"key": k, "model": model, "request": _JSON.encode(requests[k]), **mark} for k in sorted(new)]
+                ours = set(db.scalars(self._insert, rows))
+                # On PostgreSQL another process may have come first between the look and the insert.
+                claims.busy += [key for key in new if key not in ours]
+                new = [key for key in new if key in ours]
+            mine = {*again, *new}
+            claims.mine = [key for key in keys if key in mine]
+            self._add(db, accounts, [reserve.get(key, Charge()) for key in claims.mine])
         return claims
 
-    def _held(self, db: sa.Connection, keys: Sequence[str]) -> dict[str, Any]:
-        columns = (_REQUESTS.c.key, _REQUESTS.c.status, _REQUESTS.c.owner, _REQUESTS.c.lease_until)
-        return {
-            row.key: row for row in db.execute(sa.select(*columns).where(_REQUESTS.c.key.in_(keys)).with_for_update())
-        }
+    def _known(self, db: sa.Connection, keys: Sequence[str]) -> Iterable[Any]:
+        columns = (REQUESTS.c.key, REQUESTS.c.status, REQUESTS.c.owner, REQUESTS.c.lease_until)
+        return db.execute(
+            sa.select(*columns).where(REQUESTS.c.key.in_(keys)).order_by(REQUESTS.c.key).with_for_update()
+        ).all()
+
+    def _accounts(self, db: sa.Connection, accounts: Mapping[Per, str]) -> dict[Per, Charge]:
+        """What each account holds, spent and reserved; its row stays locked until the transaction ends."""
+        names = sorted(accounts.values())
+        db.execute(self._open_account, [{"name": name, "nano_usd": 0, "tokens": 0} for name in names])
+        rows = db.execute(
+            sa.select(ACCOUNTS).where(ACCOUNTS.c.name.in_(names)).order_by(ACCOUNTS.c.name).with_for_update()
+        )
+        held = {row.name: Charge(row.nano_usd / NANO, row.tokens) for row in rows}
+        return {per: held[name] for per, name in accounts.items()}
+
+    def _add(self, db: sa.Connection, accounts: Mapping[Per, str], charges: Sequence[Charge], sign: int = 1) -> None:
+        usd, tokens = sign * sum(c.nano_usd for c in charges), sign * sum(c.tokens for c in charges)
+        if usd or tokens:
+            names = sorted(accounts.values())
+            db.execute(self._charge, [{"_name": name, "_nano_usd": usd, "_tokens": tokens} for name in names])
 
     def _alive(self, owner: str | None, lease_until: float | None) -> bool:
         """Whether a claim still holds: its lease runs, and on this machine its process lives."""
@@ -201,57 +181,98 @@ class Ledger:
             return True
         return True
 
+    def reserve(
+        self, accounts: Mapping[Per, str], charge: Charge, budgets: Sequence[Budget] = ()
+    ) -> tuple[Budget, Charge] | None:
+        """Reserve for a try whose forerunner may have been billed; the budget without room and its holdings, if any."""
+        with self._transaction() as db:
+            held_by = self._accounts(db, accounts)
+            if refused := _refusing(budgets, held_by, charge):
+                return refused, held_by[refused.per]
+            self._add(db, accounts, [charge])
+        return None
+
     def renew(self) -> None:
         """Say that this process is alive and its claims hold."""
         with self._transaction() as db:
             db.execute(
-                _REQUESTS.update().where(_REQUESTS.c.owner == self.owner).values(lease_until=time.time() + LEASE_S)
+                REQUESTS.update().where(REQUESTS.c.owner == self.owner).values(lease_until=time.time() + LEASE_S)
             )
 
-    def settle(self, entries: Sequence[Entry]) -> None:
-        """Make answers durable: when this returns they survive a kill and a power loss."""
-        if entries:
-            with self._transaction() as db:
-                db.execute(self._settle, [{"_key": e.key, **{n: getattr(e, n) for n in _FIELDS[1:]}} for e in entries])
+    def settle(
+        self,
+        entries: Sequence[Entry],
+        reserved: Sequence[Charge] = (),
+        accounts: Mapping[Per, str] | None = None,
+    ) -> None:
+        """Make answers durable: when this returns they survive a kill and a power loss.
 
-    def release(self, keys: Sequence[str]) -> None:
-        """Give back claims that were never asked."""
+        reserved: what was reserved for them on `accounts`, given back in exchange for what they were charged.
+        """
+        if not entries:
+            return
+        now = time.time()
         with self._transaction() as db:
-            for chunk in _chunks(keys):
-                db.execute(
-                    _REQUESTS.delete().where(
-                        _REQUESTS.c.key.in_(chunk), _REQUESTS.c.owner == self.owner, _REQUESTS.c.status.is_(None)
-                    )
-                )
+            if accounts:
+                self._accounts(db, accounts)
+            rows = [
+                {
+                    "_key": e.key,
+                    "status": e.status,
+                    "entry": _JSON.encode(msgspec.structs.replace(e, logprobs=None)).decode(),
+                    "logprobs": e.logprobs,
+                    "nano_usd": Charge(e.charged_usd).nano_usd,
+                    "tokens": e.charged_tokens,
+                    "answered_at": now,
+                }
+                for e in sorted(entries, key=lambda e: e.key)
+            ]
+            db.execute(self._settle, rows)
+            if accounts:
+                self._add(db, accounts, reserved, -1)
+                self._add(db, accounts, [Charge(e.charged_usd, e.charged_tokens) for e in entries])
 
-    def read(self, keys: Sequence[str]) -> Iterator[Entry | None]:
+    def release(
+        self, keys: Sequence[str], reserved: Sequence[Charge] = (), accounts: Mapping[Per, str] | None = None
+    ) -> None:
+        """Give back claims that were never asked, and what was reserved for them."""
+        with self._transaction() as db:
+            if accounts:
+                self._accounts(db, accounts)
+                self._add(db, accounts, reserved, -1)
+            for chunk in _chunks(sorted(keys)):
+                ours = REQUESTS.c.key.in_(chunk), REQUESTS.c.owner == self.owner, REQUESTS.c.status.is_(None)
+                db.execute(REQUESTS.delete().where(*ours))
+
+    def read(self, keys: Sequence[str], *, logprobs: bool = True) -> Iterator[Entry | None]:
         """The entries of keys, in their order; None where nothing is settled."""
-        columns = [_REQUESTS.c[name] for name in _FIELDS]
+        columns = [REQUESTS.c.key, REQUESTS.c.entry, *([REQUESTS.c.logprobs] if logprobs else [])]
         for chunk in _chunks(keys):
             with self._transaction(reading=True) as db:
                 rows = db.execute(
-                    sa.select(*columns).where(_REQUESTS.c.key.in_(chunk), _REQUESTS.c.status.is_not(None))
-                )
-                found = {row.key: Entry(*row) for row in rows}
+                    sa.select(*columns).where(REQUESTS.c.key.in_(chunk), REQUESTS.c.status.is_not(None))
+                ).all()
+            found = {row.key: _ENTRY(row.entry) for row in rows}
+            if logprobs:
+                found |= {r.key: msgspec.structs.replace(found[r.key], logprobs=r.logprobs) for r in rows if r.logprobs}
             for key in chunk:
                 yield found.get(key)
 
-    def spent(self, run: str) -> tuple[float, int]:
-        """Dollars and tokens that a run has been charged."""
-        sums = [sa.func.coalesce(sa.func.sum(_REQUESTS.c[name]), 0) for name in ("charged_usd", "charged_tokens")]
+    def spent(self, account: str) -> Charge:
+        """What an account holds: charged, and reserved for what is in flight or was when its process died."""
         with self._transaction(reading=True) as db:
-            usd, tokens = db.execute(
-                sa.select(*sums).where(_REQUESTS.c.run == run, _REQUESTS.c.status.is_not(None))
-            ).one()
-        return float(usd), int(tokens)
+            row = db.execute(sa.select(ACCOUNTS).where(ACCOUNTS.c.name == account)).one_or_none()
+        return Charge() if row is None else Charge(row.nano_usd / NANO, row.tokens)
 
 
-def _shown(url: str | Path) -> str:
-    """An address without its password."""
-    try:
-        return str(url) if isinstance(url, Path) else sa.make_url(url).render_as_string(hide_password=True)
-    except (sa.exc.ArgumentError, ValueError):
-        return "the given URL"
+def _refusing(budgets: Sequence[Budget], held: Mapping[Per, Charge], more: Charge) -> Budget | None:
+    """The first budget that `more` would exceed."""
+    for budget in budgets:
+        after = held[budget.per] + more
+        over_usd = budget.usd is not None and after.nano_usd > Charge(budget.usd).nano_usd
+        if over_usd or (budget.tokens is not None and after.tokens > budget.tokens):
+            return budget
+    return None
 
 
 def _chunks(keys: Sequence[str]) -> Iterator[Sequence[str]]:

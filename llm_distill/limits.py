@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from typing import Literal
 
 from llm_distill.records import Entry
 
@@ -13,22 +16,59 @@ BACKOFF_CAP_S = 30.0
 #: A server may ask for a longer wait; nobody watching would understand it.
 RETRY_AFTER_CAP_S = 600.0
 
+#: The ledger's unit of money.
+NANO = 1e9
+
+Per = Literal["run", "day", "week", "month"]
+#: How a period is named in the ledger, in UTC: the calendar day, the ISO week, the calendar month.
+_PERIODS: Mapping[Per, str] = {"day": "%Y-%m-%d", "week": "%G-W%V", "month": "%Y-%m"}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A bound on dollars and tokens: of one run, or of all runs of a recipe in a period (UTC)."""
+
+    per: Per = "run"
+    usd: float | None = None
+    tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Charge:
+    """Dollars and tokens. Dollars are kept as whole nano-dollars, rounded up."""
+
+    usd: float = 0.0
+    tokens: int = 0
+
+    def __add__(self, other: Charge) -> Charge:
+        """Both together."""
+        return Charge(self.usd + other.usd, self.tokens + other.tokens)
+
+    @property
+    def nano_usd(self) -> int:
+        """Never below the dollars it stands for, rounding of their sums aside."""
+        return math.ceil(round(self.usd * NANO, 3))
+
 
 @dataclass(frozen=True)
 class Limits:
-    """What one call of `ask` may do.
+    """What asking may do.
 
-    budget_usd, budget_tokens: for the whole run, earlier sessions included; reserved before each request from an
-    upper estimate (one token a UTF-8 byte of prompt at most, plus max_tokens), so never exceeded. retries: tries after the
-    first. max_failed: the share of rows that may fail before asking stops. drain_s: how long Ctrl-C waits for
-    answers in flight.
+    budgets: reserved before each request from an upper estimate, in the ledger, so that several processes together
+    never exceed them. retries: tries after the first. max_failed: the share of rows that may fail before asking stops.
+    drain_s: how long Ctrl-C waits for answers in flight.
     """
 
-    budget_usd: float | None = None
-    budget_tokens: int | None = None
+    budgets: tuple[Budget, ...] = ()
     retries: int = 6
     max_failed: float = 0.05
     drain_s: float = 20.0
+
+
+def accounts(run: str, now: datetime | None = None) -> dict[Per, str]:
+    """The ledger accounts that a request of `run` (recipe/account) is charged to now."""
+    recipe, now = run.split("/", maxsplit=1)[0], now or datetime.now(UTC)
+    return {"run": run, **{per: f"{recipe}@{now.strftime(form)}" for per, form in _PERIODS.items()}}
 
 
 @dataclass
@@ -56,7 +96,7 @@ class Tally:
         self.answered += entry.status != "failed"
         self.prompt_tokens += entry.prompt_tokens or 0
         self.completion_tokens += entry.completion_tokens or 0
-        if entry.status != "failed":
+        if entry.status != "failed" or entry.cost_usd:
             self.cost_usd = None if self.cost_usd is None or entry.cost_usd is None else self.cost_usd + entry.cost_usd
 
 

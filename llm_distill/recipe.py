@@ -12,14 +12,14 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 from cronsim import CronSim, CronSimError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from llm_distill.errors import UserError
 from llm_distill.generators import GENERATORS
-from llm_distill.limits import Limits
+from llm_distill.limits import Budget, Limits, Per
 from llm_distill.models import MODELS
 from llm_distill.plugs import InputFile, Plug, Reading, Spec, bind, one_line
 from llm_distill.recipe_file import override, read_recipe
@@ -30,9 +30,11 @@ from llm_distill.trainers import TRAINERS
 
 _T = TypeVar("_T", bound=BaseModel)
 #: Knobs that change how fast a model answers, not what.
-_PACE = ("concurrency", "timeout_s", "batch_size")
+_PACE = ("concurrency", "timeout_s", "batch_size", "requests_per_minute", "tokens_per_minute")
 #: Keys that bound what asking may cost: raising one goes on with the same account.
-_BOUNDS = ("budget_usd", "budget_tokens", "retries", "max_failed", "drain_s")
+_BOUNDS = ("budget_usd", "budget_tokens", "per", "retries", "max_failed", "drain_s")
+_Usd = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_Tokens = Annotated[int, Field(ge=0)]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -69,8 +71,9 @@ class Answers(_Strict):
     seed: int | None = None
     top_logprobs: int | None = Field(None, ge=0)
     fresh: bool = False
-    budget_usd: float | None = Field(None, ge=0)
-    budget_tokens: int | None = Field(None, ge=0)
+    budget_usd: _Usd | dict[Per, _Usd] | None = None
+    budget_tokens: _Tokens | dict[Per, _Tokens] | None = None
+    per: Per = "run"
     retries: int = Field(6, ge=0)
     max_failed: float = Field(0.05, ge=0, le=1)
     drain_s: float = Field(20.0, ge=0)
@@ -83,7 +86,15 @@ class Answers(_Strict):
     @property
     def limits(self) -> Limits:
         """The part that bounds the asking."""
-        return Limits(self.budget_usd, self.budget_tokens, self.retries, self.max_failed, self.drain_s)
+        return Limits(self.budgets, self.retries, self.max_failed, self.drain_s)
+
+    @property
+    def budgets(self) -> tuple[Budget, ...]:
+        """Every bound, a plain number being one for the time that `per` says."""
+        usd = self.budget_usd if isinstance(self.budget_usd, dict) else {self.per: self.budget_usd}
+        tokens = self.budget_tokens if isinstance(self.budget_tokens, dict) else {self.per: self.budget_tokens}
+        found = [Budget(per, usd.get(per), tokens.get(per)) for per in get_args(Per)]
+        return tuple(b for b in found if b.usd is not None or b.tokens is not None)
 
 
 class Evaluate(_Strict):
@@ -222,7 +233,7 @@ def known_prices(model: Plug) -> tuple[float, float] | None:
 def _check_across(plan: Plan) -> None:
     """What no single key can know; each message states the repair."""
     teacher, student = plan.models["teacher"], plan.models.get("student")
-    if plan.answers.budget_usd is not None and known_prices(teacher) is None:
+    if any(b.usd is not None for b in plan.answers.budgets) and known_prices(teacher) is None:
         raise UserError(
             f"answers.budget_usd: the price of models.teacher ({teacher.spec.name}) is unknown, so dollars cannot be "
             "bounded; add `prices_usd: {prompt: ..., completion: ...}` (dollars per million tokens) to it, "

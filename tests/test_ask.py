@@ -12,7 +12,8 @@ import pytest
 from llm_distill.ask import ask
 from llm_distill.errors import FellShort, Unavailable, UserError
 from llm_distill.ledger import Ledger
-from llm_distill.limits import Limits, Tally
+from llm_distill.limits import Budget, Limits, Tally
+from llm_distill.models import Model
 from llm_distill.models.openai_api import OpenAIModel, Prices
 from llm_distill.records import Completion, Entry, Message, Request, Sampling
 from tests.conftest import Desk
@@ -181,13 +182,13 @@ def test_an_exhausted_quota_is_not_retried(api: MockApi, tmp_path: Path) -> None
     assert sum(api.asked.values()) <= 8
 
 
-@pytest.mark.parametrize("budget_usd", [0.0, 0.00005, 0.0011])
+@pytest.mark.parametrize("budget_usd", [0.0006, 0.0011, 0.0016])
 def test_a_dollar_budget_is_never_exceeded_and_goes_on_later(api: MockApi, tmp_path: Path, budget_usd: float) -> None:
     prices = Prices(prompt=10.0, completion=10.0)
     with pytest.raises(FellShort, match="budget"):
-        ask_mock(api, tmp_path, PROMPTS, Limits(budget_usd=budget_usd), prices_usd=prices)
+        ask_mock(api, tmp_path, PROMPTS, Limits((Budget(usd=budget_usd),)), prices_usd=prices)
     ledger = Ledger(tmp_path / "ledger.sqlite")
-    spent, _ = ledger.spent("test")
+    spent = ledger.spent("test").usd
     ledger.close()
     assert spent <= budget_usd
     assert spent == pytest.approx(sum(api.paid.values()) * 3 * 10 / 1e6)  # two words asked, one answered
@@ -197,14 +198,21 @@ def test_a_dollar_budget_is_never_exceeded_and_goes_on_later(api: MockApi, tmp_p
     assert set(api.paid.values()) == {1}
 
 
+def test_a_budget_below_the_first_request_is_a_mistake(api: MockApi, tmp_path: Path) -> None:
+    for budget in (Budget(usd=0.0), Budget(usd=0.0004), Budget(tokens=40)):
+        with pytest.raises(UserError, match="below what the first request may take"):
+            ask_mock(api, tmp_path, PROMPTS, Limits((budget,)), prices_usd=Prices(prompt=10.0, completion=10.0))
+    assert not api.asked
+
+
 def test_a_token_budget_is_never_exceeded(api: MockApi, tmp_path: Path) -> None:
-    with pytest.raises(FellShort, match="100 tokens"):
-        ask_mock(api, tmp_path, PROMPTS, Limits(budget_tokens=100))
+    with pytest.raises(FellShort, match=r"100 tokens a run is reached.* 4\d rows are owed, about 1\d\d tokens more"):
+        ask_mock(api, tmp_path, PROMPTS, Limits((Budget(tokens=100),)))
     assert 0 < sum(api.paid.values()) * 3 <= 100
 
 
 def test_a_bug_in_a_model_is_a_traceback_and_keeps_what_was_answered(tmp_path: Path) -> None:
-    class Broken:
+    class Broken(Model):
         identity, concurrency = "broken", 1
         terms: str | None = None
         prices_usd: tuple[float, float] | None = None
@@ -294,7 +302,7 @@ def test_a_failed_ledger_address_is_one_line_without_the_password(desk: Desk) ->
 def test_unavailable_is_asked_again_without_blocking_others(tmp_path: Path) -> None:
     order: list[str] = []
 
-    class Slow:
+    class Slow(Model):
         identity, concurrency = "slow", 1
         terms: str | None = None
         prices_usd: tuple[float, float] | None = None

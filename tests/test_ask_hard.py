@@ -10,7 +10,7 @@ import pytest
 
 from llm_distill.errors import FellShort, UserError
 from llm_distill.ledger import Ledger
-from llm_distill.limits import Limits
+from llm_distill.limits import Budget, Limits
 from llm_distill.records import Entry, Message, Request, Sampling
 from tests.conftest import Desk
 from tests.mock_api import MockApi, serving
@@ -80,9 +80,9 @@ def test_a_few_failures_early_do_not_stop_a_long_job(api: MockApi, tmp_path: Pat
 def test_usage_that_never_came_is_charged_at_its_estimate_for_ever(api: MockApi, tmp_path: Path) -> None:
     api.faults = {p: ["no_usage"] for p in PROMPTS}
     for _ in range(3):
-        with pytest.raises(FellShort, match="budget of 100 tokens"):
-            ask_mock(api, tmp_path, PROMPTS, Limits(budget_tokens=100))
-    assert sum(api.paid.values()) == 4  # 13 for the prompt and 8 for the answer each: a fifth would not fit
+        with pytest.raises(FellShort, match="budget of 200 tokens"):
+            ask_mock(api, tmp_path, PROMPTS, Limits((Budget(tokens=200),)))
+    assert sum(api.paid.values()) == 3  # 45 for the prompt at most and 8 for the answer each: a fourth would not fit
 
 
 def test_ids_are_for_ever() -> None:

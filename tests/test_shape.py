@@ -16,8 +16,10 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 #: Lowest first: a module imports only from its own rank or below.
 RANKS = [
     ["errors", "logprobs", "records", "__init__"],
-    ["plugs", "seeds", "templates", "store", "limits", "recipe_file"],
-    ["ledger", "tasks", "models"],
+    ["plugs", "seeds", "templates", "store", "limits", "pacing", "recipe_file"],
+    ["ledger_tables", "tasks", "models"],
+    ["ledger", "account", "interrupts"],
+    ["asking"],
     ["ask"],
     ["generators", "scorers", "trainers", "evals", "report"],
     ["recipe"],

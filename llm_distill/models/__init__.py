@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from functools import cached_property
 
+from llm_distill.pacing import Pace
 from llm_distill.records import Completion, Request
 
+#: Tokens that a chat template may add, of a message and of a whole request, beyond what the text itself holds.
+MESSAGE_TOKENS, REQUEST_TOKENS = 8, 32
 
-class Model(Protocol):
-    """Anything that can complete a request.
+
+class Model:
+    """Anything that can complete a request: the base of all of them, with what most share.
 
     `identity` names everything an answer depends on besides the request (endpoint or weights, never a secret): it is
     part of the ledger's key. `concurrency` is how many requests may be in flight. `terms` names the terms of use
@@ -23,16 +27,27 @@ class Model(Protocol):
     def preflight(self) -> None:
         """Check what can be checked without asking or loading: keys, files, hashes. UserError when something is off."""
 
+    async def probe(self) -> None:
+        """Find out, before many rows are queued, whether anybody is there. UserError when nobody is."""
+
     async def complete(self, request: Request) -> Completion:
         """Answer one request. Raises Unavailable (try again), Rejected (this row never), UserError (stop the run)."""
-        ...
+        raise NotImplementedError
 
     async def close(self) -> None:
         """Release what belongs to the running event loop; the model may be asked again in another one."""
-        ...
 
     def unload(self) -> None:
         """Give back the memory of weights, if there are any; the next request loads them again."""
+
+    def prompt_tokens_at_most(self, request: Request) -> int:
+        """An upper bound of what the prompt will be counted as: no vocabulary makes more tokens than bytes."""
+        return REQUEST_TOKENS + sum(len(m.content.encode()) + MESSAGE_TOKENS for m in request.messages)
+
+    @cached_property
+    def pace(self) -> Pace:
+        """How fast it may be asked; one that runs in this process takes whatever it has places for."""
+        return Pace(self.concurrency, ramp=False)
 
 
 #: Name in a recipe -> where its class is.

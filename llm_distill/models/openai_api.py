@@ -6,26 +6,34 @@ is cut in the middle escapes its retries. Errors are told apart here; `ask` deci
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 
 from llm_distill.errors import Rejected, Unavailable, UserError, did_you_mean
-from llm_distill.models import wire
+from llm_distill.models import Model, wire
+from llm_distill.pacing import Pace
 from llm_distill.plugs import SecretName
 from llm_distill.records import Completion, Request, content_id
 
 if TYPE_CHECKING:
     import aiohttp
 
+#: The paces of providers' models, shared by all who ask them.
+_PACES: dict[Any, Pace] = {}
 #: Worth another try: time-outs, conflicts, rate limits and the server's own troubles (529: overloaded).
 _RETRYABLE = {408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529}
+#: Of these, what says that there are too many requests now.
+_CROWDED = {429, 503, 529}
 
 
 class Prices(BaseModel):
@@ -36,7 +44,7 @@ class Prices(BaseModel):
     completion: float = Field(ge=0)
 
 
-class OpenAIModel:
+class OpenAIModel(Model):
     """A hosted model (or a local server) behind `POST {base_url}/chat/completions`."""
 
     def __init__(
@@ -46,6 +54,8 @@ class OpenAIModel:
         base_url: str = "https://api.openai.com/v1",
         api_key_env: SecretName | None = "OPENAI_API_KEY",
         concurrency: Annotated[int, Field(ge=1)] = 64,
+        requests_per_minute: Annotated[float, Field(gt=0)] | None = None,
+        tokens_per_minute: Annotated[float, Field(gt=0)] | None = None,
         timeout_s: Annotated[float, Field(gt=0)] = 120.0,
         max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens",
         extra_body: dict[str, Any] | None = None,
@@ -59,17 +69,22 @@ class OpenAIModel:
             raise UserError("base_url: it holds a user or password; put the key into an environment variable instead.")
         self.concurrency, self.terms = concurrency, terms
         self.prices_usd = (prices_usd.prompt, prices_usd.completion) if prices_usd else None
-        self.identity = f"openai_api:{base_url.rstrip('/')}:{model}"
+        self._base_url, self._name, self._key_env = base_url.rstrip("/"), model, api_key_env
+        self.identity = f"openai_api:{self._base_url}:{model}"
         if extra_body:
             self.identity += f":{content_id(extra_body)}"
-        self._base_url, self._name, self._key_env, self._extra = (
-            base_url.rstrip("/"),
-            model,
-            api_key_env,
-            extra_body or {},
-        )
-        self._timeout_s, self._max_tokens_field = timeout_s, max_tokens_field
+        self._extra, self._max_tokens_field, self._timeout_s = extra_body or {}, max_tokens_field, timeout_s
+        self._rates = requests_per_minute, tokens_per_minute
+        self._url = f"{self._base_url}/chat/completions"
         self._session: aiohttp.ClientSession | None = None
+        self._proxy: str | None = None
+        self._reached = False
+
+    @cached_property
+    def pace(self) -> Pace:
+        """One for all who ask this model of this provider in this process."""
+        whose = self._base_url, self._name, self.concurrency, self._rates
+        return _PACES.setdefault(whose, Pace(self.concurrency, *self._rates))
 
     def preflight(self) -> None:
         """UserError when the key's environment variable is not set; called before anything is asked."""
@@ -94,11 +109,14 @@ class OpenAIModel:
             headers = {"Content-Type": "application/json"}
             if self._key_env:
                 headers["Authorization"] = f"Bearer {self._key()}"
+            parts = urlsplit(self._base_url)
+            # Once for all: aiohttp's own `trust_env` reads the netrc file in a thread for every single request.
+            self._proxy = None if proxy_bypass(parts.netloc) else getproxies().get(parts.scheme)
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0),  # `ask` counts what is in flight
-                timeout=aiohttp.ClientTimeout(total=self._timeout_s),
+                timeout=aiohttp.ClientTimeout(total=self._timeout_s, sock_connect=min(self._timeout_s, 30.0)),
+                cookie_jar=aiohttp.DummyCookieJar(),
                 headers=headers,
-                trust_env=True,  # proxies
             )
         return self._session
 
@@ -108,39 +126,68 @@ class OpenAIModel:
             await self._session.close()
             self._session = None
 
-    def unload(self) -> None:
-        """No weights here."""
+    async def probe(self) -> None:
+        """Ask for the list of models, which costs nothing: UserError when nobody answers or the key is refused."""
+        import aiohttp
+
+        for wait_s in (0.5, 1.5, None) if not self._reached else ():
+            try:
+                async with self._open().get(f"{self._base_url}/models", proxy=self._proxy) as response:
+                    if response.status == 401:
+                        await self._refused(response.status, None, b"")
+                break
+            except aiohttp.ClientConnectorError as error:  # refused, no such host, no trust in its certificate
+                if wait_s is None:
+                    raise UserError(
+                        f"cannot reach {self._base_url}: {error.os_error or error}; is base_url right, and does the "
+                        "server run?"
+                    ) from None
+                await asyncio.sleep(wait_s)
+            except (aiohttp.ClientError, OSError, TimeoutError):
+                break  # somebody is there; what it says to a real question will tell
+        self._reached = True
 
     async def complete(self, request: Request) -> Completion:
         """One chat completion. See Model.complete for the errors."""
         import aiohttp
 
         start = time.perf_counter()
+        data = msgspec.json.encode(wire.payload(request, self._name, self._max_tokens_field) | self._extra)
         try:
-            url = f"{self._base_url}/chat/completions"
-            body = msgspec.json.encode(wire.payload(request, self._name, self._max_tokens_field) | self._extra)
-            async with self._open().post(url, data=body) as response:
+            async with self._open().post(self._url, data=data, proxy=self._proxy) as response:
                 body = await response.read()
+        except (aiohttp.ConnectionTimeoutError, aiohttp.ClientConnectorError) as error:
+            raise Unavailable(f"connection: {type(error).__name__}", crowded=True) from None
         except TimeoutError:
-            raise Unavailable(f"no answer within {self._timeout_s:g} s") from None
-        except (aiohttp.ClientError, OSError) as error:
-            raise Unavailable(f"connection: {type(error).__name__}") from None
+            raise Unavailable(f"no answer within {self._timeout_s:g} s", crowded=True, billed=True) from None
+        except (aiohttp.ClientError, OSError) as error:  # cut after it was sent
+            raise Unavailable(f"connection: {type(error).__name__}", billed=True) from None
+        if "x-ratelimit-remaining-requests" in response.headers or "x-ratelimit-remaining-tokens" in response.headers:
+            self.pace.heed(response.headers)
         if response.status != 200:
-            await self._refused(response.status, response.headers.get("Retry-After"), body)
+            await self._refused(response.status, response.headers.get("Retry-After"), body, request)
         return wire.completion(body, time.perf_counter() - start)
 
-    async def _refused(self, status: int, retry_after: str | None, body: bytes) -> NoReturn:
+    async def _refused(
+        self, status: int, retry_after: str | None, body: bytes, request: Request | None = None
+    ) -> NoReturn:
         detail = wire.detail(body)
         if status in (401, 403):
             key = f"the key in {self._key_env}" if self._key_env else "a request without a key (api_key_env is null)"
             raise UserError(f"{self._base_url} refuses {key}: HTTP {status}.")
-        if status == 404:
+        if status == 404 or (status == 400 and "model_not_found" in detail):
             offered = await self._offered()
-            raise UserError(f"{self._base_url} does not know model {self._name!r} (HTTP 404).{offered}")
+            raise UserError(f"{self._base_url} does not know model {self._name!r} (HTTP {status}).{offered}")
         if status == 402 or (status == 429 and "insufficient_quota" in detail):
             raise UserError(f"{self._base_url}: the account has no credit left (HTTP {status}).")
+        top = request.sampling.top_logprobs if request else None
+        if status in (400, 422) and top is not None and "logprob" in detail.casefold():
+            raise UserError(
+                f"{self._base_url} refuses answers.top_logprobs: {top} (HTTP {status}): {detail} Lower it to what the "
+                "endpoint allows, or remove it."
+            )
         if status in _RETRYABLE:
-            raise Unavailable(f"HTTP {status}: {detail}", _seconds(retry_after))
+            raise Unavailable(f"HTTP {status}: {detail}", _seconds(retry_after), crowded=status in _CROWDED)
         raise Rejected(f"HTTP {status}: {detail}")
 
     async def _offered(self) -> str:

@@ -11,10 +11,11 @@ from pydantic import Field
 
 from llm_distill.errors import UserError
 from llm_distill.logprobs import Logprobs
+from llm_distill.models import Model
 from llm_distill.records import Completion, Request, content_id
 
 
-class ScriptedModel:
+class ScriptedModel(Model):
     """Answers by the first rule (a regular expression, searched in the last turn) that matches.
 
     With logprobs asked for, each reply is one token that has probability `confidence`; the other replies share the rest.

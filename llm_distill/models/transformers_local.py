@@ -13,7 +13,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field
 
-from llm_distill.models import weights
+from llm_distill.models import Model, weights
 from llm_distill.models.decoding import Batch, Engine, Row
 from llm_distill.plugs import Weights
 from llm_distill.records import Completion, Request
@@ -31,7 +31,7 @@ class _Waiting:
     future: asyncio.Future[Completion]
 
 
-class TransformersModel:
+class TransformersModel(Model):
     """Answers requests in batches: sorted by length, their common beginning (few-shot examples) run only once.
 
     `model`: folder, .gguf file or hub id; `sha256` pins a .gguf and `revision` a hub id. `adapter`: a folder written

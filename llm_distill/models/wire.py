@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -75,23 +76,35 @@ def payload(request: Request, model: str, max_tokens_field: str) -> dict[str, An
     return body
 
 
+def _whole(body: bytes) -> Body:
+    try:
+        return _decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        # Python's reader takes NaN, which JSON has not and some servers write for a logprob.
+        return _decode(json.dumps(json.loads(body, parse_constant=lambda _name: None)))
+
+
 def completion(body: bytes, seconds: float = 0.0) -> Completion:
     """A whole chat completion. Unavailable when it is cut, empty or none at all, which happens under load."""
     try:
-        answer = _decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        raise Unavailable("the body is not a whole chat completion" if body else "empty body") from None
+        answer = _whole(body)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        why = "the body is not a whole chat completion" if body else "empty body"
+        raise Unavailable(why, billed=True) from None
+    usage = answer.usage or _Usage()
+    given, made = usage.prompt_tokens, usage.completion_tokens
+    used = None if given is None or made is None else (given, made)
     if not answer.choices:
-        raise Unavailable(f"no choices: {detail(body)}")
-    choice, usage = answer.choices[0], answer.usage or _Usage()
+        raise Unavailable(f"no choices: {detail(body)}", billed=True, usage=used)
+    choice = answer.choices[0]
     text = choice.message.content or ""
     if not text and not choice.message.refusal and choice.finish_reason in (None, "stop"):
-        raise Unavailable("empty answer")
+        raise Unavailable("empty answer", billed=True, usage=used)
     return Completion(
         text=text,
         finish_reason=choice.finish_reason or "stop",
-        prompt_tokens=usage.prompt_tokens,
-        completion_tokens=usage.completion_tokens,
+        prompt_tokens=given,
+        completion_tokens=made,
         model=answer.model or "",
         fingerprint=answer.system_fingerprint,
         refusal=choice.message.refusal,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib
 import json
 import resource
 import subprocess
@@ -101,6 +102,7 @@ def measure(who: str, n: int, in_flight: int, top: int) -> None:
 def one(who: str, n: int, in_flight: int, top: int) -> None:
     """Run a client here and print what it took."""
     with tempfile.TemporaryDirectory() as folder:
+        importlib.import_module("llm_distill.ask" if who == "ours" else "aiohttp")
         before, start = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
         if who == "floor":
             asyncio.run(floor(n, in_flight, top, Path(folder) / "bodies.jsonl"))

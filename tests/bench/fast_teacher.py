@@ -62,6 +62,10 @@ class Connection(asyncio.Protocol):
         found = _LENGTH.search(self._buffer[: head_end + 2])
         end = head_end + 4 + (int(found[1]) if found else 0)
         if len(self._buffer) >= end:
+            if self._buffer.startswith(b"GET"):
+                self._buffer = self._buffer[end:]
+                self._transport.write(b'HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\n{"data":[]}')
+                return
             request = json.loads(self._buffer[head_end + 4 : end])
             self._buffer = self._buffer[end:]
             asyncio.get_running_loop().call_later(self._latency_s, self._answer, request)

@@ -1,0 +1,248 @@
+"""Asking one model: workers on one side, a feed that claims rows for them on the other, a keeper that commits what ended."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from llm_distill.account import Account, Item, no_budget, unfit
+from llm_distill.errors import Rejected, Unavailable, UserError
+from llm_distill.limits import Limits, Tally, backoff_s
+from llm_distill.models import Model
+from llm_distill.records import Entry, Request
+
+if TYPE_CHECKING:
+    from llm_distill.ledger import Claims, Ledger
+
+#: An answer is on disk within twice this time after it arrived; a commit this often costs nothing measurable.
+COMMIT_S = 0.08
+
+
+class Asking:
+    """One model being asked."""
+
+    def __init__(
+        self,
+        model: Model,
+        ledger: Ledger,
+        run: str,
+        limits: Limits,
+        total: int | None,
+        on_tally: Callable[[Tally], None],
+        on_stop: Callable[[Exception], None],
+    ) -> None:
+        self.model, self.ledger, self.limits, self.total = model, ledger, limits, total
+        self.on_tally, self.on_stop = on_tally, on_stop
+        self.account = Account(model, run)
+        self.pace = model.pace
+        self.drain_s = limits.drain_s
+        self.tally = Tally()
+        self.done: list[tuple[Item, Entry]] = []  # ended, not yet on disk
+        self.open: dict[str, Item] = {}  # claimed by us, not yet ended
+        self.held: set[str] = set()  # claimed by us, not yet on disk
+        self.ready: asyncio.Queue[Item | None] = asyncio.Queue()
+        # Claimed a little ahead, so that no place is idle; not more, for a crash leaves their reservations behind.
+        self.chunk_rows = max(1, min(256, model.concurrency // 4))
+        self.room: asyncio.Future[None] | None = None
+        self.stopping: Exception | None = None
+        self.quiet = asyncio.Event()  # nothing is open any more, or we are told to stop
+        self.quiet.set()
+
+    async def settle_all(self, requests: Iterator[tuple[str, Request]]) -> None:
+        async with asyncio.TaskGroup() as self.tasks:
+            keeper = self.tasks.create_task(self._keep())
+            workers = [self.tasks.create_task(self._work()) for _ in range(self.model.concurrency)]
+            try:
+                await self._feed(requests)
+                await self.quiet.wait()
+                await self._drain(workers)
+            finally:
+                for worker in workers:
+                    worker.cancel()
+                keeper.cancel()
+                for item in [
+                    i for i in self.open.values() if i.lost.tokens
+                ]:  # tried and perhaps billed: that much is known
+                    self._end(item, item.failed(item.last_error))
+                await asyncio.to_thread(self._commit)
+                await asyncio.to_thread(self._release)
+                await self.model.close()
+
+    async def _feed(self, requests: Iterator[tuple[str, Request]]) -> None:
+        """Claim in chunks as room appears; wait for what another process is asking, or for room in a budget."""
+        busy: dict[str, Request] = {}
+        over: dict[str, Request] = {}
+        while self.stopping is None:
+            await self._has_room()
+            try:
+                taken = [] if over else list(islice(requests, self.chunk_rows))
+            except UserError as error:  # a row that its template cannot show
+                return self.on_stop(error)
+            chunk = over or dict(taken)
+            self.tally.reused += 0 if over else len(taken) - len(chunk)
+            if not chunk:
+                if not busy:
+                    return None
+                await asyncio.sleep(0.2)
+                chunk, busy = busy, {}
+            again = {key: request for key, request in chunk.items() if key in self.held}  # the same question twice
+            busy |= again
+            chunk = {key: request for key, request in chunk.items() if key not in again}
+            items = {key: self.account.item(key, request) for key, request in chunk.items()}
+            claims = await asyncio.to_thread(
+                self.ledger.claim,
+                self.account.run,
+                self.model.identity,
+                chunk,
+                {key: item.reserve for key, item in items.items()},
+                self.account.names(),
+                self.limits.budgets,
+            )
+            self.tally.reused += len(claims.settled)
+            busy |= {key: chunk[key] for key in claims.busy}
+            over = {key: chunk[key] for key in claims.over}
+            await self._offer([items[key] for key in claims.mine])
+            if over and self.stopping is None:
+                await self._wait_for_budget(claims, items[claims.over[0]])
+            self.on_tally(self.tally)
+        return None
+
+    async def _has_room(self) -> None:
+        while len(self.open) > self.model.concurrency and self.stopping is None:
+            self.room = asyncio.get_running_loop().create_future()
+            await self.room
+            self.room = None
+
+    async def _offer(self, items: list[Item]) -> None:
+        if not items:
+            return
+        self.open.update((item.key, item) for item in items)
+        self.held.update(item.key for item in items)
+        if self.stopping is None and not self.tally.asked:
+            try:
+                await self.model.probe()
+            except UserError as error:
+                self.on_stop(error)
+        if self.stopping is None:
+            self.quiet.clear()
+            self.tally.asked += len(items)
+            for item in items:
+                self.ready.put_nowait(item)
+
+    async def _wait_for_budget(self, claims: Claims, item: Item) -> None:
+        """What is in flight was reserved at its worst and gives back a part when it settles."""
+        if self.held:
+            return await asyncio.sleep(COMMIT_S)
+        assert claims.refused
+        return self.on_stop(no_budget(claims.refused, claims.held, item.reserve, self.tally, self.total))
+
+    async def _work(self) -> None:
+        while (item := await self.ready.get()) is not None:
+            if self.stopping:
+                continue
+            crowded = False
+            await self.pace.enter(item.usual_tokens)
+            try:
+                if self.stopping:
+                    continue
+                item.attempts += 1
+                item.flying = True
+                completion = await self.model.complete(item.request)
+                item.flying = False
+                self._end(item, self.account.entry(item, completion))
+            except Unavailable as error:
+                item.flying, crowded = False, error.crowded
+                self._again(item, error)
+            except Rejected as error:
+                self._end(item, item.failed(str(error)))
+            except UserError as error:  # no request will do better; what is in flight is paid for and still welcome
+                item.flying = False
+                self.on_stop(error)
+            finally:
+                self.pace.leave(crowded=crowded)
+
+    def _again(self, item: Item, error: Unavailable) -> None:
+        item.last_error = str(error)
+        if error.billed:
+            self.account.lose(item, error)
+        if item.attempts > self.limits.retries or self.stopping:
+            return self._end(item, item.failed(item.last_error))
+        self.tally.retried += 1
+        delay_s = backoff_s(item.attempts, error.retry_after_s)
+        if error.billed:
+            self.tasks.create_task(self._reserve_again(item, delay_s))
+        else:
+            asyncio.get_running_loop().call_later(delay_s, self.ready.put_nowait, item)
+        return None
+
+    async def _reserve_again(self, item: Item, delay_s: float) -> None:
+        """The try before this one may be billed, so this one needs a reservation of its own."""
+        await asyncio.sleep(delay_s)
+        while self.stopping is None:
+            refused = await asyncio.to_thread(self.ledger.reserve, item.accounts, item.reserve, self.limits.budgets)
+            if refused is None:
+                item.reserved += item.reserve
+                return self.ready.put_nowait(item)
+            if all(i.lost.tokens for i in self.open.values()) and not self.done:  # nobody is left who could give back
+                return self.on_stop(no_budget(*refused, item.reserve, self.tally, self.total))
+            await asyncio.sleep(COMMIT_S)
+        return None
+
+    def _end(self, item: Item, entry: Entry) -> None:
+        self.done.append((item, entry))
+        del self.open[item.key]
+        if not self.open:
+            self.quiet.set()
+        if self.room and not self.room.done() and len(self.open) <= self.model.concurrency:
+            self.room.set_result(None)
+        self.tally.add(entry)
+        if why := unfit(self.account, entry, item, self.tally, self.limits, self.total):
+            self.on_stop(why)
+
+    def _commit(self) -> None:
+        batch = list(self.done)
+        for accounts in {id(item.accounts): item.accounts for item, _ in batch}.values():
+            ours = [(item, entry) for item, entry in batch if item.accounts is accounts]
+            self.ledger.settle([entry for _, entry in ours], [item.reserved for item, _ in ours], accounts)
+        del self.done[: len(batch)]
+        self.held.difference_update(item.key for item, _ in batch)
+
+    def _release(self) -> None:
+        for accounts in {id(item.accounts): item.accounts for item in self.open.values()}.values():
+            ours = [item for item in self.open.values() if item.accounts is accounts]
+            unbilled = [item.reserved for item in ours if not item.flying]  # what is cut off in flight may be billed
+            self.ledger.release([item.key for item in ours], unbilled, accounts)
+
+    async def _keep(self) -> None:
+        """Commit what ended, show the counts, keep our claims alive."""
+        loop = asyncio.get_running_loop()
+        renewed = loop.time()
+        while True:
+            await asyncio.sleep(COMMIT_S)
+            await asyncio.to_thread(self._commit)
+            self.on_tally(self.tally)
+            if loop.time() - renewed > self.ledger.lease_s / 3:
+                renewed = loop.time()
+                await asyncio.to_thread(self.ledger.renew)
+
+    def stop(self, why: Exception) -> None:
+        """Ask nothing new; the first reason counts."""
+        self.stopping = self.stopping or why
+        self.quiet.set()
+        self.pace.halt()
+        if self.room and not self.room.done():
+            self.room.set_result(None)
+
+    async def _drain(self, workers: list[asyncio.Task[None]]) -> None:
+        """After a stop: let what is in flight arrive, start nothing new."""
+        while not self.ready.empty():
+            self.ready.get_nowait()
+        for _ in workers:
+            self.ready.put_nowait(None)
+        until = asyncio.get_running_loop().time() + self.drain_s
+        while not all(w.done() for w in workers):
+            if not self.drain_s or asyncio.get_running_loop().time() > until:  # a second Ctrl-C sets drain_s to 0
+                return
+            await asyncio.sleep(0.02)

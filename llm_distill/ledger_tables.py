@@ -1,0 +1,156 @@
+"""The ledger's tables, and a connection to them: SQLite made durable, older ledgers brought up to date."""
+
+from __future__ import annotations
+
+import errno
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+
+from llm_distill.errors import UserError
+from llm_distill.records import Entry
+
+META = sa.MetaData()
+REQUESTS = sa.Table(
+    "requests",
+    META,
+    sa.Column("key", sa.String(32), primary_key=True),
+    sa.Column("model", sa.Text, nullable=False),  # the model's identity
+    sa.Column("request", sa.LargeBinary, nullable=False),  # messages, sampling, sample index, as JSON
+    sa.Column("run", sa.Text, nullable=False),  # the run that paid
+    sa.Column("owner", sa.Text),  # who is asking now
+    sa.Column("lease_until", sa.Float),  # seconds since the epoch, as are the next two
+    sa.Column("asked_at", sa.Float),
+    sa.Column("answered_at", sa.Float),
+    sa.Column("status", sa.Text),  # null while it is claimed
+    sa.Column("nano_usd", sa.BigInteger),  # what was charged to the run's budget
+    sa.Column("tokens", sa.BigInteger),
+    sa.Column("entry", sa.Text),  # the settled Entry as JSON, without its logprobs
+    sa.Column("logprobs", sa.LargeBinary),
+)
+#: What a budget has left is read off one row: spent, and reserved for requests in flight.
+ACCOUNTS = sa.Table(
+    "accounts",
+    META,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("nano_usd", sa.BigInteger, nullable=False),
+    sa.Column("tokens", sa.BigInteger, nullable=False),
+)
+FORMAT = sa.Table("format", META, sa.Column("version", sa.Integer, primary_key=True))
+VERSION = 2
+
+
+def connect(url: str | Path) -> sa.Engine:
+    """Open a ledger, making its tables where there are none. UserError when it cannot be opened or is too new."""
+    try:
+        if isinstance(url, Path):
+            url.parent.mkdir(parents=True, exist_ok=True)
+            address = sa.URL.create("sqlite", database=str(url))
+        else:
+            address = sa.make_url(url)
+        if address.get_backend_name() not in ("sqlite", "postgresql"):
+            raise ValueError(f"{address.get_backend_name()} is not supported; use sqlite or postgresql")
+        if address.drivername == "postgresql":
+            address = address.set(drivername="postgresql+psycopg")
+        engine = sa.create_engine(address)
+        if engine.dialect.name == "sqlite":
+            _make_durable(engine)
+        with engine.begin() as db:
+            if engine.dialect.name == "postgresql":  # making tables is not safe against doing it twice at once
+                db.execute(sa.text("SELECT pg_advisory_xact_lock(7307)"))
+            version = _version(db)
+            if version == 1:
+                _from_version_1(db)
+            META.create_all(db)
+            if version != VERSION and version in (None, 1):
+                db.execute(FORMAT.delete())
+                db.execute(FORMAT.insert().values(version=VERSION))
+    except (sa.exc.SQLAlchemyError, ImportError, OSError, ValueError) as error:
+        why = " ".join(str(getattr(error, "orig", None) or error).split())
+        raise UserError(f"ledger: cannot open {_shown(url)}: {why}.") from None
+    if version not in (None, 1, VERSION):
+        raise UserError(f"ledger: format {version} was made by another llm-distill; this one reads {VERSION}.")
+    return engine
+
+
+def _version(db: sa.Connection) -> int | None:
+    if not sa.inspect(db).has_table("format"):
+        return None
+    found: int | None = db.scalar(sa.select(FORMAT.c.version))
+    return found
+
+
+def _from_version_1(db: sa.Connection) -> None:
+    """Version 1 had a column for each field of an entry, and no accounts."""
+    names = [n for n in Entry.__struct_fields__ if n not in ("key", "logprobs")]
+    db.execute(sa.text("ALTER TABLE requests RENAME TO requests_1"))
+    META.create_all(db)
+    old = sa.Table("requests_1", sa.MetaData(), autoload_with=db)
+    names = [n for n in names if n in old.c]
+    encode = msgspec.json.Encoder().encode
+    for rows in db.execute(sa.select(old).where(old.c.status.is_not(None))).partitions(500):
+        new = []
+        for row in rows:
+            kept = {n: getattr(row, n) for n in names}
+            kept = {n: v for n, v in kept.items() if v is not None or n not in ("charged_usd", "charged_tokens")}
+            entry = msgspec.convert({"key": row.key, **kept}, Entry)
+            new.append(
+                {
+                    "key": row.key, "model": row.model, "request": row.request, "run": row.run, "status": row.status,
+                    "nano_usd": round((row.charged_usd or 0) * 1e9), "tokens": row.charged_tokens or 0,
+                    "entry": encode(entry).decode(), "logprobs": row.logprobs,
+                }
+            )  # fmt: skip
+        db.execute(REQUESTS.insert(), new)
+    sums = sa.select(REQUESTS.c.run, sa.func.sum(REQUESTS.c.nano_usd), sa.func.sum(REQUESTS.c.tokens))
+    db.execute(ACCOUNTS.insert().from_select(["name", "nano_usd", "tokens"], sums.group_by(REQUESTS.c.run)))
+    old.drop(db)
+
+
+def _make_durable(engine: sa.Engine) -> None:
+    """Make SQLite sync each commit, and take its write lock at BEGIN, so that what a claim reads is true when it writes."""
+
+    @sa.event.listens_for(engine, "connect")
+    def _connect(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None
+        connection.execute("PRAGMA busy_timeout=60000")
+        until = time.monotonic() + 60
+        while True:  # the change to WAL is refused at once while another process makes it, whatever the time-out
+            try:
+                connection.execute("PRAGMA journal_mode=WAL")
+                break
+            except sqlite3.OperationalError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.02)
+        connection.execute("PRAGMA synchronous=FULL")
+
+    @sa.event.listens_for(engine, "begin")
+    def _begin(connection: sa.Connection) -> None:
+        reading = connection.get_execution_options().get("reading")
+        connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
+
+
+@contextmanager
+def full_disk_is_an_os_error() -> Iterator[None]:
+    """SQLite's own words for a full disk, as Python says it."""
+    try:
+        yield
+    except sa.exc.OperationalError as error:
+        if getattr(error.orig, "sqlite_errorname", "") in ("SQLITE_FULL", "SQLITE_IOERR_WRITE"):
+            raise OSError(errno.ENOSPC, "no room for the ledger") from None
+        raise
+
+
+def _shown(url: str | Path) -> str:
+    """An address without its password."""
+    try:
+        return str(url) if isinstance(url, Path) else sa.make_url(url).render_as_string(hide_password=True)
+    except (sa.exc.ArgumentError, ValueError):
+        return "the given URL"
