@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,17 @@ import pytest
 from ruamel.yaml import YAML
 
 from tests.mock_api import MockApi, serving
+from tests.postgres import programs, running
 
 ROOT = Path(__file__).parent.parent
+_NUMBERS = count()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Without PostgreSQL its tests are skipped, and say so."""
+    for item in items:
+        if item.get_closest_marker("postgres") and not programs():
+            item.add_marker(pytest.mark.skip(reason="PostgreSQL is not installed (Debian: postgresql)"))
 
 
 @dataclass(frozen=True)
@@ -80,6 +90,30 @@ class Desk:
 @pytest.fixture
 def desk(tmp_path: Path) -> Desk:
     return Desk(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """The URL of a PostgreSQL server, with {} for the database."""
+    with running() as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
+def ledger_url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path | str:
+    """A new ledger of either kind; commands started in the test use it too."""
+    if request.param == "sqlite":
+        return tmp_path / "ledger.sqlite"
+    import sqlalchemy as sa
+
+    server, name = request.getfixturevalue("postgres"), f"ledger{next(_NUMBERS)}"
+    engine = sa.create_engine(server.format("postgres"), isolation_level="AUTOCOMMIT")
+    with engine.connect() as db:
+        db.exec_driver_sql(f"CREATE DATABASE {name}")
+    engine.dispose()
+    url: str = server.format(name)
+    monkeypatch.setenv("LLM_DISTILL_LEDGER", url)
+    return url
 
 
 @pytest.fixture

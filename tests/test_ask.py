@@ -33,13 +33,13 @@ def requests_for(prompts: list[str], sampling: Sampling = Sampling(max_tokens=8)
 
 def ask_mock(
     api: MockApi,
-    folder: Path,
+    ledger_url: Path | str,
     prompts: list[str],
     limits: Limits = Limits(),
     sampling: Sampling | None = None,
     **knobs: object,
 ) -> tuple[Tally, list[Entry | None]]:
-    ledger, model = Ledger(folder / "ledger.sqlite"), _model(api, **knobs)
+    ledger, model = Ledger(ledger_url), _model(api, **knobs)
     keyed = [(r.key(model.identity), r) for r in requests_for(prompts, sampling or Sampling(max_tokens=8))]
     try:
         tally = ask(keyed, model, ledger, run="test", limits=limits, total=len(keyed))
@@ -48,8 +48,8 @@ def ask_mock(
         ledger.close()
 
 
-def test_every_row_gets_its_own_answer(api: MockApi, tmp_path: Path) -> None:
-    tally, entries = ask_mock(api, tmp_path, PROMPTS)
+def test_every_row_gets_its_own_answer(api: MockApi, ledger_url: Path | str) -> None:
+    tally, entries = ask_mock(api, ledger_url, PROMPTS)
     assert [e and e.text for e in entries] == [label_of(p) for p in PROMPTS]
     assert (tally.asked, tally.answered, tally.reused, tally.failed) == (60, 60, 0, 0)
     assert {e.served_model for e in entries if e} == {"mock-large-2026-01-01"}
@@ -58,27 +58,27 @@ def test_every_row_gets_its_own_answer(api: MockApi, tmp_path: Path) -> None:
     assert api.most_in_flight <= 8
 
 
-def test_what_is_settled_is_not_asked_again(api: MockApi, tmp_path: Path) -> None:
-    ask_mock(api, tmp_path, PROMPTS)
-    tally, entries = ask_mock(api, tmp_path, [*PROMPTS, "one more"])
+def test_what_is_settled_is_not_asked_again(api: MockApi, ledger_url: Path | str) -> None:
+    ask_mock(api, ledger_url, PROMPTS)
+    tally, entries = ask_mock(api, ledger_url, [*PROMPTS, "one more"])
     assert (tally.asked, tally.reused) == (1, 60)
     assert all(entries)
     assert set(api.asked.values()) == {1}
 
 
-def test_another_sampling_or_model_is_another_question(api: MockApi, tmp_path: Path) -> None:
-    ask_mock(api, tmp_path, ["a"])
-    ask_mock(api, tmp_path, ["a"], sampling=Sampling(max_tokens=8, temperature=0.5))
-    ask_mock(api, tmp_path, ["a"], model="mock-small")
+def test_another_sampling_or_model_is_another_question(api: MockApi, ledger_url: Path | str) -> None:
+    ask_mock(api, ledger_url, ["a"])
+    ask_mock(api, ledger_url, ["a"], sampling=Sampling(max_tokens=8, temperature=0.5))
+    ask_mock(api, ledger_url, ["a"], model="mock-small")
     assert api.paid["a"] == 3
 
 
 @pytest.mark.parametrize(
     "fault", ["429", "429:0", "500", "502", "503", "504", "529", "reset", "cut", "empty", "empty_body", "html"]
 )
-def test_what_may_pass_is_tried_again(api: MockApi, tmp_path: Path, fault: str) -> None:
+def test_what_may_pass_is_tried_again(api: MockApi, ledger_url: Path | str, fault: str) -> None:
     api.faults["row 3"] = [fault]
-    tally, entries = ask_mock(api, tmp_path, PROMPTS[:5])
+    tally, entries = ask_mock(api, ledger_url, PROMPTS[:5])
     assert [e and (e.status, e.attempts) for e in entries] == [("ok", 2 if i == 3 else 1) for i in range(5)]
     assert (tally.answered, tally.retried, api.asked["row 3"]) == (5, 1, 2)
 
@@ -93,53 +93,57 @@ def test_what_may_pass_is_tried_again(api: MockApi, tmp_path: Path, fault: str) 
         ("no_usage", "ok", None),
     ],
 )
-def test_each_row_ends_in_one_status(api: MockApi, tmp_path: Path, fault: str, status: str, reason: str | None) -> None:
+def test_each_row_ends_in_one_status(
+    api: MockApi, ledger_url: Path | str, fault: str, status: str, reason: str | None
+) -> None:
     api.faults["row 1"] = [fault]
-    tally, entries = ask_mock(api, tmp_path, PROMPTS[:4])
+    tally, entries = ask_mock(api, ledger_url, PROMPTS[:4])
     assert [e and e.status for e in entries] == ["ok", status, "ok", "ok"]
     assert entries[1]
     assert entries[1].reason == reason
     assert tally.answered + tally.failed == tally.asked == 4
 
 
-def test_a_hung_connection_is_abandoned(api: MockApi, tmp_path: Path) -> None:
+def test_a_hung_connection_is_abandoned(api: MockApi, ledger_url: Path | str) -> None:
     api.faults["row 0"] = ["hang"]
     start = time.monotonic()
-    _, entries = ask_mock(api, tmp_path, PROMPTS[:3], timeout_s=0.5)
+    _, entries = ask_mock(api, ledger_url, PROMPTS[:3], timeout_s=0.5)
     assert time.monotonic() - start < 10
     assert [e and e.status for e in entries] == ["ok"] * 3
 
 
-def test_a_row_that_never_succeeds_fails_with_its_reason_and_is_owed_again(api: MockApi, tmp_path: Path) -> None:
+def test_a_row_that_never_succeeds_fails_with_its_reason_and_is_owed_again(
+    api: MockApi, ledger_url: Path | str
+) -> None:
     api.faults["row 0"] = ["500:0"] * 3
-    tally, entries = ask_mock(api, tmp_path, PROMPTS[:2], Limits(retries=2))
+    tally, entries = ask_mock(api, ledger_url, PROMPTS[:2], Limits(retries=2))
     assert entries[0] == Entry(entries[0].key, "failed", "HTTP 500: server_error try again", attempts=3)  # type: ignore[union-attr]
     assert tally.failed == 1
-    tally, entries = ask_mock(api, tmp_path, PROMPTS[:2])
+    tally, entries = ask_mock(api, ledger_url, PROMPTS[:2])
     assert (tally.asked, tally.reused) == (1, 1)
     assert [e and e.status for e in entries] == ["ok", "ok"]
 
 
-def test_the_wait_that_the_server_asks_for_is_kept(api: MockApi, tmp_path: Path) -> None:
+def test_the_wait_that_the_server_asks_for_is_kept(api: MockApi, ledger_url: Path | str) -> None:
     api.faults["row 0"] = ["429:1"]
     start = time.monotonic()
-    ask_mock(api, tmp_path, PROMPTS[:1])
+    ask_mock(api, ledger_url, PROMPTS[:1])
     assert time.monotonic() - start >= 1.0
 
 
-def test_too_many_failures_stop_the_asking(api: MockApi, tmp_path: Path) -> None:
+def test_too_many_failures_stop_the_asking(api: MockApi, ledger_url: Path | str) -> None:
     prompts = [f"bad {i}" for i in range(2000)]
     api.faults = {p: ["400"] for p in prompts}
     with pytest.raises(FellShort, match="more than max_failed"):
-        ask_mock(api, tmp_path, prompts)
+        ask_mock(api, ledger_url, prompts)
     assert sum(api.asked.values()) < 200
 
 
-def test_logprobs_come_back_with_bytes(api: MockApi, tmp_path: Path) -> None:
+def test_logprobs_come_back_with_bytes(api: MockApi, ledger_url: Path | str) -> None:
     from llm_distill.logprobs import Logprobs
 
     api.faults["row 1"] = ["null_logprob"]
-    _, entries = ask_mock(api, tmp_path, PROMPTS[:2], sampling=Sampling(max_tokens=8, top_logprobs=2))
+    _, entries = ask_mock(api, ledger_url, PROMPTS[:2], sampling=Sampling(max_tokens=8, top_logprobs=2))
     first, second = entries
     assert first is not None
     assert second is not None
@@ -170,48 +174,50 @@ def test_a_wrong_key_stops_at_once_and_is_never_shown(desk: Desk) -> None:
             assert b"sk-right" not in file.read_bytes(), file
 
 
-def test_an_unknown_model_names_what_the_endpoint_has(api: MockApi, tmp_path: Path) -> None:
+def test_an_unknown_model_names_what_the_endpoint_has(api: MockApi, ledger_url: Path | str) -> None:
     with pytest.raises(UserError, match=r"mock-larg.*Did you mean 'mock-large'"):
-        ask_mock(api, tmp_path, PROMPTS, model="mock-larg")
+        ask_mock(api, ledger_url, PROMPTS, model="mock-larg")
 
 
-def test_an_exhausted_quota_is_not_retried(api: MockApi, tmp_path: Path) -> None:
+def test_an_exhausted_quota_is_not_retried(api: MockApi, ledger_url: Path | str) -> None:
     api.faults = {p: ["quota"] * 9 for p in PROMPTS}
     with pytest.raises(UserError, match="no credit left"):
-        ask_mock(api, tmp_path, PROMPTS)
+        ask_mock(api, ledger_url, PROMPTS)
     assert sum(api.asked.values()) <= 8
 
 
 @pytest.mark.parametrize("budget_usd", [0.0006, 0.0011, 0.0016])
-def test_a_dollar_budget_is_never_exceeded_and_goes_on_later(api: MockApi, tmp_path: Path, budget_usd: float) -> None:
+def test_a_dollar_budget_is_never_exceeded_and_goes_on_later(
+    api: MockApi, ledger_url: Path | str, budget_usd: float
+) -> None:
     prices = Prices(prompt=10.0, completion=10.0)
     with pytest.raises(FellShort, match="budget"):
-        ask_mock(api, tmp_path, PROMPTS, Limits((Budget(usd=budget_usd),)), prices_usd=prices)
-    ledger = Ledger(tmp_path / "ledger.sqlite")
+        ask_mock(api, ledger_url, PROMPTS, Limits((Budget(usd=budget_usd),)), prices_usd=prices)
+    ledger = Ledger(ledger_url)
     spent = ledger.spent("test").usd
     ledger.close()
     assert spent <= budget_usd
     assert spent == pytest.approx(sum(api.paid.values()) * 3 * 10 / 1e6)  # two words asked, one answered
-    tally, entries = ask_mock(api, tmp_path, PROMPTS, prices_usd=prices)
+    tally, entries = ask_mock(api, ledger_url, PROMPTS, prices_usd=prices)
     assert all(entries)
     assert tally.reused + tally.asked == 60
     assert set(api.paid.values()) == {1}
 
 
-def test_a_budget_below_the_first_request_is_a_mistake(api: MockApi, tmp_path: Path) -> None:
+def test_a_budget_below_the_first_request_is_a_mistake(api: MockApi, ledger_url: Path | str) -> None:
     for budget in (Budget(usd=0.0), Budget(usd=0.0004), Budget(tokens=40)):
         with pytest.raises(UserError, match="below what the first request may take"):
-            ask_mock(api, tmp_path, PROMPTS, Limits((budget,)), prices_usd=Prices(prompt=10.0, completion=10.0))
+            ask_mock(api, ledger_url, PROMPTS, Limits((budget,)), prices_usd=Prices(prompt=10.0, completion=10.0))
     assert not api.asked
 
 
-def test_a_token_budget_is_never_exceeded(api: MockApi, tmp_path: Path) -> None:
+def test_a_token_budget_is_never_exceeded(api: MockApi, ledger_url: Path | str) -> None:
     with pytest.raises(FellShort, match=r"100 tokens a run is reached.* 4\d rows are owed, about 1\d\d tokens more"):
-        ask_mock(api, tmp_path, PROMPTS, Limits((Budget(tokens=100),)))
+        ask_mock(api, ledger_url, PROMPTS, Limits((Budget(tokens=100),)))
     assert 0 < sum(api.paid.values()) * 3 <= 100
 
 
-def test_a_bug_in_a_model_is_a_traceback_and_keeps_what_was_answered(tmp_path: Path) -> None:
+def test_a_bug_in_a_model_is_a_traceback_and_keeps_what_was_answered(ledger_url: Path | str) -> None:
     class Broken(Model):
         identity, concurrency = "broken", 1
         terms: str | None = None
@@ -228,7 +234,7 @@ def test_a_bug_in_a_model_is_a_traceback_and_keeps_what_was_answered(tmp_path: P
 
         def unload(self) -> None: ...
 
-    ledger = Ledger(tmp_path / "ledger.sqlite")
+    ledger = Ledger(ledger_url)
     keyed = [(r.key("broken"), r) for r in requests_for(PROMPTS)]
     with pytest.raises(ZeroDivisionError):
         ask(keyed, Broken(), ledger, run="test")
@@ -237,7 +243,7 @@ def test_a_bug_in_a_model_is_a_traceback_and_keeps_what_was_answered(tmp_path: P
     ledger.close()
 
 
-def test_two_processes_never_ask_the_same_row(desk: Desk) -> None:
+def test_two_processes_never_ask_the_same_row(desk: Desk, ledger_url: Path | str) -> None:
     desk.seeds([{"prompt": f"row {i}"} for i in range(300)])
     with serving(latency_s=0.05) as api:
         knobs = {"model": "mock-large", "base_url": api.url, "api_key_env": None, "concurrency": 8}
@@ -251,7 +257,7 @@ def test_two_processes_never_ask_the_same_row(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize("killed_after", [20, 150])
-def test_a_kill_loses_only_what_was_in_flight(desk: Desk, killed_after: int) -> None:
+def test_a_kill_loses_only_what_was_in_flight(desk: Desk, ledger_url: Path | str, killed_after: int) -> None:
     desk.seeds([{"prompt": f"row {i}"} for i in range(300)])
     with serving(latency_s=0.05) as api:
         teacher = {"openai_api": {"model": "mock-large", "base_url": api.url, "api_key_env": None, "concurrency": 8}}
@@ -273,7 +279,7 @@ def test_a_kill_loses_only_what_was_in_flight(desk: Desk, killed_after: int) -> 
         assert [row["text"] for row in desk.rows(summary, "answers")] == [label_of(f"row {i}") for i in range(300)]
 
 
-def test_ctrl_c_drains_and_keeps_everything(desk: Desk) -> None:
+def test_ctrl_c_drains_and_keeps_everything(desk: Desk, ledger_url: Path | str) -> None:
     desk.seeds([{"prompt": f"row {i}"} for i in range(400)])
     with serving(latency_s=0.1) as api:
         teacher = {"openai_api": {"model": "mock-large", "base_url": api.url, "api_key_env": None, "concurrency": 8}}
@@ -299,7 +305,7 @@ def test_a_failed_ledger_address_is_one_line_without_the_password(desk: Desk) ->
     assert "hunter2" not in message
 
 
-def test_unavailable_is_asked_again_without_blocking_others(tmp_path: Path) -> None:
+def test_unavailable_is_asked_again_without_blocking_others(ledger_url: Path | str) -> None:
     order: list[str] = []
 
     class Slow(Model):
@@ -321,7 +327,7 @@ def test_unavailable_is_asked_again_without_blocking_others(tmp_path: Path) -> N
 
         def unload(self) -> None: ...
 
-    ledger = Ledger(tmp_path / "ledger.sqlite")
+    ledger = Ledger(ledger_url)
     ask([(r.key("slow"), r) for r in requests_for(PROMPTS[:5])], Slow(), ledger, run="test")
     ledger.close()
     assert order == ["row 0", "row 1", "row 2", "row 3", "row 4", "row 0"]

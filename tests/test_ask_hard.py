@@ -17,10 +17,10 @@ from tests.mock_api import MockApi, serving
 from tests.test_ask import PROMPTS, ask_mock, requests_for
 
 
-def test_a_question_asked_twice_far_apart_is_paid_once(tmp_path: Path) -> None:
+def test_a_question_asked_twice_far_apart_is_paid_once(ledger_url: Path | str) -> None:
     prompts = ["twin", *PROMPTS[:6], "twin", *PROMPTS[6:12], "twin"]
     with serving(latency_s=0.1) as api:
-        tally, entries = ask_mock(api, tmp_path, prompts, concurrency=4)
+        tally, entries = ask_mock(api, ledger_url, prompts, concurrency=4)
     assert api.paid["twin"] == 1
     assert all(entries)
     assert tally.asked == 13
@@ -41,20 +41,20 @@ def test_a_signal_is_heard_when_nothing_moves(desk: Desk, fault: str) -> None:
         assert process.returncode == 130, err
 
 
-def test_what_was_in_flight_when_the_quota_ended_is_kept(tmp_path: Path) -> None:
+def test_what_was_in_flight_when_the_quota_ended_is_kept(ledger_url: Path | str) -> None:
     with serving(latency_s=0.2) as api:
         api.faults["row 0"] = ["quota"]
         with pytest.raises(UserError, match="no credit"):
-            ask_mock(api, tmp_path, PROMPTS, concurrency=16)
+            ask_mock(api, ledger_url, PROMPTS, concurrency=16)
         paid = sum(api.paid.values())
         assert paid >= 15
-        tally, _ = ask_mock(api, tmp_path, PROMPTS, concurrency=16)
+        tally, _ = ask_mock(api, ledger_url, PROMPTS, concurrency=16)
         assert tally.reused == paid
         assert set(api.paid.values()) == {1}
 
 
-def test_a_late_loser_does_not_overwrite_a_paid_answer(tmp_path: Path) -> None:
-    first, second = (Ledger(tmp_path / "ledger.sqlite") for _ in range(2))
+def test_a_late_loser_does_not_overwrite_a_paid_answer(ledger_url: Path | str) -> None:
+    first, second = (Ledger(ledger_url) for _ in range(2))
     (request,) = requests_for(["row 0"])
     key = request.key("m")
     first.claim("run", "m", {key: request})
@@ -70,18 +70,18 @@ def test_a_late_loser_does_not_overwrite_a_paid_answer(tmp_path: Path) -> None:
     second.close()
 
 
-def test_a_few_failures_early_do_not_stop_a_long_job(api: MockApi, tmp_path: Path) -> None:
+def test_a_few_failures_early_do_not_stop_a_long_job(api: MockApi, ledger_url: Path | str) -> None:
     prompts = [f"long {i}" for i in range(1000)]
     api.faults = {p: ["400"] for p in prompts[:30]}
-    tally, _ = ask_mock(api, tmp_path, prompts, Limits(max_failed=0.04))
+    tally, _ = ask_mock(api, ledger_url, prompts, Limits(max_failed=0.04))
     assert (tally.failed, tally.answered) == (30, 970)
 
 
-def test_usage_that_never_came_is_charged_at_its_estimate_for_ever(api: MockApi, tmp_path: Path) -> None:
+def test_usage_that_never_came_is_charged_at_its_estimate_for_ever(api: MockApi, ledger_url: Path | str) -> None:
     api.faults = {p: ["no_usage"] for p in PROMPTS}
     for _ in range(3):
         with pytest.raises(FellShort, match="budget of 200 tokens"):
-            ask_mock(api, tmp_path, PROMPTS, Limits((Budget(tokens=200),)))
+            ask_mock(api, ledger_url, PROMPTS, Limits((Budget(tokens=200),)))
     assert sum(api.paid.values()) == 3  # 45 for the prompt at most and 8 for the answer each: a fourth would not fit
 
 
