@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -34,7 +35,11 @@ class MockApi:
         self.asked: Counter[str] = Counter()
         self.paid: Counter[str] = Counter()
         self.bodies: list[dict[str, Any]] = []
+        self.times: list[float] = []  # when each request came, on the monotonic clock
         self.in_flight = self.most_in_flight = 0
+        self.places: int | None = None  # more than so many in flight are turned away
+        self.per_second: float | None = None  # a token bucket of one second, stated in headers
+        self._level, self._filled = 0.0, 0.0
         self.url = ""
 
     def last_line(self, prompt: str) -> str:
@@ -52,6 +57,12 @@ class MockApi:
             return _error(404, "The model does not exist", "model_not_found")
         prompt = self.last_line(body["messages"][-1]["content"])
         self.asked[prompt] += 1
+        self.times.append(time.monotonic())
+        if self.places is not None and self.in_flight >= self.places:
+            return _error(429, "busy", "rate_limit")
+        headers, enough = self._rate()
+        if not enough:
+            return _error(429, "too fast", "rate_limit", headers)
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         try:
@@ -80,7 +91,19 @@ class MockApi:
         if fault == "cut":
             return web.Response(body=json.dumps(whole).encode()[: len(json.dumps(whole)) // 2])
         self.paid[prompt] += 1
-        return web.json_response(whole)
+        return web.json_response(whole, headers=headers)
+
+    def _rate(self) -> tuple[dict[str, str], bool]:
+        if self.per_second is None:
+            return {}, True
+        now = time.monotonic()
+        self._level = min(self.per_second, self._level + (now - self._filled) * self.per_second)
+        self._filled = now
+        enough = self._level >= 1
+        self._level -= enough
+        reset_s = (self.per_second - self._level) / self.per_second
+        stated = {"limit": self.per_second, "remaining": int(self._level), "reset": f"{round(1000 * reset_s)}ms"}
+        return {f"x-ratelimit-{name}-requests": str(value) for name, value in stated.items()}, enough
 
     def _body(self, body: Mapping[str, Any], prompt: str, text: str, fault: str | None) -> dict[str, Any]:
         choice: dict[str, Any] = {

@@ -22,7 +22,7 @@ from tests.mock_api import MockApi, label_of, serving
 PROMPTS = [f"row {i}" for i in range(60)]
 
 
-def _model(api: MockApi, **knobs: object) -> OpenAIModel:
+def model_of(api: MockApi, **knobs: object) -> OpenAIModel:
     settings = {"model": "mock-large", "base_url": api.url, "api_key_env": None, "concurrency": 8} | knobs
     return OpenAIModel(**settings)  # type: ignore[arg-type]
 
@@ -39,7 +39,7 @@ def ask_mock(
     sampling: Sampling | None = None,
     **knobs: object,
 ) -> tuple[Tally, list[Entry | None]]:
-    ledger, model = Ledger(ledger_url), _model(api, **knobs)
+    ledger, model = Ledger(ledger_url), model_of(api, **knobs)
     keyed = [(r.key(model.identity), r) for r in requests_for(prompts, sampling or Sampling(max_tokens=8))]
     try:
         tally = ask(keyed, model, ledger, run="test", limits=limits, total=len(keyed))
