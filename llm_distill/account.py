@@ -156,14 +156,11 @@ def no_budget(budget: Budget, held: Charge, least: Charge, tally: Tally, total: 
         )
     owed = None if total is None else total - tally.reused - tally.answered
     more = "" if owed is None else f" {owed:,} rows are owed"
-    if owed and tally.answered:
-        used = tally.cost_usd if usd else tally.prompt_tokens + tally.completion_tokens
-        more += (
-            f", about {round((used or 0) / tally.answered * owed, 4 if usd else None):,} {unit} more"
-            if used is not None
-            else ""
-        )
+    used = tally.cost_usd if usd else tally.prompt_tokens + tally.completion_tokens
+    if owed and tally.answered and used is not None:
+        more += f", about {round(used / tally.answered * owed, 4 if usd else None):,} {unit} more"
     return FellShort(
-        f"{words} is reached: {spent:,} spent, and the next request may take {next_:,}.{more}{'.' if more else ''} "
-        "Everything answered is kept; raise the budget and run again to go on."
+        f"{words} is reached: {spent:,} spent or reserved, and the next request may take {next_:,}.{more}"
+        f"{'.' if more else ''} Everything answered is kept; raise the budget and run again to go on. (What a crash cut off "
+        "stays reserved, for it may be billed.)"
     )

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -59,6 +60,7 @@ class Ledger:
 
     def __init__(self, url: str | Path) -> None:
         self._engine = tables.connect(url)
+        self._turn = threading.Lock()
         insert = postgresql.insert if self._engine.dialect.name == "postgresql" else sqlite.insert
         self._insert = insert(REQUESTS).on_conflict_do_nothing(index_elements=["key"]).returning(REQUESTS.c.key)
         self._open_account = insert(ACCOUNTS).on_conflict_do_nothing(index_elements=["name"])
@@ -83,8 +85,12 @@ class Ledger:
 
     @contextmanager
     def _transaction(self, *, reading: bool = False) -> Iterator[sa.Connection]:
-        """A transaction; a full disk is an OSError here too."""
-        with tables.full_disk_is_an_os_error(), self._engine.execution_options(reading=reading).begin() as db:
+        """A transaction; a full disk is an OSError here too.
+
+        Threads of this process take turns here: SQLite itself lets waiting writers poll, and one may starve for long.
+        """
+        turn = nullcontext() if reading or self._engine.dialect.name != "sqlite" else self._turn
+        with turn, tables.full_disk_is_an_os_error(), self._engine.execution_options(reading=reading).begin() as db:
             yield db
 
     def close(self) -> None:

@@ -128,7 +128,16 @@ def collect(
 
     answers: list[Answer] = []
     try:
-        ask(requests(), model, run.ledger, run=run.id, limits=plan.answers.limits, total=total, on_tally=show)
+        ask(
+            requests(),
+            model,
+            run.ledger,
+            run=run.id,
+            limits=plan.answers.limits,
+            total=total,
+            on_tally=show,
+            say=run.watch.say,
+        )
     finally:
         run.tally += tally
         entries = run.ledger.read([key for row in keys for key in row])

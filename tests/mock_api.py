@@ -33,7 +33,9 @@ class MockApi:
         self.latency_s, self.answer, self.key = latency_s, answer, key
         self.faults: dict[str, list[str]] = {}
         self.asked: Counter[str] = Counter()
-        self.paid: Counter[str] = Counter()
+        self.paid: Counter[str] = Counter()  # answered whole
+        self.billed: Counter[str] = Counter()  # generated, whatever became of it
+        self.delivered: dict[str, float] = {}  # when a prompt's first whole answer went out
         self.bodies: list[dict[str, Any]] = []
         self.times: list[float] = []  # when each request came, on the monotonic clock
         self.in_flight = self.most_in_flight = 0
@@ -45,7 +47,9 @@ class MockApi:
     def last_line(self, prompt: str) -> str:
         return prompt.rsplit("\n", 1)[-1].removeprefix("Text: ")
 
-    async def models(self, _request: web.Request) -> web.Response:
+    async def models(self, request: web.Request) -> web.Response:
+        if self.key and request.headers.get("Authorization") != f"Bearer {self.key}":
+            return _error(401, "Incorrect API key provided: sk-wro***", "invalid_api_key")
         return web.json_response({"data": [{"id": "mock-large"}, {"id": "mock-small"}]})
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
@@ -77,9 +81,16 @@ class MockApi:
             return web.Response()
         if fault == "hang":
             await asyncio.sleep(3600)
+        if fault is not None and fault.endswith(":logprobs"):
+            return _error(int(fault[:3]), "Invalid value for 'top_logprobs': it must be at most 20.", "invalid_value")
         if fault is not None and fault[0].isdigit():
             status, _, wait = fault.partition(":")
             return _error(int(status), "try again", "server_error", {"Retry-After": wait} if wait else {})
+        if fault == "reset_after":  # generated, and lost on the way
+            self.billed[prompt] += 1
+            assert request.transport is not None
+            request.transport.abort()
+            return web.Response()
         if fault == "quota":
             return _error(429, "You exceeded your current quota", "insufficient_quota")
         if fault == "empty_body":
@@ -88,9 +99,15 @@ class MockApi:
             return web.Response(text="<html>gateway</html>", content_type="text/html")
         text = self.answer or label_of(prompt)
         whole = self._body(body, prompt, text, fault)
+        self.billed[prompt] += 1
         if fault == "cut":
             return web.Response(body=json.dumps(whole).encode()[: len(json.dumps(whole)) // 2])
-        self.paid[prompt] += 1
+        if fault == "nan_logprob":
+            return web.Response(body=json.dumps(whole).replace("-0.1", "NaN").encode())
+        self.paid[prompt] += fault != "empty"
+        self.delivered.setdefault(prompt, time.monotonic())
+        if fault == "text_plain":
+            return web.Response(text=json.dumps(whole))
         return web.json_response(whole, headers=headers)
 
     def _rate(self) -> tuple[dict[str, str], bool]:
@@ -111,11 +128,11 @@ class MockApi:
             "message": {"role": "assistant", "content": text},
             "finish_reason": fault if fault in ("length", "content_filter") else "stop",
         }
-        if fault == "empty":
+        if fault in ("empty", "empty_used"):
             choice["message"]["content"] = ""
         if fault == "refusal":
             choice["message"] |= {"content": None, "refusal": "I can't help with that."}
-        if body.get("logprobs"):
+        if body.get("logprobs") and fault != "no_logprobs":
             other = LABELS[1 - LABELS.index(label_of(prompt))]
             tops = [_logprob(text, None if fault == "null_logprob" else -0.1), _logprob(other, -2.5)]
             choice["logprobs"] = {"content": [{**tops[0], "top_logprobs": tops[: body["top_logprobs"]]}]}

@@ -1,0 +1,176 @@
+"""Endpoints that are not there, refuse us, or say odd things."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import socket
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from llm_distill.errors import FellShort, UserError
+from llm_distill.limits import Limits
+from llm_distill.records import Sampling
+from tests.conftest import Desk
+from tests.mock_api import MockApi, label_of, serving
+from tests.test_ask import PROMPTS, ask_mock
+
+
+def _closed_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.mark.parametrize(
+    "address", ["http://127.0.0.1:{port}/v1", "http://no-such-host.invalid/v1", "https://127.0.0.1:{tls}/v1"]
+)
+def test_nobody_there_is_found_before_the_rows_are_queued(desk: Desk, address: str) -> None:
+    """Refused, no such host, no TLS: one line, exit code 2, whatever the number of rows."""
+    desk.seeds([{"prompt": f"row {i}"} for i in range(3000)])
+    with serving() as api:
+        url = address.format(port=_closed_port(), tls=api.url.split(":")[2].split("/")[0])
+        recipe = desk.recipe(models={"teacher": {"openai_api": {"model": "m", "base_url": url, "api_key_env": None}}})
+        start = time.monotonic()
+        message = desk.llm_distill("run", recipe, code=2)
+        assert f"cannot reach {url}" in message
+        assert time.monotonic() - start < 30
+        assert not api.asked
+
+
+def test_what_is_answered_needs_nobody_there(desk: Desk) -> None:
+    desk.seeds([{"prompt": f"row {i}"} for i in range(5)])
+    with serving() as api:
+        teacher = {"openai_api": {"model": "mock-large", "base_url": api.url, "api_key_env": None}}
+        recipe = desk.recipe(models={"teacher": teacher})
+        desk.run(recipe)
+    assert desk.run(recipe, "--from", "answers")["reused"] == 5
+
+
+@pytest.mark.parametrize("fault", ["400:logprobs", "422:logprobs"])
+def test_logprobs_that_are_refused_stop_everything(desk: Desk, api: MockApi, fault: str) -> None:
+    desk.seeds([{"prompt": f"row {i}"} for i in range(500)])
+    api.faults = {f"row {i}": [fault] for i in range(500)}
+    teacher = {"openai_api": {"model": "mock-large", "base_url": api.url, "api_key_env": None, "concurrency": 4}}
+    recipe = desk.recipe(models={"teacher": teacher}, answers={"top_logprobs": 25})
+    message = desk.llm_distill("run", recipe, code=2)
+    assert "refuses answers.top_logprobs: 25" in message
+    assert "at most 20" in message
+    assert sum(api.asked.values()) <= 5
+
+
+def test_logprobs_that_never_come_are_an_error_and_the_answers_stay(api: MockApi, tmp_path: Path) -> None:
+    api.faults = {p: ["no_logprobs"] for p in PROMPTS}
+    with pytest.raises(UserError, match="without any logprobs"):
+        ask_mock(api, tmp_path / "l", PROMPTS, sampling=Sampling(max_tokens=8, top_logprobs=5))
+    paid = sum(api.paid.values())
+    api.faults = {}
+    tally, entries = ask_mock(api, tmp_path / "l", PROMPTS, sampling=Sampling(max_tokens=8, top_logprobs=5))
+    assert all(entries)
+    assert set(api.paid.values()) == {1}
+    assert tally.reused == paid >= 20
+
+
+def test_a_nan_among_the_logprobs_costs_the_row_its_logprobs_only(api: MockApi, tmp_path: Path) -> None:
+    api.faults["row 1"] = ["nan_logprob"]
+    _, entries = ask_mock(api, tmp_path / "l", PROMPTS[:3], sampling=Sampling(max_tokens=8, top_logprobs=2))
+    assert [e and (e.status, e.text, e.logprobs is None) for e in entries] == [
+        ("ok", label_of(f"row {i}"), i == 1) for i in range(3)
+    ]
+
+
+def test_a_body_is_read_whatever_it_says_it_is(api: MockApi, tmp_path: Path) -> None:
+    api.faults = {p: ["text_plain"] for p in PROMPTS[:5]}
+    tally, entries = ask_mock(api, tmp_path / "l", PROMPTS[:5])
+    assert [e and e.text for e in entries] == [label_of(p) for p in PROMPTS[:5]]
+    assert tally.retried == 0
+
+
+def test_a_provider_that_breaks_down_is_not_asked_for_ever(api: MockApi, tmp_path: Path) -> None:
+    prompts = [f"row {i}" for i in range(20_000)]
+    api.faults = {p: ["400"] for p in prompts}
+    with pytest.raises(FellShort, match=r"requests failed, more than max_failed = 0\.05"):
+        ask_mock(api, tmp_path / "l", prompts, concurrency=16)
+    assert sum(api.asked.values()) < 400  # a share of 20,000 is a thousand: no need to wait for it
+
+
+def test_every_row_ends_in_one_status_under_many_faults(api: MockApi, tmp_path: Path) -> None:
+    """Nine in a hundred requests go wrong in a way that may pass, some more in ways that do not; all counts add up."""
+    rng = random.Random(1)
+    prompts = [f"row {i}" for i in range(600)]
+    passing = ["429", "429:0", "500", "503", "reset", "reset_after", "cut", "empty", "empty_body", "html"]
+    lasting = {"400": "failed", "length": "truncated", "content_filter": "filtered", "refusal": "refused"}
+    expected = {}
+    for prompt in prompts:
+        draw = rng.random()
+        expected[prompt] = "ok"
+        if draw < 0.3:
+            api.faults[prompt] = [rng.choice(passing)]
+        elif draw < 0.34:
+            fault = rng.choice(list(lasting))
+            api.faults[prompt], expected[prompt] = [fault], lasting[fault]
+    tally, entries = ask_mock(api, tmp_path / "l", prompts, concurrency=64)
+    assert [e and e.status for e in entries] == list(expected.values())
+    assert [e and e.text for e in entries if e and e.status == "ok"] == [
+        label_of(p) for p, status in expected.items() if status == "ok"
+    ]
+    counts = Counter(expected.values())
+    assert (tally.asked, tally.failed, tally.answered) == (600, counts["failed"], 600 - counts["failed"])
+    assert set(api.paid.values()) == {1}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_kill_at_any_moment_costs_at_most_the_last_moments(desk: Desk, seed: int) -> None:
+    """No answer that was delivered more than 200 ms before the kill is asked again."""
+    rng = random.Random(seed)
+    desk.seeds([{"prompt": f"row {i}"} for i in range(600)])
+    with serving(latency_s=0.05) as api:
+        teacher = {"openai_api": {"model": "mock-large", "base_url": api.url, "api_key_env": None, "concurrency": 32}}
+        recipe = desk.recipe(models={"teacher": teacher})
+        process = desk.command("run", recipe, "--until", "answers", "--json")
+        moment = rng.randrange(1, 560)
+        while len(api.delivered) < moment:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.002)
+        killed = time.monotonic()
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        safe = {prompt for prompt, at in api.delivered.items() if at < killed - 0.2}
+        before = Counter(api.asked)
+        summary = desk.run(recipe, "--until", "answers")
+        again = {prompt for prompt in before if api.asked[prompt] > before[prompt]}
+        assert not again & safe
+        assert summary["stages"]["answers"]["rows_out"] == 600
+        assert [row["text"] for row in desk.rows(summary, "answers")] == [label_of(f"row {i}") for i in range(600)]
+
+
+def test_one_401_is_enough_whatever_the_number_of_rows(desk: Desk) -> None:
+    desk.seeds([{"prompt": f"row {i}"} for i in range(500)])
+    with serving(key="sk-right") as api:
+        knobs = {"model": "mock-large", "base_url": api.url, "api_key_env": "MOCK_KEY", "concurrency": 64}
+        recipe = desk.recipe(models={"teacher": {"openai_api": knobs}})
+        message = desk.llm_distill("run", recipe, code=2, MOCK_KEY="sk-wrong")
+        assert "refuses the key in MOCK_KEY: HTTP 401" in message
+        assert len(api.bodies) == 0  # the list of models is refused before anything is asked
+
+
+def test_a_run_says_how_long_it_waits_when_stopped(desk: Desk) -> None:
+    desk.seeds([{"prompt": f"row {i}"} for i in range(200)])
+    with serving(latency_s=0.3) as api:
+        teacher = {"openai_api": {"model": "mock-large", "base_url": api.url, "api_key_env": None, "concurrency": 4}}
+        process = desk.command("run", desk.recipe(models={"teacher": teacher}, answers={"drain_s": 7}), "--json")
+        while not api.asked:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+        assert "waiting up to 7 s" in err
+        assert json.loads(out.splitlines()[-1])["status"] == "interrupted"
+
+
+def test_limits_are_plain_values() -> None:
+    assert Limits() == Limits(budgets=(), retries=6, max_failed=0.05, drain_s=20.0)
