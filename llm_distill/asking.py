@@ -38,10 +38,12 @@ class Asking:
         self.account = Account(model, run)
         self.pace = model.pace
         self.drain_s = limits.drain_s
+        self.probed = False
         self.tally = Tally()
         self.done: list[tuple[Item, Entry]] = []  # ended, not yet on disk
         self.open: dict[str, Item] = {}  # claimed by us, not yet ended
         self.held: set[str] = set()  # claimed by us, not yet on disk
+        self.again: set[asyncio.Task[None]] = set()  # waiting to reserve once more
         self.ready: asyncio.Queue[Item | None] = asyncio.Queue()
         # Claimed a little ahead, so that no place is idle; not more, for a crash leaves their reservations behind.
         self.chunk_rows = max(1, min(256, model.concurrency // 4))
@@ -59,9 +61,8 @@ class Asking:
                 await self.quiet.wait()
                 await self._drain(workers)
             finally:
-                for worker in workers:
-                    worker.cancel()
-                keeper.cancel()
+                for task in (*workers, *self.again, keeper):
+                    task.cancel()
                 for item in [
                     i for i in self.open.values() if i.lost.tokens
                 ]:  # tried and perhaps billed: that much is known
@@ -120,14 +121,14 @@ class Asking:
             return
         self.open.update((item.key, item) for item in items)
         self.held.update(item.key for item in items)
-        if self.stopping is None and not self.tally.asked:
+        if self.stopping is None and not self.probed:
+            self.probed = True
             try:
                 await self.model.probe()
             except UserError as error:
                 self.on_stop(error)
         if self.stopping is None:
             self.quiet.clear()
-            self.tally.asked += len(items)
             for item in items:
                 self.ready.put_nowait(item)
 
@@ -148,6 +149,7 @@ class Asking:
                 if self.stopping:
                     continue
                 item.attempts += 1
+                self.tally.asked += item.attempts == 1
                 item.flying = True
                 completion = await self.model.complete(item.request)
                 item.flying = False
@@ -172,7 +174,9 @@ class Asking:
         self.tally.retried += 1
         delay_s = backoff_s(item.attempts, error.retry_after_s)
         if error.billed:
-            self.tasks.create_task(self._reserve_again(item, delay_s))
+            task = self.tasks.create_task(self._reserve_again(item, delay_s))
+            self.again.add(task)
+            task.add_done_callback(self.again.discard)
         else:
             asyncio.get_running_loop().call_later(delay_s, self.ready.put_nowait, item)
         return None

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -250,10 +251,11 @@ class Ledger:
                 ours = REQUESTS.c.key.in_(chunk), REQUESTS.c.owner == self.owner, REQUESTS.c.status.is_(None)
                 db.execute(REQUESTS.delete().where(*ours))
 
-    def read(self, keys: Sequence[str], *, logprobs: bool = True) -> Iterator[Entry | None]:
-        """The entries of keys, in their order; None where nothing is settled."""
+    def read(self, keys: Iterable[str], *, logprobs: bool = True) -> Iterator[Entry | None]:
+        """The entries of keys, in their order; None where nothing is settled. Holds few of them at a time."""
         columns = [REQUESTS.c.key, REQUESTS.c.entry, *([REQUESTS.c.logprobs] if logprobs else [])]
-        for chunk in _chunks(keys):
+        rest = iter(keys)
+        while chunk := list(islice(rest, _CHUNK)):
             with self._transaction(reading=True) as db:
                 rows = db.execute(
                     sa.select(*columns).where(REQUESTS.c.key.in_(chunk), REQUESTS.c.status.is_not(None))

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from zlib import crc32
 
@@ -22,18 +23,19 @@ import aiohttp
 import msgspec
 
 from llm_distill.models.wire import Body
+from llm_distill.records import Message, Request, Sampling
 
 PORT = 8123
 LATENCY_S = 0.25
 
 
-def prompts(n: int) -> list[str]:
+def prompts(n: int) -> Iterator[str]:
     """n distinct questions of about sixty tokens."""
-    return [
-        f"Question {i}: explain in about sixty words how topic {i * 7919 % 10007} works for a reader aged {8 + i % 60}, name "
-        "one common mistake, give one small worked example, and end with a single sentence of advice."
-        for i in range(n)
-    ]
+    for i in range(n):
+        yield (
+            f"Question {i}: explain in about sixty words how topic {i * 7919 % 10007} works for a reader aged {8 + i % 60}, "
+            "name one common mistake, give one small worked example, and end with a single sentence of advice."
+        )
 
 
 async def floor(n: int, in_flight: int, top: int, out: Path) -> None:
@@ -60,18 +62,23 @@ def ours(n: int, in_flight: int, top: int, folder: Path) -> None:
     from llm_distill.ask import ask
     from llm_distill.ledger import Ledger
     from llm_distill.models.openai_api import OpenAIModel
-    from llm_distill.records import Message, Request, Sampling
 
     model = OpenAIModel(model="fast", base_url=f"http://127.0.0.1:{PORT}/v1", api_key_env=None, concurrency=in_flight)
     sampling = Sampling(max_tokens=128, top_logprobs=top or None)
-    requests = [Request((Message("user", p),), sampling) for p in prompts(n)]
+
+    def keyed() -> Iterator[tuple[str, Request]]:
+        for prompt in prompts(n):
+            request = Request((Message("user", prompt),), sampling)
+            yield request.key(model.identity), request
+
     ledger = Ledger(folder / "ledger.sqlite")
-    keyed = [(r.key(model.identity), r) for r in requests]
-    tally = ask(keyed, model, ledger, run="bench")
+    tally = ask(keyed(), model, ledger, run="bench", total=n)
     assert tally.answered == n
-    for request, entry in zip(requests, ledger.read([key for key, _ in keyed]), strict=True):
+    entries = ledger.read((key for key, _ in keyed()), logprobs=bool(top))
+    for prompt, entry in zip(prompts(n), entries, strict=True):
         assert entry
-        assert entry.text.startswith(f"[{crc32(request.messages[0].content.encode()):08x}]")
+        assert entry.text.startswith(f"[{crc32(prompt.encode()):08x}]")
+        assert bool(entry.logprobs) == bool(top)
     ledger.close()
 
 
@@ -92,8 +99,9 @@ def measure(who: str, n: int, in_flight: int, top: int) -> None:
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     row = json.loads(done.stdout.splitlines()[-1])
+    speed, bound = n / row["seconds"], in_flight / LATENCY_S
     print(
-        f"{who:6} in flight {in_flight:5} top-{top:<3} {n / row['seconds']:7.0f} rows/s of {in_flight / LATENCY_S:5.0f}"
+        f"{who:6} {n:7,} rows  in flight {in_flight:5}  top-{top:<3} {speed:6.0f} rows/s of {bound:5.0f} = {speed / bound:4.0%}"
         f"   CPU {1000 * row['cpu'] / n:5.2f} s per 1,000   RSS {row['rss_mb']:4.0f} MB",
         flush=True,
     )
@@ -102,7 +110,8 @@ def measure(who: str, n: int, in_flight: int, top: int) -> None:
 def one(who: str, n: int, in_flight: int, top: int) -> None:
     """Run a client here and print what it took."""
     with tempfile.TemporaryDirectory() as folder:
-        importlib.import_module("llm_distill.ask" if who == "ours" else "aiohttp")
+        for module in ("llm_distill.ask", "llm_distill.ledger", "uvloop") if who == "ours" else ():
+            importlib.import_module(module)  # as the floor's are, before the clock starts
         before, start = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
         if who == "floor":
             asyncio.run(floor(n, in_flight, top, Path(folder) / "bodies.jsonl"))
@@ -128,9 +137,10 @@ def main() -> None:
         assert server.stdout
         server.stdout.readline()
         try:
-            for in_flight, top in ((256, 0), (1024, 0), (256, 20)):
+            for in_flight, top, n in ((256, 0, 5000), (1024, 0, 20_000), (256, 20, 5000)):
                 for who in ("floor", "ours"):
-                    measure(who, arguments.n, in_flight, top)
+                    measure(who, n, in_flight, top)
+            measure("ours", 100_000, 1024, 0)  # memory does not grow with the rows
         finally:
             server.terminate()
     return None
