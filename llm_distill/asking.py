@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -40,6 +41,7 @@ class Asking:
         self.drain_s = limits.drain_s
         self.probed = False
         self.tally = Tally()
+        self.committing = threading.Lock()
         self.done: list[tuple[Item, Entry]] = []  # ended, not yet on disk
         self.open: dict[str, Item] = {}  # claimed by us, not yet ended
         self.held: set[str] = set()  # claimed by us, not yet on disk
@@ -206,12 +208,13 @@ class Asking:
             self.on_stop(why)
 
     def _commit(self) -> None:
-        batch = list(self.done)
-        for accounts in {id(item.accounts): item.accounts for item, _ in batch}.values():
-            ours = [(item, entry) for item, entry in batch if item.accounts is accounts]
-            self.ledger.settle([entry for _, entry in ours], [item.reserved for item, _ in ours], accounts)
-        del self.done[: len(batch)]
-        self.held.difference_update(item.key for item, _ in batch)
+        with self.committing:  # the last commit may meet the keeper's, whose thread a cancel does not stop
+            batch = list(self.done)
+            for accounts in {id(item.accounts): item.accounts for item, _ in batch}.values():
+                ours = [(item, entry) for item, entry in batch if item.accounts is accounts]
+                self.ledger.settle([entry for _, entry in ours], [item.reserved for item, _ in ours], accounts)
+            del self.done[: len(batch)]
+            self.held.difference_update(item.key for item, _ in batch)
 
     def _release(self) -> None:
         for accounts in {id(item.accounts): item.accounts for item in self.open.values()}.values():
