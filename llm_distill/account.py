@@ -113,6 +113,7 @@ class Account:
             charged_usd=charged.usd,
             charged_tokens=charged.tokens,
             logprobs=None if completion.logprobs is None else completion.logprobs.pack(),
+            reasoning=completion.reasoning,
         )
 
 

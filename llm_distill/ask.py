@@ -76,6 +76,8 @@ def ask_all(
             stop(Interrupted("stopped; everything answered is kept, the same command goes on from here."))
 
         askings += [Asking(model, ledger, run, limits, total, show, stop) for model, _, total in groups]
+        for asking in askings:
+            asking.peers = askings
         async with on_interrupt(interrupt), asyncio.TaskGroup() as tasks:
             for asking, (_, requests, _) in zip(askings, groups, strict=True):
                 tasks.create_task(asking.settle_all(iter(requests)))

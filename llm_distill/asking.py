@@ -50,6 +50,9 @@ class Asking:
         # Claimed a little ahead, so that no place is idle; not more, for a crash leaves their reservations behind.
         self.chunk_rows = max(1, min(256, model.concurrency // 4))
         self.room: asyncio.Future[None] | None = None
+        self.peers = [self]  # all that share our budgets, in this process
+        self.claiming = False
+        self.refusals = 0  # by a budget of which nobody here holds anything
         self.stopping: Exception | None = None
         self.quiet = asyncio.Event()  # nothing is open any more, or we are told to stop
         self.quiet.set()
@@ -94,6 +97,7 @@ class Asking:
             busy |= again
             chunk = {key: request for key, request in chunk.items() if key not in again}
             items = {key: self.account.item(key, request) for key, request in chunk.items()}
+            self.claiming = True
             claims = await asyncio.to_thread(
                 self.ledger.claim,
                 self.account.run,
@@ -103,10 +107,12 @@ class Asking:
                 self.account.names(),
                 self.limits.budgets,
             )
+            self.claiming = False
             self.tally.reused += len(claims.settled)
             busy |= {key: chunk[key] for key in claims.busy}
             over = {key: chunk[key] for key in claims.over}
             await self._offer([items[key] for key in claims.mine])
+            self.refusals = self.refusals if over else 0
             if over and self.stopping is None:
                 await self._wait_for_budget(claims, items[claims.over[0]])
             self.on_tally(self.tally)
@@ -135,9 +141,16 @@ class Asking:
                 self.ready.put_nowait(item)
 
     async def _wait_for_budget(self, claims: Claims, item: Item) -> None:
-        """What is in flight was reserved at its worst and gives back a part when it settles."""
-        if self.held:
+        """What is in flight was reserved at its worst and gives back a part when it settles.
+
+        What was held when the budget refused may have been given back since: only a second refusal counts.
+        """
+        if any(peer.held or peer.claiming for peer in self.peers):
+            self.refusals = 0
             return await asyncio.sleep(COMMIT_S)
+        self.refusals += 1
+        if self.refusals == 1:
+            return None
         assert claims.refused
         return self.on_stop(no_budget(claims.refused, claims.held, item.reserve, self.tally, self.total))
 

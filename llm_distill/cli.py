@@ -114,8 +114,8 @@ def check(recipe: RecipeArg, overrides: Overrides = None, as_json: AsJson = Fals
     from llm_distill.recipe import load
 
     plan = load(recipe, overrides or ())
-    for model in plan.models.values():
-        model()  # which loads nothing, and refuses what no type can: an address, a pattern
+    # Making a model loads nothing, and refuses what no type can: an address, a pattern.
+    plan.teachers.check_models({role: model().identity for role, model in plan.models.items()})
     found = {"recipe": plan.name, "digest": plan.digest, **estimate(plan), "missing_keys": missing_keys(plan)}
     if as_json:
         print(json.dumps(found, sort_keys=True))
@@ -123,7 +123,10 @@ def check(recipe: RecipeArg, overrides: Overrides = None, as_json: AsJson = Fals
     cost = found["cost_usd_at_most"]
     print(f"{plan.name}: the recipe is sound.")
     print(f"  prompts    {found['prompts']:,} to ask, {found['held_out']:,} held out")
-    print(f"  teacher    {plan.models['teacher'].spec.name}, {found['teacher_requests']:,} requests")
+    if len(found["teachers"]) > 1:
+        print(f"  teachers   {plan.teachers.described}")
+    for role, asked in found["teachers"].items():
+        print(f"  {role:<10} {asked['model']}, {asked['requests']:,} requests")
     print(
         f"  tokens     about {found['teacher_prompt_tokens']:,} of prompt, "
         f"at most {found['teacher_completion_tokens_at_most']:,} of completion"
@@ -194,7 +197,7 @@ def show(
 
 
 def _worth(column: str, value: Any) -> bool:
-    named = column in ("status", "reason", "prediction", "label", "dropped_by") or column.startswith(
+    named = column in ("status", "reason", "prediction", "agreement", "label", "dropped_by") or column.startswith(
         ("score.", "tags.")
     )
     return named and value is not None

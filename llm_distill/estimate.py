@@ -14,39 +14,52 @@ from llm_distill.splits import check_rows, split_held_out
 BYTES_PER_TOKEN = 4.0
 #: Rows that are rendered to estimate the length of all of them.
 _SAMPLE = 200
+#: What is said about an answer that does not fit its schema, in tokens, at most about.
+_REPAIR_TOKENS = 120
 
 
 def estimate(plan: Plan) -> dict[str, Any]:
-    """Rows, requests, and an estimate of tokens and dollars for answers and evaluation. Reads the seeds, asks nobody."""
+    """Rows, requests, and an estimate of tokens and dollars for answers and evaluation. Reads the seeds, asks nobody.
+
+    With a schema, at most means that every question is asked a second time.
+    """
     prompts, held_out = split_held_out(plan)
     check_rows(plan, prompts, held_out)
-    teacher = _requests(plan, prompts)
-    if plan.evaluate:
-        teacher = {key: teacher[key] + value for key, value in _requests(plan, held_out).items()}
-    prices = known_prices(plan.models["teacher"])
-    tokens = (teacher["prompt_tokens"], teacher["completion_tokens"])
+    rows = [*prompts, *(held_out if plan.evaluate else ())]
+    who = [plan.teachers.of(prompt) for prompt in rows]
+    teachers = {
+        role: _asked(plan, role, [p for p, roles in zip(rows, who, strict=True) if role in roles])
+        for role in plan.teachers.roles
+    }
+    costs = [teacher["cost_usd_at_most"] for teacher in teachers.values()]
     return {
         "prompts": len(prompts),
         "held_out": len(held_out),
-        "teacher_requests": teacher["requests"],
-        "teacher_prompt_tokens": tokens[0],
-        "teacher_completion_tokens_at_most": tokens[1],
-        "cost_usd_at_most": None if prices is None else round(cost_usd(prices, *tokens), 4),
+        "teachers": teachers,
+        "teacher_requests": sum(t["requests"] for t in teachers.values()),
+        "teacher_prompt_tokens": sum(t["prompt_tokens"] for t in teachers.values()),
+        "teacher_completion_tokens_at_most": sum(t["completion_tokens_at_most"] for t in teachers.values()),
+        "cost_usd_at_most": None if None in costs else round(sum(costs), 4),
     }
 
 
-def _requests(plan: Plan, prompts: list[Prompt]) -> dict[str, int]:
-    view = plan.task.teacher_view
+def _asked(plan: Plan, role: str, prompts: list[Prompt]) -> dict[str, Any]:
+    """What one teacher is asked for these rows."""
+    view, answers, prices = plan.task.teacher_view, plan.answers, known_prices(plan.models[role])
     sample = prompts[:: max(1, len(prompts) // _SAMPLE)][:_SAMPLE]
     rendered = [question for prompt in sample for question in view.questions(prompt, plan.task.labels)]
-    requests = len(prompts) * max(1, len(view.examples))
-    if not rendered:
-        return {"requests": 0, "prompt_tokens": 0, "completion_tokens": 0}
-    size = sum(len(m.content.encode()) for question in rendered for m in question) / len(rendered)
+    requests = len(prompts) * answers.samples * max(1, len(view.examples))
+    size = sum(len(m.content.encode()) for question in rendered for m in question) / max(1, len(rendered))
+    size += len((answers.json_schema or "").encode())
+    given, made = round(requests * size / BYTES_PER_TOKEN), requests * answers.max_tokens
+    if answers.json_schema:  # the second question repeats the first, with the answer and what is wrong with it
+        given, made = 2 * given + requests * (answers.max_tokens + _REPAIR_TOKENS), 2 * made
     return {
+        "model": plan.models[role].spec.name,
         "requests": requests,
-        "prompt_tokens": round(requests * size / BYTES_PER_TOKEN),
-        "completion_tokens": requests * plan.answers.max_tokens,
+        "prompt_tokens": given,
+        "completion_tokens_at_most": made,
+        "cost_usd_at_most": None if prices is None else cost_usd(prices, given, made),
     }
 
 

@@ -44,12 +44,18 @@ class Stage:
     reads: tuple[str, ...]
     writes: tuple[str, ...]
     wanted: Callable[[Plan], bool] = lambda _plan: True
-    asks: tuple[str, ...] = ()  # the roles whose models it needs
+    asks: Callable[[Plan], tuple[str, ...]] = lambda _plan: ()  # the roles whose models it needs
 
 
 STAGES = {
     "prompts": Stage(make_prompts, ("seed", "prompts", "held_out"), (), ("prompts.parquet", "held_out.parquet")),
-    "answers": Stage(ask_teacher, ("task", "answers"), ("prompts.parquet",), ("answers.parquet",), asks=("teacher",)),
+    "answers": Stage(
+        ask_teacher,
+        ("task", "teachers", "answers"),
+        ("prompts.parquet",),
+        ("answers.parquet",),
+        asks=lambda plan: plan.teachers.roles,
+    ),
     "filter": Stage(
         filter_answers,
         ("task", "filter"),
@@ -62,15 +68,15 @@ STAGES = {
         ("kept.parquet",),
         ("student",),
         lambda plan: plan.trainer is not None,
-        ("student",),
+        lambda _plan: ("student",),
     ),
     "evaluate": Stage(
         evaluate,
-        ("seed", "task", "answers", "evaluate"),
+        ("seed", "task", "teachers", "answers", "evaluate"),
         ("held_out.parquet", "student"),
         ("eval",),
         lambda plan: plan.evaluate is not None,
-        ("teacher", "student"),
+        lambda plan: (*plan.teachers.roles, "student"),
     ),
     "report": Stage(
         write_report,
@@ -110,7 +116,7 @@ def run(
     summary: dict[str, Any] = {"run": str(folder.path), "status": "done", "stages": {}}
     try:
         if first or not all(_holds(job, name) for name in names):
-            describe(job, sorted({role for name in names for role in STAGES[name].asks}))
+            describe(job, sorted({role for name in names for role in STAGES[name].asks(plan)}))
         for name in names:
             summary["stages"][name] = _step(job, name, forced=name == first)
     except (FellShort, Interrupted) as stop:
@@ -186,4 +192,4 @@ def _inputs(job: Run, name: str) -> str:
     template = job.plan.task.template
     sources = [store.digest(template)] if name == "train" and template else list(job.plan.sources)
     sources = sources if name in ("prompts", "answers", "train", "evaluate") else []
-    return content_id([__version__, store.FORMAT, job.plan.slice(stage.keys, stage.asks), files, sources])
+    return content_id([__version__, store.FORMAT, job.plan.slice(stage.keys, stage.asks(job.plan)), files, sources])

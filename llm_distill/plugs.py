@@ -27,7 +27,8 @@ class Reading(TypedDict):
     files: set[Path]
 
 
-def _existing_file(path: Path, info: ValidationInfo) -> Path:
+def input_file(path: Path, info: ValidationInfo) -> Path:
+    """The whole path of a file that a recipe names, noted as one that was read; ValueError when there is none."""
     reading = cast(Reading, info.context)
     full = (reading["folder"] / path.expanduser()).resolve()
     if not full.is_file():
@@ -46,7 +47,7 @@ def _weights(reference: str, info: ValidationInfo) -> str:
 
 
 #: A file named in a recipe: relative to the recipe's folder, must exist.
-InputFile = Annotated[Path, AfterValidator(_existing_file)]
+InputFile = Annotated[Path, AfterValidator(input_file)]
 
 
 def _variable(name: str) -> str:

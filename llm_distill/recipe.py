@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from hashlib import blake2b
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from cronsim import CronSim, CronSimError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -24,8 +24,10 @@ from llm_distill.models import MODELS
 from llm_distill.plugs import InputFile, Plug, Reading, Spec, bind, one_line
 from llm_distill.recipe_file import override, read_recipe
 from llm_distill.records import Sampling, content_id
-from llm_distill.scorers import SCORERS, Filter, bind_filters
+from llm_distill.scorers import SCORERS, Filter, Pick, bind_filters, bind_pick, check_needs
+from llm_distill.structured import Schema
 from llm_distill.tasks import Task
+from llm_distill.teachers import Teachers, check_asking
 from llm_distill.trainers import TRAINERS
 
 _T = TypeVar("_T", bound=BaseModel)
@@ -62,7 +64,7 @@ class HeldOut(_Strict):
 
 
 class Answers(_Strict):
-    """How the teacher is asked, and what that may cost."""
+    """How the teachers are asked, and what that may cost."""
 
     temperature: float = Field(0.0, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
@@ -70,6 +72,10 @@ class Answers(_Strict):
     stop: list[str] = []
     seed: int | None = None
     top_logprobs: int | None = Field(None, ge=0)
+    samples: int = Field(1, ge=1, le=256)
+    best_by: str | dict[str, Any] | None = None
+    json_schema: Schema | None = Field(None, alias="schema")
+    reasoning: Literal["auto", "none"] = "auto"
     fresh: bool = False
     budget_usd: _Usd | dict[Per, _Usd] | None = None
     budget_tokens: _Tokens | dict[Per, _Tokens] | None = None
@@ -81,7 +87,8 @@ class Answers(_Strict):
     @property
     def sampling(self) -> Sampling:
         """The part that every answer depends on."""
-        return Sampling(self.temperature, self.top_p, self.max_tokens, tuple(self.stop), self.seed, self.top_logprobs)
+        stop, schema = tuple(self.stop), self.json_schema
+        return Sampling(self.temperature, self.top_p, self.max_tokens, stop, self.seed, self.top_logprobs, schema)
 
     @property
     def limits(self) -> Limits:
@@ -126,6 +133,7 @@ class _Recipe(_Strict):
     policy: Policy | None = None
     task: str | dict[str, Any] = "generate"
     models: dict[str, str | dict[str, Any]]
+    teachers: Teachers | None = None
     prompts: list[str | dict[str, Any]] = Field(min_length=1)
     held_out: HeldOut | None = None
     answers: Answers = Answers()
@@ -162,9 +170,11 @@ class Plan:
     policy: Policy | None
     task: Task
     models: dict[str, Plug]
+    teachers: Teachers
     generators: list[Plug]
     held_out: HeldOut | None
     answers: Answers
+    pick: Pick | None
     filters: list[Filter]
     trainer: Plug | None
     evaluate: Evaluate | None
@@ -172,6 +182,11 @@ class Plan:
     digest: str
     account: str
     sources: tuple[str, ...]
+
+    @property
+    def questions_a_row(self) -> int:
+        """How many answers of its teachers each row is merged from."""
+        return self.teachers.a_row * self.answers.samples * max(1, len(self.task.teacher_view.examples))
 
     def slice(self, keys: Sequence[str], roles: Sequence[str]) -> Any:
         """The recipe's own words under some keys, and of some models, for a stage's stamp."""
@@ -187,10 +202,14 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Plan:
     reading = Reading(folder=path.resolve().parent, files=set())
     recipe = _checked(_Recipe, raw, "", reading)
     specs = {role: Spec.read(value, f"models.{role}") for role, value in recipe.models.items()}
-    if "teacher" not in specs:
+    if recipe.teachers is None and "teacher" not in specs:
         raise UserError(
-            "models.teacher: required and missing; name who answers, e.g. `teacher: {openai_api: {model: ...}}`."
+            "models.teacher: required and missing; name who answers, e.g. `teacher: {openai_api: {model: ...}}`, or "
+            "say which of these models do: `teachers: [role, ...]`."
         )
+    teachers = recipe.teachers or Teachers.model_validate(["teacher"])
+    teachers.check_roles(specs)
+    best_by = recipe.answers.best_by
     kind = Spec.read(recipe.task, "task")
     plan = Plan(
         path=path,
@@ -201,11 +220,13 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Plan:
         policy=recipe.policy,
         task=_checked(Task, {"kind": kind.name, **kind.knobs}, kind.where, reading),
         models={role: bind("model", spec, MODELS, reading) for role, spec in specs.items()},
+        teachers=teachers,
         generators=[
             bind("generator", Spec.read(v, f"prompts[{i}]"), GENERATORS, reading) for i, v in enumerate(recipe.prompts)
         ],
         held_out=recipe.held_out,
         answers=recipe.answers,
+        pick=None if best_by is None else bind_pick(best_by, "answers.best_by", SCORERS, reading),
         filters=bind_filters([Spec.read(v, f"filter[{i}]") for i, v in enumerate(recipe.filter)], SCORERS, reading),
         trainer=None if recipe.train is None else bind("trainer", Spec.read(recipe.train, "train"), TRAINERS, reading),
         evaluate=recipe.evaluate,
@@ -216,6 +237,8 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Plan:
     )
     _check_across(plan)
     files = sorted(_file_digest(f) for f in reading["files"])
+    if plan.answers.json_schema:  # it may come from code
+        files.append(content_id(plan.answers.json_schema))
     words = raw | {"answers": _without(raw.get("answers") or {}, _BOUNDS)}
     return replace(plan, digest=content_id([raw, files]), account=content_id([words, files]), sources=tuple(files))
 
@@ -232,13 +255,15 @@ def known_prices(model: Plug) -> tuple[float, float] | None:
 
 def _check_across(plan: Plan) -> None:
     """What no single key can know; each message states the repair."""
-    teacher, student = plan.models["teacher"], plan.models.get("student")
-    if any(b.usd is not None for b in plan.answers.budgets) and known_prices(teacher) is None:
-        raise UserError(
-            f"answers.budget_usd: the price of models.teacher ({teacher.spec.name}) is unknown, so dollars cannot be "
-            "bounded; add `prices_usd: {prompt: ..., completion: ...}` (dollars per million tokens) to it, "
-            "or use answers.budget_tokens."
-        )
+    student = plan.models.get("student")
+    for role in plan.teachers.roles:
+        teacher = plan.models[role]
+        if any(b.usd is not None for b in plan.answers.budgets) and known_prices(teacher) is None:
+            raise UserError(
+                f"answers.budget_usd: the price of models.{role} ({teacher.spec.name}) is unknown, so dollars cannot be "
+                "bounded; add `prices_usd: {prompt: ..., completion: ...}` (dollars per million tokens) to it, "
+                "or use answers.budget_tokens."
+            )
     if plan.trainer and student is None:
         raise UserError("train: there is no models.student; add `student: {transformers: {model: ...}}`.")
     if plan.trainer and student and "adapter" not in student.knobs:
@@ -250,18 +275,14 @@ def _check_across(plan: Plan) -> None:
         raise UserError(
             "evaluate: there is no held_out to evaluate on; add `held_out: {file: rows.jsonl}` or `{share: 0.1}`."
         )
-    for view, role in ((plan.task.teacher, "teacher"), (plan.task.few_shot, "student")):
+    for view, role in (*((plan.task.teacher, role) for role in plan.teachers.roles), (plan.task.few_shot, "student")):
         model = plan.models.get(role)
         if view and view.raw and model and model.spec.name == "openai_api":
             raise UserError(f"task: `raw` text cannot be sent to models.{role}, a chat endpoint; remove `raw`.")
-    for filter_ in plan.filters:
-        if "logprobs" in filter_.needs and plan.answers.top_logprobs is None:
-            raise UserError(
-                f"{filter_.plug.spec.where}: it reads logprobs, and answers.top_logprobs is not set; "
-                "add `top_logprobs: 20` to answers."
-            )
-        if "labels" in filter_.needs and plan.task.kind != "classify":
-            raise UserError(f"{filter_.plug.spec.where}: it reads labels, and the task is {plan.task.kind}; remove it.")
+    check_asking(plan)
+    scorers: list[Filter | Pick] = [*plan.filters, *([plan.pick] if plan.pick else [])]
+    logprobs, several = plan.answers.top_logprobs is not None, plan.questions_a_row > 1
+    check_needs(scorers, plan.task.kind, logprobs=logprobs, several=several)
 
 
 def _checked(kind: type[_T], value: Any, where: str, reading: Reading) -> _T:

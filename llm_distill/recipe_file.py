@@ -17,11 +17,16 @@ def _yaml() -> YAML:
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
+    """The mapping in a recipe's file."""
+    if not path.exists():
+        raise UserError(f"no recipe {path}; `llm-distill new NAME` writes one to start from.")
+    return read_mapping(path, "a recipe")
+
+
+def read_mapping(path: Path, what: str) -> dict[str, Any]:
     """The mapping in a YAML file. Loaded safely; a duplicate key is an error."""
     try:
         value = _yaml().load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"no recipe {path}; `llm-distill new NAME` writes one to start from.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}.") from None
     except YAMLError as error:
@@ -31,7 +36,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
             f"{place}: not valid YAML: {' '.join(str(getattr(error, 'problem', None) or error).split())}."
         ) from None
     if not isinstance(value, dict):
-        raise UserError(f"{path}: a recipe is a mapping of keys; found {type(value).__name__}.")
+        raise UserError(f"{path}: {what} is a mapping of keys; found {type(value).__name__}.")
     try:
         return _plain(value)  # type: ignore[no-any-return]
     except RecursionError:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 Role = Literal["system", "user", "assistant"]
 Status = Literal["ok", "truncated", "refused", "filtered", "failed"]
+#: How the reason of a row begins whose answer does not fit the recipe's schema.
+MISFIT = "schema: "
 
 
 class Message(msgspec.Struct, frozen=True):
@@ -51,7 +53,8 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     """How a completion is drawn. Every field that is set is part of a request's id; unset ones are left out of it, so that
     a field added later leaves the ids of what was paid for before as they are.
 
-    `top_logprobs` is the number of alternatives a token; None asks for no logprobs at all.
+    `top_logprobs` is the number of alternatives a token; None asks for no logprobs at all. `schema` is a JSON Schema as
+    text, for endpoints that hold an answer to one.
     """
 
     temperature: float = 0.0
@@ -60,6 +63,7 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     stop: tuple[str, ...] = ()
     seed: int | None = None
     top_logprobs: int | None = None
+    schema: str | None = None
 
 
 class Request(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -79,7 +83,8 @@ class Completion(msgspec.Struct, frozen=True):
     """What a model gave back for one request.
 
     finish_reason: `stop`, `length`, `content_filter` or whatever else the server says. `seconds` is the time the
-    answer took: latency for a remote model, the answer's share of its batch for a local one.
+    answer took: latency for a remote model, the answer's share of its batch for a local one. `reasoning` is what the
+    server gave apart from the text; what a text itself holds of it is found when it is read (`reasoning.separate`).
     """
 
     text: str
@@ -91,6 +96,7 @@ class Completion(msgspec.Struct, frozen=True):
     refusal: str | None = None
     logprobs: Logprobs | None = None
     seconds: float = 0.0
+    reasoning: str | None = None
 
     @property
     def status(self) -> Status:
@@ -124,13 +130,16 @@ class Entry(msgspec.Struct, frozen=True):
     charged_usd: float = 0.0
     charged_tokens: int = 0
     logprobs: bytes | None = None
+    reasoning: str | None = None
 
 
 class Answer(msgspec.Struct, frozen=True):
     """A prompt with its answer: one row of `answers.parquet`, and what scorers and metrics read.
 
     `prediction` is the parsed label (classify) or None; `label_probs` the probability of each label in the task's
-    order, from logprobs; the rest of the mass went to answers that are no label. `requests` are ledger keys.
+    order, from logprobs; the rest of the mass went to answers that are no label. `requests` are ledger keys. `role` and
+    `model` say who answered, joined by `+` where several made a label together; `terms` are those of all who were asked,
+    joined likewise. `agreement` is how far the row's answers agree, where there are several.
     """
 
     prompt: Prompt
@@ -148,6 +157,14 @@ class Answer(msgspec.Struct, frozen=True):
     seconds: float = 0.0
     mean_logprob: float | None = None
     requests: tuple[str, ...] = ()
+    role: str = ""
+    agreement: float | None = None
+    reasoning: str | None = None
+
+    @property
+    def owed(self) -> bool:
+        """Whether a later run should ask again: no answer ever came. One that does not fit its schema was given and paid."""
+        return self.status == "failed" and not (self.reason or "").startswith(MISFIT)
 
 
 class Sample(msgspec.Struct, frozen=True):

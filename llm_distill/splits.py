@@ -27,6 +27,7 @@ def check_rows(plan: Plan, prompts: Sequence[Prompt], held_out: Sequence[Prompt]
     """UserError for rows that nothing can be asked for, that their templates cannot show, or that spoil the evaluation."""
     if not prompts:
         raise UserError("prompts: no rows are left to ask; raise a `limit`, or lower the held-out share.")
+    plan.teachers.check_rows([*prompts, *(held_out if plan.evaluate else ())])
     known = {p.gist for p in prompts}
     _disjoint("prompts", held_out, known)
     known |= {p.gist for p in held_out}

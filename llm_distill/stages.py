@@ -7,21 +7,22 @@ next run asks for them again.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import msgspec
+
 from llm_distill import store
-from llm_distill.ask import ask
+from llm_distill.collect import Panel, alone, collect, teachers
 from llm_distill.errors import FellShort, UserError
 from llm_distill.limits import Tally
 from llm_distill.models import Model
 from llm_distill.recipe import Plan
-from llm_distill.records import Answer, Prompt, Request, Sample, Sampling
+from llm_distill.records import Answer, Sample, Sampling
 from llm_distill.scorers import Context
 from llm_distill.splits import check_rows, split_held_out
-from llm_distill.tasks import View
 from llm_distill.trainers import TrainingJob
 
 if TYPE_CHECKING:
@@ -93,68 +94,11 @@ def make_prompts(run: Run) -> Outcome:
 
 
 def ask_teacher(run: Run) -> Outcome:
-    """answers.parquet: the teacher's answer to every prompt."""
+    """answers.parquet: the teachers' answer to every prompt."""
     prompts = store.read_prompts(run.folder.file("prompts.parquet"))
-    view, teacher = run.plan.task.teacher_view, run.model("teacher")
-    answers = collect(run, prompts, teacher, view, run.plan.answers.sampling, "answers.parquet")
-    owed = sum(a.status == "failed" for a in answers)
-    return Outcome(len(prompts), len(answers) - owed, owed)
-
-
-def collect(
-    run: Run, prompts: Sequence[Prompt], model: Model, view: View, sampling: Sampling, table: str
-) -> list[Answer]:
-    """Ask a model for a view of every prompt and write the answers, in prompt order. Written also when cut short."""
-    plan, tally = run.plan, Tally()
-    run.make_room(model)
-    salt = f"{model.identity}#{run.id}" if plan.answers.fresh else model.identity
-    keys: list[list[str]] = []
-
-    def requests() -> Iterator[tuple[str, Request]]:
-        for prompt in prompts:
-            questions = [
-                Request(messages, sampling, raw=view.raw) for messages in view.questions(prompt, plan.task.labels)
-            ]
-            keys.append([q.key(salt) for q in questions])
-            yield from zip(keys[-1], questions, strict=True)
-
-    total = len(prompts) * max(1, len(view.examples))
-
-    def show(now: Tally) -> None:
-        nonlocal tally
-        tally = replace(now)
-        numbers = {"failed": now.failed, "tokens": now.prompt_tokens + now.completion_tokens, "usd": now.cost_usd}
-        run.watch.rows(now.answered + now.reused, total, numbers)
-
-    answers: list[Answer] = []
-    try:
-        ask(
-            requests(),
-            model,
-            run.ledger,
-            run=run.id,
-            limits=plan.answers.limits,
-            total=total,
-            on_tally=show,
-            say=run.watch.say,
-        )
-    finally:
-        run.tally += tally
-        entries = run.ledger.read([key for row in keys for key in row])
-        for prompt, row in zip(prompts, keys, strict=False):
-            found = [next(entries) for _ in row]
-            whole = [entry for entry in found if entry is not None]
-            if len(whole) == len(row):
-                answers.append(plan.task.answer(prompt, row, whole))
-        store.write_table(run.folder.file(table), map(store.answer_row, answers), "answers")
-    failed = [a for a in answers if a.status == "failed"]
-    if len(failed) > plan.answers.max_failed * len(answers):
-        ((reason, _),) = Counter(a.reason for a in failed).most_common(1)
-        raise FellShort(
-            f"{table}: {len(failed)} of {len(answers)} rows failed, more than max_failed = {plan.answers.max_failed:g} "
-            f"allows; most often: {reason}. The others are kept; run again to ask for these."
-        )
-    return answers
+    answers = collect(run, prompts, teachers(run, prompts, run.plan.answers.sampling), "answers.parquet")
+    answered = sum(a.status != "failed" for a in answers)
+    return Outcome(len(prompts), answered, sum(a.owed for a in answers))
 
 
 def filter_answers(run: Run) -> Outcome:
@@ -228,29 +172,33 @@ def evaluate(run: Run) -> Outcome:
     prompts = store.read_prompts(run.folder.file("held_out.parquet"))
     if not prompts:
         raise UserError("evaluate: the held-out set is empty; raise held_out.share or name a file.")
-    task, sampling = plan.task, plan.answers.sampling
-    arms: dict[str, tuple[Model, View]] = {}
+    task, taught = plan.task, plan.answers.sampling
+    drawn = Sampling(
+        plan.evaluate.temperature, 1.0, plan.evaluate.max_tokens or taught.max_tokens, taught.stop, plan.seed,
+        taught.top_logprobs,
+    )  # fmt: skip
+    arms: dict[str, Panel] = {}
     if "student" in plan.models:
-        arms["base_zero_shot"] = run.model("student"), task.student_view
+        arms["base_zero_shot"] = alone("student", run.model("student"), task.student_view, drawn)
         if task.few_shot:
-            arms["base_few_shot"] = run.model("student"), task.few_shot
+            arms["base_few_shot"] = alone("student", run.model("student"), task.few_shot, drawn)
     if plan.trainer:
-        arms["student"] = run.model("student", **trained(run.folder.file("student"))), task.student_view
-    arms["teacher"] = run.model("teacher"), task.teacher_view
+        student = run.model("student", **trained(run.folder.file("student")))
+        arms["student"] = alone("student", student, task.student_view, drawn)
+    if plan.answers.samples > 1:  # without chance they would all be the same
+        chance = plan.evaluate.temperature or taught.temperature
+        drawn = msgspec.structs.replace(drawn, temperature=chance, top_p=taught.top_p)
+    arms["teacher"] = teachers(run, prompts, msgspec.structs.replace(drawn, schema=taught.schema))
     answers: dict[str, list[Answer]] = {}
-    for arm, (model, view) in arms.items():
+    for arm, panel in arms.items():
         run.watch.say(f"evaluate: {arm.replace('_', ' ')}")
-        drawn = Sampling(
-            plan.evaluate.temperature, 1.0, plan.evaluate.max_tokens or sampling.max_tokens, sampling.stop, plan.seed,
-            sampling.top_logprobs,
-        )  # fmt: skip
-        answers[arm] = collect(run, prompts, model, view, drawn, f"eval/{arm}.parquet")
+        answers[arm] = collect(run, prompts, panel, f"eval/{arm}.parquet")
     numbers = compare(
-        answers, task.kind, task.labels, seed=plan.seed, slices=plan.evaluate.slices, resamples=plan.evaluate.resamples
-    )
+        answers, task.kind, task.labels, seed=plan.seed, slices=plan.evaluate.slices,
+        resamples=plan.evaluate.resamples, teachers=len(plan.teachers.roles),
+    )  # fmt: skip
     store.write_json(run.folder.file("eval/comparison.json"), numbers)
-    owed = sum(a.status == "failed" for rows in answers.values() for a in rows)
-    return Outcome(len(prompts), len(prompts), owed)
+    return Outcome(len(prompts), len(prompts), sum(a.owed for rows in answers.values() for a in rows))
 
 
 def trained(student: Path) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from llm_distill.errors import UserError
 from llm_distill.records import Answer, Message, Prompt
 
 #: Of run folders; a change of the tables or of run.json raises it.
-FORMAT = 1
+FORMAT = 2
 
 
 def schema(kind: str, scores: Sequence[str] = ()) -> Any:
@@ -58,6 +58,9 @@ def schema(kind: str, scores: Sequence[str] = ()) -> Any:
             "seconds": real,
             "mean_logprob": real,
             "requests": pa.list_(text),
+            "role": text,
+            "agreement": real,
+            "reasoning": text,
         }
     fields |= {f"score.{name}": real for name in scores}
     if kind == "dropped":

@@ -1,15 +1,14 @@
-"""What is being distilled: how a row becomes questions, and how completions become one answer.
+"""What is being distilled: how a row becomes questions, and which label an answer states.
 
 `classify` has a closed set of labels; `generate` has free text. A task has three views of a row: the student's (before
 and after training), the base student's with worked examples, and the teacher's. A view with several example files asks
-once for each and merges: the mean of the label distributions where the model gives logprobs, else the majority.
+once for each; `merging` makes one answer of what comes back.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import permutations
@@ -21,13 +20,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from llm_distill import templates
 from llm_distill.logprobs import Logprobs
 from llm_distill.plugs import InputFile
-from llm_distill.records import Answer, Entry, Message, Prompt
+from llm_distill.records import Message, Prompt
 from llm_distill.seeds import read_rows
 
 _LEADING = re.compile(r"^[\s\W_]+")
 _AROUND = re.compile(r"^[\s\W_]+|[\s\W_]+$")
-#: Worst first: a merged answer is only as good as its worst member.
-_SEVERITY = ("failed", "filtered", "refused", "truncated", "ok")
 
 
 class View(BaseModel):
@@ -136,50 +133,6 @@ class Task(BaseModel):
         bare = literal or [label for label in self.labels if _bare(label) == _bare(line) != ""]
         return bare[0] if len(bare) == 1 else None
 
-    def answer(self, prompt: Prompt, keys: Sequence[str], entries: Sequence[Entry]) -> Answer:
-        """One answer from the ledger's entries for a row's questions."""
-        status = min((e.status for e in entries), key=_SEVERITY.index)
-        predictions = [self.prediction(e.text) for e in entries] if self.kind == "classify" else []
-        probs = self._mean_probs(entries)
-        prediction = self._merge(predictions, probs)
-        chosen = predictions.index(prediction) if prediction in predictions else 0
-        worst = next(e for e in entries if e.status == status)
-        return Answer(
-            prompt=prompt,
-            text=entries[chosen].text,
-            status=status,
-            reason=worst.reason,
-            prediction=prediction,
-            label_probs=probs,
-            model=entries[chosen].served_model,
-            terms=entries[chosen].terms,
-            prompt_tokens=_total(e.prompt_tokens for e in entries),
-            completion_tokens=_total(e.completion_tokens for e in entries),
-            cost_usd=_total(e.cost_usd for e in entries),
-            attempts=sum(e.attempts for e in entries),
-            seconds=sum(e.seconds for e in entries),
-            mean_logprob=_mean_logprob(entries[chosen]),
-            requests=tuple(keys),
-        )
-
-    def _mean_probs(self, entries: Sequence[Entry]) -> tuple[float, ...] | None:
-        if self.kind != "classify" or any(e.logprobs is None for e in entries):
-            return None
-        rows = [
-            label_probs(Logprobs.unpack(e.logprobs), self.labels, exact=self.parse == "exact")
-            for e in entries
-            if e.logprobs
-        ]
-        return tuple(math.fsum(column) / len(rows) for column in zip(*rows, strict=True))
-
-    def _merge(self, predictions: Sequence[str | None], probs: tuple[float, ...] | None) -> str | None:
-        if len(predictions) <= 1:
-            return predictions[0] if predictions else None
-        if probs and max(probs) > 0:
-            return self.labels[probs.index(max(probs))]
-        ((winner, votes), *others) = Counter(predictions).most_common()
-        return None if others and others[0][1] == votes else winner  # a tie states no label
-
 
 def label_probs(logprobs: Logprobs, labels: Sequence[str], *, exact: bool = False) -> tuple[float, ...]:
     """The probability of each label, (len(labels),), read off the alternatives along the sampled path.
@@ -236,16 +189,3 @@ def _fold(label: str) -> str:
 def _bare(text: str) -> str:
     """Without signs and blank space at both ends."""
     return _AROUND.sub("", text).casefold()
-
-
-def _total(values: Any) -> Any:
-    """The sum, or None as soon as one part is unknown: unknown is never 0."""
-    parts = list(values)
-    return None if any(v is None for v in parts) else sum(parts)
-
-
-def _mean_logprob(entry: Entry) -> float | None:
-    if entry.logprobs is None:
-        return None
-    chosen = Logprobs.unpack(entry.logprobs).logprobs
-    return float(chosen.mean()) if len(chosen) else None

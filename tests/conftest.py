@@ -29,6 +29,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="PostgreSQL is not installed (Debian: postgresql)"))
 
 
+class Unwatched:
+    """A Watch who does not look."""
+
+    def stage(self, name: str, state: str) -> None: ...
+
+    def rows(self, done: int, total: int, numbers: Mapping[str, Any]) -> None: ...
+
+    def say(self, line: str) -> None: ...
+
+
 @dataclass(frozen=True)
 class Desk:
     """A folder of one's own: write seeds and recipes into it, run commands in it."""
@@ -79,6 +89,13 @@ class Desk:
         out, err = process.communicate(timeout=240)
         assert process.returncode == code, f"exit {process.returncode}\n{out}\n{err}"
         return json.loads(out.splitlines()[-1])  # type: ignore[no-any-return]
+
+    def here(self, recipe: Path, *overrides: str, **options: Any) -> dict[str, Any]:
+        """The same in this process, with `-s` overrides and `pipeline.run`'s options: quicker, and errors are raised."""
+        from llm_distill import pipeline
+        from llm_distill.recipe import load
+
+        return pipeline.run(load(recipe, overrides), self.folder / "data", Unwatched(), **options)
 
     def rows(self, summary: Mapping[str, Any], table: str) -> list[dict[str, Any]]:
         """A table of a run."""

@@ -12,7 +12,7 @@ import threading
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,6 +32,8 @@ class MockApi:
     def __init__(self, latency_s: float, answer: str, key: str | None) -> None:
         self.latency_s, self.answer, self.key = latency_s, answer, key
         self.faults: dict[str, list[str]] = {}
+        #: (body, prompt) -> fields of the message that the endpoint is to answer with, or a text; None for its own.
+        self.says: Callable[[dict[str, Any], str], dict[str, Any] | str | None] = lambda _body, _prompt: None
         self.asked: Counter[str] = Counter()
         self.paid: Counter[str] = Counter()  # answered whole
         self.billed: Counter[str] = Counter()  # generated, whatever became of it
@@ -97,8 +99,7 @@ class MockApi:
             return web.Response(body=b"")
         if fault == "html":
             return web.Response(text="<html>gateway</html>", content_type="text/html")
-        text = self.answer or label_of(prompt)
-        whole = self._body(body, prompt, text, fault)
+        whole = self._body(body, prompt, fault)
         self.billed[prompt] += 1
         if fault == "cut":
             return web.Response(body=json.dumps(whole).encode()[: len(json.dumps(whole)) // 2])
@@ -122,11 +123,15 @@ class MockApi:
         stated = {"limit": self.per_second, "remaining": int(self._level), "reset": f"{round(1000 * reset_s)}ms"}
         return {f"x-ratelimit-{name}-requests": str(value) for name, value in stated.items()}, enough
 
-    def _body(self, body: Mapping[str, Any], prompt: str, text: str, fault: str | None) -> dict[str, Any]:
+    def _body(self, body: dict[str, Any], prompt: str, fault: str | None) -> dict[str, Any]:
+        said = self.says(body, prompt)
+        message: dict[str, Any] = {"role": "assistant", "content": self.answer or label_of(prompt)}
+        message |= {"content": said} if isinstance(said, str) else said or {}
+        text = message["content"] or ""
         choice: dict[str, Any] = {
             "index": 0,
-            "message": {"role": "assistant", "content": text},
             "finish_reason": fault if fault in ("length", "content_filter") else "stop",
+            "message": message,
         }
         if fault in ("empty", "empty_used"):
             choice["message"]["content"] = ""
@@ -134,8 +139,11 @@ class MockApi:
             choice["message"] |= {"content": None, "refusal": "I can't help with that."}
         if body.get("logprobs") and fault != "no_logprobs":
             other = LABELS[1 - LABELS.index(label_of(prompt))]
-            tops = [_logprob(text, None if fault == "null_logprob" else -0.1), _logprob(other, -2.5)]
-            choice["logprobs"] = {"content": [{**tops[0], "top_logprobs": tops[: body["top_logprobs"]]}]}
+            content = []
+            for token in message.pop("tokens", [text]):
+                tops = [_logprob(token, None if fault == "null_logprob" else -0.1), _logprob(other, -2.5)]
+                content.append({**tops[0], "top_logprobs": tops[: body["top_logprobs"]]})
+            choice["logprobs"] = {"content": content}
         usage = {"prompt_tokens": len(prompt.split()), "completion_tokens": len(text.split())}
         whole = {"id": "x", "model": body["model"] + "-2026-01-01", "system_fingerprint": "fp_1", "choices": [choice]}
         return whole if fault == "no_usage" else whole | {"usage": usage}

@@ -16,14 +16,15 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 #: Lowest first: a module imports only from its own rank or below.
 RANKS = [
     ["errors", "logprobs", "records", "__init__"],
-    ["plugs", "seeds", "templates", "store", "limits", "pacing", "recipe_file"],
+    ["plugs", "seeds", "templates", "store", "limits", "pacing", "recipe_file", "reasoning", "structured"],
     ["ledger_tables", "tasks", "models"],
     ["ledger", "account", "interrupts"],
     ["asking"],
     ["ask"],
     ["generators", "scorers", "trainers", "evals", "report"],
+    ["merging", "teachers"],
     ["recipe"],
-    ["splits"],
+    ["splits", "collect"],
     ["stages", "estimate"],
     ["provenance"],
     ["pipeline"],
@@ -76,7 +77,18 @@ def test_only_the_command_line_prints_or_exits() -> None:
 
 
 def test_help_and_check_import_nothing_heavy(tmp_path: Path) -> None:
-    heavy = ["torch", "transformers", "trl", "datasets", "pandas", "pyarrow", "scipy", "matplotlib", "sqlalchemy"]
+    heavy = [
+        "torch",
+        "transformers",
+        "trl",
+        "datasets",
+        "pandas",
+        "pyarrow",
+        "scipy",
+        "matplotlib",
+        "sqlalchemy",
+        "jsonschema",
+    ]
     code = (
         "import sys, json; sys.argv = ['llm-distill', 'check', sys.argv[1]]\n"
         "from llm_distill.cli import main\n"

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_distill.logprobs import Logprobs
-from llm_distill.records import Entry, Message, Status, make_prompt
 from llm_distill.tasks import Task, label_probs
 
 TASK = Task(kind="classify", labels=["positive", "negative"])
@@ -87,45 +86,6 @@ def test_label_probabilities_are_probabilities(alternatives: list[tuple[str, flo
     probs = label_probs(read, TASK.labels)
     assert all(0.0 <= p <= 1.0 + 1e-6 for p in probs)
     assert sum(probs) <= 1.0 + 1e-5
-
-
-def _entry(text: str, probs: tuple[float, float] | None = None, status: Status = "ok") -> Entry:
-    logprobs = None
-    if probs:
-        rest = [(t, p) for t, p in zip(TASK.labels, probs, strict=True)]
-        rest.sort(key=lambda pair: pair[0] != text)
-        logprobs = _logprobs([rest]).pack()
-    return Entry(
-        "k", status, text=text, prompt_tokens=3, completion_tokens=1, cost_usd=0.5, attempts=1, logprobs=logprobs
-    )
-
-
-PROMPT = make_prompt((Message("user", "x"),))
-
-
-def test_several_questions_are_merged_by_their_mean_distribution() -> None:
-    answer = TASK.answer(
-        PROMPT,
-        ["a", "b", "c"],
-        [_entry("positive", (0.55, 0.45)), _entry("positive", (0.52, 0.48)), _entry("negative", (0.1, 0.9))],
-    )
-    assert answer.label_probs == pytest.approx((0.39, 0.61), abs=1e-3)
-    assert (answer.prediction, answer.text) == ("negative", "negative")
-    assert (answer.prompt_tokens, answer.cost_usd, answer.requests) == (9, 1.5, ("a", "b", "c"))
-
-
-def test_without_logprobs_the_majority_decides_and_a_tie_states_nothing() -> None:
-    three = [_entry("positive"), _entry("negative"), _entry("positive")]
-    assert TASK.answer(PROMPT, ["a"] * 3, three).prediction == "positive"
-    assert TASK.answer(PROMPT, ["a"] * 2, three[:2]).prediction is None
-
-
-def test_a_merged_answer_is_as_good_as_its_worst_part() -> None:
-    assert TASK.answer(PROMPT, ["a"] * 2, [_entry("positive"), _entry("", status="failed")]).status == "failed"
-    assert (
-        TASK.answer(PROMPT, ["a"] * 2, [_entry("positive"), _entry("positive", status="truncated")]).status
-        == "truncated"
-    )
 
 
 @given(st.integers(1, 5), st.integers(1, 6), st.booleans(), st.randoms(use_true_random=False))

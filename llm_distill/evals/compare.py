@@ -56,8 +56,11 @@ def compare(
     seed: int,
     slices: Sequence[str] = (),
     resamples: int = 10_000,
+    teachers: int = 1,
 ) -> dict[str, Any]:
     """All numbers of the comparison, ready for JSON; equal answers in any order give equal bytes.
+
+    `teachers`: how many models the teacher's arm stands for.
 
     UserError for a gold label the task does not have and for a slice that no row has. Undefined numbers are None.
     """
@@ -82,6 +85,7 @@ def compare(
     numbers: dict[str, Any] = rounded(
         {
             "metric": shared.metric,
+            "teachers": teachers,
             "paired_rows": len(shared.rows),
             "arms": {
                 arm: arm_numbers(answers, scores[arm], kind, labels, seed=seed, slices=slices, resamples=resamples)

@@ -14,11 +14,19 @@ from llm_distill.evals.statistics import FEWEST
 FEW = 30  # below this many rows the sentence warns
 SELF = {"base_few_shot": "its own few-shot self", "base_zero_shot": "its own zero-shot self"}
 WORDS = {"accuracy": "accuracy", "token_f1": "token F1", AGREEMENT: "agreement with its teacher"}
+MANY = (("its teacher's", "its teachers'"), ("its teacher gets", "its teachers get"), ("its teacher ", "its teachers "))
 Numbers = Mapping[str, Any]
 
 
 def headline(numbers: Numbers) -> str:
     """One sentence about the result of `compare` (or a report.json); undefined numbers are None in it."""
+    sentence = _said(numbers)
+    for one, several in MANY if numbers.get("teachers", 1) > 1 else ():
+        sentence = sentence.replace(one, several)
+    return sentence
+
+
+def _said(numbers: Numbers) -> str:
     metric, n, arms, paired = numbers["metric"], numbers["paired_rows"], numbers["arms"], numbers["paired"]
     if metric is None:
         return "Nothing can be said: no held-out row has a gold answer, and there is no teacher to agree with."

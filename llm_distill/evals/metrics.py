@@ -45,10 +45,19 @@ def normalised(text: str) -> str:
 
 def token_f1(text: str, reference: str) -> float:
     """F1 of the normalised tokens, as multisets; two texts without a token agree (SQuAD 2.0's rule)."""
-    found, wanted = normalised(text).split(), normalised(reference).split()
+    return bag_f1(bag(text), bag(reference))
+
+
+def bag(text: str) -> Counter[str]:
+    """The normalised tokens of a text, as a multiset."""
+    return Counter(normalised(text).split())
+
+
+def bag_f1(found: Counter[str], wanted: Counter[str]) -> float:
+    """F1 of two multisets of tokens."""
     if not found or not wanted:
         return float(found == wanted)
-    return 2 * sum((Counter(found) & Counter(wanted)).values()) / (len(found) + len(wanted))
+    return 2 * (found & wanted).total() / (found.total() + wanted.total())
 
 
 def prediction(answer: Answer) -> str | None:

@@ -16,8 +16,11 @@ class Model:
 
     `identity` names everything an answer depends on besides the request (endpoint or weights, never a secret): it is
     part of the ledger's key. `concurrency` is how many requests may be in flight. `terms` names the terms of use
-    recorded with each row. `prices_usd` is (prompt, completion) per million tokens, None when unknown.
+    recorded with each row. `prices_usd` is (prompt, completion) per million tokens, None when unknown. `holds_weights`
+    says that it runs in this process, where two may not fit side by side.
     """
+
+    holds_weights = False
 
     identity: str
     concurrency: int
@@ -42,7 +45,8 @@ class Model:
 
     def prompt_tokens_at_most(self, request: Request) -> int:
         """An upper bound of what the prompt will be counted as: no vocabulary makes more tokens than bytes."""
-        return REQUEST_TOKENS + sum(len(m.content.encode()) + MESSAGE_TOKENS for m in request.messages)
+        text = sum(len(m.content.encode()) + MESSAGE_TOKENS for m in request.messages)
+        return REQUEST_TOKENS + text + len((request.sampling.schema or "").encode())
 
     @cached_property
     def pace(self) -> Pace:

@@ -41,6 +41,7 @@ class TransformersModel(Model):
     """
 
     prices_usd: tuple[float, float] | None = (0.0, 0.0)
+    holds_weights = True
 
     def __init__(
         self,

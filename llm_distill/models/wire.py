@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -32,6 +34,8 @@ class _TokenLogprobs(msgspec.Struct):
 class _Message(msgspec.Struct):
     content: str | None = None
     refusal: str | None = None
+    reasoning_content: Any = None  # text, or something else that must not cost us the answer
+    reasoning: Any = None  # as newer servers name it
 
 
 class _Choice(msgspec.Struct):
@@ -73,7 +77,18 @@ def payload(request: Request, model: str, max_tokens_field: str) -> dict[str, An
         body["seed"] = sampling.seed + request.sample
     if sampling.top_logprobs is not None:
         body |= {"logprobs": True, "top_logprobs": sampling.top_logprobs}
+    if sampling.schema is not None:
+        body["response_format"] = _response_format(sampling.schema)
     return body
+
+
+@lru_cache(maxsize=8)
+def _response_format(schema: str) -> dict[str, Any]:
+    """What holds an answer to a schema; its name is the schema's title where that can be one."""
+    read = json.loads(schema)
+    title = str(read.get("title", ""))
+    name = title if re.fullmatch(r"[A-Za-z0-9_-]{1,64}", title) else "answer"
+    return {"type": "json_schema", "json_schema": {"name": name, "schema": read, "strict": True}}
 
 
 def _whole(body: bytes) -> Body:
@@ -98,7 +113,9 @@ def completion(body: bytes, seconds: float = 0.0) -> Completion:
         raise Unavailable(f"no choices: {detail(body)}", billed=True, usage=used)
     choice = answer.choices[0]
     text = choice.message.content or ""
-    if not text and not choice.message.refusal and choice.finish_reason in (None, "stop"):
+    apart = (choice.message.reasoning_content, choice.message.reasoning)
+    reasoning = next((said for said in apart if isinstance(said, str) and said.strip()), None)
+    if not (text or reasoning or choice.message.refusal) and choice.finish_reason in (None, "stop"):
         raise Unavailable("empty answer", billed=True, usage=used)
     return Completion(
         text=text,
@@ -110,6 +127,7 @@ def completion(body: bytes, seconds: float = 0.0) -> Completion:
         refusal=choice.message.refusal,
         logprobs=_logprobs(choice.logprobs),
         seconds=seconds,
+        reasoning=reasoning,
     )
 
 

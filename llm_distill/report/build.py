@@ -33,7 +33,7 @@ def build(folder: store.RunFolder) -> dict[str, Any]:
     kept = len(store.read_table(folder.file("kept.parquet")))
     for arm in numbers.get("arms", {}):
         rows = arms.get(arm, [])
-        numbers["arms"][arm]["model"] = next((a.model for a in rows if a.model), None)
+        numbers["arms"][arm]["model"] = ", ".join(sorted({a.model for a in rows if a.model})) or None
     says = recipe.get("report") or {}
     return numbers | {
         "name": recipe["name"],
@@ -49,6 +49,7 @@ def build(folder: store.RunFolder) -> dict[str, Any]:
             "filters": folder.stamp("filter").get("filters", []),
             "kept": kept,
         },
+        "answered_by": _answered_by(answers),
         "training": _training(folder, recipe),
         "cost": _cost({"answers": answers} | {f"evaluate {arm}": rows for arm, rows in arms.items()}),
         "seconds": {
@@ -94,10 +95,20 @@ def _training(folder: store.RunFolder, recipe: dict[str, Any]) -> dict[str, Any]
     }
 
 
+def _answered_by(answers: Sequence[Answer]) -> dict[str, Any]:
+    """Per role (or roles that made labels together): its rows, and how far their several answers agree."""
+    found = {}
+    for role in sorted({a.role for a in answers}):
+        rows = [a for a in answers if a.role == role]
+        known = [a.agreement for a in rows if a.agreement is not None]
+        found[role] = {"rows": len(rows), "agreement": sum(known) / len(known) if known else None}
+    return found
+
+
 def _cost(asked: Mapping[str, Sequence[Answer]]) -> dict[str, Any]:
     stages = {}
     for name, answers in asked.items():
-        costs = [a.cost_usd for a in answers if a.status != "failed"]
+        costs = [a.cost_usd for a in answers if not a.owed or a.cost_usd is not None]
         stages[name] = {
             "answered": len(costs),
             "prompt_tokens": sum(a.prompt_tokens or 0 for a in answers),

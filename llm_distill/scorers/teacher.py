@@ -1,4 +1,4 @@
-"""Scorers that read how sure the teacher was, and whether its answer is one of the labels."""
+"""Scorers that read how sure the teacher was, how far several answers agree, and whether an answer is one of the labels."""
 
 from __future__ import annotations
 
@@ -22,6 +22,15 @@ def confidence(answers: Sequence[Answer], context: Context) -> list[float]:
         else:
             scores.append(math.nan if a.mean_logprob is None else math.exp(a.mean_logprob))
     return scores
+
+
+def agreement(answers: Sequence[Answer]) -> list[float]:
+    """How far a row's several answers agree: the share that states the row's label (classify), or the mean token F1 of
+    the chosen answer with the others (generate). Over samples this is self-consistency (Wang et al. 2022).
+
+    NaN where the row was asked once.
+    """
+    return [math.nan if a.agreement is None else a.agreement for a in answers]
 
 
 def unparsed(answers: Sequence[Answer]) -> list[float]:

@@ -1,0 +1,205 @@
+"""One table's answers: every row's questions, to whom they go, and what became of them.
+
+An answer that does not fit its schema is asked for a second time, once. The second question is a request with an id of
+its own, so it is counted and paid for like any other, and a later run finds its answer in the ledger.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from llm_distill import store, structured
+from llm_distill.ask import Group, ask_all
+from llm_distill.errors import FellShort
+from llm_distill.limits import Tally
+from llm_distill.merging import Candidate, merge, read
+from llm_distill.models import Model
+from llm_distill.records import MISFIT, Answer, Entry, Message, Prompt, Request, Sampling
+from llm_distill.tasks import View
+
+if TYPE_CHECKING:
+    from llm_distill.stages import Run
+
+#: (key, request) pairs, and how many they are.
+Sized = tuple[Iterable[tuple[str, Request]], int]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Who answers a table's rows, by role, and how they are asked. `who` gives the roles of one row, sorted."""
+
+    models: Mapping[str, Model]
+    who: Callable[[Prompt], Sequence[str]]
+    view: View
+    sampling: Sampling
+    samples: int = 1
+
+
+def teachers(run: Run, prompts: Sequence[Prompt], sampling: Sampling) -> Panel:
+    """The recipe's teachers, as they share these rows; UserError for rows that none of them answers."""
+    plan = run.plan
+    plan.teachers.check_rows(prompts)
+    models = {role: run.model(role) for role in plan.teachers.roles}
+    plan.teachers.check_models({role: model.identity for role, model in models.items()})
+    return Panel(models, plan.teachers.of, plan.task.teacher_view, sampling, plan.answers.samples)
+
+
+def alone(role: str, model: Model, view: View, sampling: Sampling) -> Panel:
+    """One model that answers every row once."""
+    return Panel({role: model}, lambda _prompt: (role,), view, sampling)
+
+
+def collect(run: Run, prompts: Sequence[Prompt], panel: Panel, table: str) -> list[Answer]:
+    """Ask a panel for every prompt and write the answers, in prompt order. Written also when cut short."""
+    plan = run.plan
+    who = [panel.who(prompt) for prompt in prompts]
+    seats = {
+        role: _Seat(run, role, panel, [p for p, roles in zip(prompts, who, strict=True) if role in roles])
+        for role in panel.models
+    }
+    answers: list[Answer] = []
+    try:
+        _settle(run, seats.values(), _Seat.firsts)
+        if panel.sampling.schema is not None:
+            _settle(run, seats.values(), _Seat.seconds)
+    finally:
+        found = {role: seat.candidates() for role, seat in seats.items()}
+        for prompt, roles in zip(prompts, who, strict=True):
+            parts = [next(found[role], None) for role in roles]
+            whole = [part for part in parts if part is not None]
+            if len(whole) == len(parts):
+                answers.append(merge(plan.task, prompt, [c for part in whole for c in part], plan.pick))
+        store.write_table(run.folder.file(table), map(store.answer_row, answers), "answers")
+    _check_failed(answers, plan.answers.max_failed, table)
+    return answers
+
+
+def _settle(run: Run, seats: Iterable[_Seat], asked: Callable[[_Seat], Sized]) -> None:
+    """Ask every seat's model for its share: all side by side, but weights in this process one after the other.
+
+    Seats of one model ask together, so that a question which two of them have is asked once.
+    """
+    groups: dict[str, Group] = {}
+    for seat in seats:
+        requests, size = asked(seat)
+        model, before, known = groups.get(seat.model.identity, (seat.model, (), 0))
+        groups[seat.model.identity] = (model, chain(before, requests), (known or 0) + size)
+    here = [group for group in groups.values() if group[0].holds_weights and group[2]]
+    away = [group for group in groups.values() if not group[0].holds_weights and group[2]]
+    done, total = Tally(), sum(size or 0 for _, _, size in groups.values())
+    for together in filter(None, [[*away, *here[:1]], *([group] for group in here[1:])]):
+        run.make_room(next((model for model, _, _ in together if model.holds_weights), None))
+        tally = Tally()
+
+        def show(now: Tally, done: Tally = done) -> None:
+            nonlocal tally
+            tally, upto = replace(now), done + now
+            numbers = {
+                "failed": upto.failed,
+                "tokens": upto.prompt_tokens + upto.completion_tokens,
+                "usd": upto.cost_usd,
+            }
+            run.watch.rows(upto.answered + upto.reused, total, numbers)
+
+        limits = run.plan.answers.limits
+        try:
+            ask_all(together, run.ledger, run=run.id, limits=limits, on_tally=show, say=run.watch.say)
+        finally:
+            run.tally += tally
+            done += tally
+
+
+class _Seat:
+    """One model's part of a table: its rows, its questions, and the keys under which their answers lie."""
+
+    def __init__(self, run: Run, role: str, panel: Panel, prompts: Sequence[Prompt]) -> None:
+        self.run, self.role, self.panel, self.prompts = run, role, panel, prompts
+        self.model = panel.models[role]
+        self._keys: list[list[str]] = []  # of each row, as far as it was asked for
+        identity = self.model.identity
+        self._salt = f"{identity}#{run.id}" if run.plan.answers.fresh else identity
+
+    def _questions(self, prompt: Prompt) -> list[Request]:
+        panel = self.panel
+        shown = panel.view.questions(prompt, self.run.plan.task.labels)
+        return [
+            Request(messages, panel.sampling, sample, panel.view.raw)
+            for sample in range(panel.samples)
+            for messages in shown
+        ]
+
+    def firsts(self) -> Sized:
+        """The questions of every row."""
+        return self._firsts(), len(self.prompts) * self.panel.samples * max(1, len(self.panel.view.examples))
+
+    def _firsts(self) -> Iterator[tuple[str, Request]]:
+        for prompt in self.prompts:
+            questions = self._questions(prompt)
+            self._keys.append([question.key(self._salt) for question in questions])
+            yield from zip(self._keys[-1], questions, strict=True)
+
+    def seconds(self) -> Sized:
+        """A second question for every answer that does not fit its schema."""
+        questions = [
+            self._second(prompt, place, candidate)
+            for prompt, row in self._rows()
+            for place, (key, entry) in enumerate(row)
+            if entry is not None and (candidate := self._read([key], [entry])).misfit
+        ]
+        return questions, len(questions)
+
+    def _second(self, prompt: Prompt, place: int, first: Candidate) -> tuple[str, Request]:
+        question = self._questions(prompt)[place]
+        turns = Message("assistant", first.text), Message("user", structured.repair_turn(first.misfit or ""))
+        request = msgspec.structs.replace(question, messages=(*question.messages, *turns))
+        return request.key(self._salt), request
+
+    def candidates(self) -> Iterator[list[Candidate] | None]:
+        """What every row's questions brought back; None for a row that is not settled yet."""
+        for prompt, row in self._rows():
+            found = [self._candidate(prompt, place, key, entry) for place, (key, entry) in enumerate(row)]
+            whole = [candidate for candidate in found if candidate is not None]
+            yield whole if len(whole) == len(found) else None
+
+    def _candidate(self, prompt: Prompt, place: int, key: str, entry: Entry | None) -> Candidate | None:
+        if entry is None:
+            return None
+        first = self._read([key], [entry])
+        if not first.misfit:
+            return first
+        second, _ = self._second(prompt, place, first)
+        (again,) = self.run.ledger.read([second])
+        return None if again is None else self._read([key, second], [entry, again])
+
+    def _rows(self) -> Iterator[tuple[Prompt, list[tuple[str, Entry | None]]]]:
+        entries = self.run.ledger.read([key for row in self._keys for key in row])
+        for prompt, row in zip(self.prompts, self._keys, strict=False):
+            yield prompt, [(key, next(entries)) for key in row]
+
+    def _read(self, keys: Sequence[str], entries: Sequence[Entry]) -> Candidate:
+        separate = self.run.plan.answers.reasoning == "auto"
+        return read(self.role, keys, entries, schema=self.panel.sampling.schema, separate=separate)
+
+
+def _check_failed(answers: Sequence[Answer], most: float, table: str) -> None:
+    failed = [a for a in answers if a.status == "failed"]
+    if len(failed) <= most * len(answers):
+        return
+    misfits = sum((a.reason or "").startswith(MISFIT) for a in failed)
+    ((reason, _),) = Counter(a.reason for a in failed).most_common(1)
+    advice = "The others are kept; run again to ask for these."
+    if misfits:
+        advice = (
+            f"The others are kept. {misfits} did not fit answers.schema when asked twice and are not asked again: "
+            "loosen the schema, say more in the template, or raise max_failed."
+        )
+    raise FellShort(
+        f"{table}: {len(failed)} of {len(answers)} rows failed, more than max_failed = {most:g} allows; "
+        f"most often: {reason}. {advice}"
+    )
