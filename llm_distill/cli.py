@@ -172,7 +172,10 @@ def runs(workspace: Workspace = Path("data"), as_json: AsJson = False) -> None:
 @app.command()
 def show(
     run: RunArg,
-    table: Annotated[str, typer.Argument(help="prompts, held_out, answers, kept, dropped, or eval/<arm>.")],
+    table: Annotated[
+        str,
+        typer.Argument(help="prompts, held_out, answers, kept, dropped, eval/<arm>; logprobs, eval/<arm>/logprobs."),
+    ],
     where: Annotated[
         str | None, typer.Option(help="A pandas query, e.g. \"status == 'ok' and `score.confidence` < 0.7\".")
     ] = None,
@@ -180,9 +183,16 @@ def show(
     workspace: Workspace = Path("data"),
     as_json: AsJson = False,
 ) -> None:
-    """Look at rows: what was asked and answered, kept or dropped, and why. Tags are columns `tags.<name>`."""
-    from llm_distill.tables import look
+    """Look at rows: what was asked and answered, kept or dropped, and why. Tags are columns `tags.<name>`.
 
+    `logprobs` shows answers token by token; its --where is one of answers.
+    """
+    from llm_distill.tables import look, look_logprobs, token_lines
+
+    if table.split("/")[-1] == "logprobs":
+        for row in look_logprobs(_folder(run, workspace), table, where, limit):
+            print(json.dumps(row) if as_json else "\n".join(token_lines(row)))
+        return
     rows = look(_folder(run, workspace), table, where)
     if as_json:
         for row in rows[:limit]:

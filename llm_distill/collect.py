@@ -18,6 +18,8 @@ from llm_distill import store, structured
 from llm_distill.ask import Group, ask_all
 from llm_distill.errors import FellShort
 from llm_distill.limits import Tally
+from llm_distill.logprob_table import beside
+from llm_distill.logprob_writer import writing
 from llm_distill.merging import Candidate, merge, read
 from llm_distill.models import Model
 from llm_distill.records import MISFIT, Answer, Entry, Message, Prompt, Request, Sampling
@@ -70,11 +72,16 @@ def collect(run: Run, prompts: Sequence[Prompt], panel: Panel, table: str) -> li
             _settle(run, seats.values(), _Seat.seconds)
     finally:
         found = {role: seat.candidates() for role, seat in seats.items()}
-        for prompt, roles in zip(prompts, who, strict=True):
-            parts = [next(found[role], None) for role in roles]
-            whole = [part for part in parts if part is not None]
-            if len(whole) == len(parts):
-                answers.append(merge(plan.task, prompt, [c for part in whole for c in part], plan.pick))
+        with writing(run.folder.file(beside(table))) as add:
+            for prompt, roles in zip(prompts, who, strict=True):
+                parts = [next(found[role], None) for role in roles]
+                whole = [part for part in parts if part is not None]
+                if len(whole) == len(parts):
+                    candidates = [candidate for part in whole for candidate in part]
+                    answers.append(merge(plan.task, prompt, candidates, plan.pick))
+                    for c in candidates:
+                        if (entry := c.entries[-1]).logprobs is not None:
+                            add(prompt.row_id, entry.key, entry.served_model, entry.logprobs, c.vocabulary)
         store.write_table(run.folder.file(table), map(store.answer_row, answers), "answers")
     _check_failed(answers, plan.answers.max_failed, table)
     return answers
@@ -184,7 +191,8 @@ class _Seat:
 
     def _read(self, keys: Sequence[str], entries: Sequence[Entry]) -> Candidate:
         separate = self.run.plan.answers.reasoning == "auto"
-        return read(self.role, keys, entries, schema=self.panel.sampling.schema, separate=separate)
+        schema, vocabulary = self.panel.sampling.schema, getattr(self.model, "vocabulary", None)
+        return read(self.role, keys, entries, schema=schema, separate=separate, vocabulary=vocabulary)
 
 
 def _check_failed(answers: Sequence[Answer], most: float, table: str) -> None:

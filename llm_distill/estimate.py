@@ -6,7 +6,8 @@ import os
 from typing import Any
 
 from llm_distill.limits import cost_usd
-from llm_distill.recipe import Plan, known_prices
+from llm_distill.recipe import Plan
+from llm_distill.recipe_checks import known_prices
 from llm_distill.records import Prompt
 from llm_distill.splits import check_rows, split_held_out
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -21,6 +21,9 @@ from llm_distill.logprobs import Logprobs
 from llm_distill.records import MISFIT, Answer, Entry, Prompt, Status
 from llm_distill.scorers import Context, Pick
 from llm_distill.tasks import Task, label_probs
+
+if TYPE_CHECKING:
+    from llm_distill.models.vocabulary import Vocabulary
 
 #: Worst first.
 _SEVERITY = ("failed", "filtered", "refused", "truncated", "ok")
@@ -41,6 +44,7 @@ class Candidate:
     reasoning: str | None
     status: Status
     reason: str | None
+    vocabulary: Vocabulary | None = None  # spells tokens that the model gave as ids alone
 
     @property
     def misfit(self) -> str | None:
@@ -60,12 +64,20 @@ class Candidate:
         if entry.logprobs is None:
             return None
         whole = Logprobs.unpack(entry.logprobs)
+        if self.vocabulary is not None:
+            whole = whole.spelled(self.vocabulary)
         apart = entry.reasoning is not None or self.text != entry.text
         return reasoning.answer_part(whole, self.text) if apart else whole
 
 
 def read(
-    role: str, keys: Sequence[str], entries: Sequence[Entry], *, schema: str | None = None, separate: bool = True
+    role: str,
+    keys: Sequence[str],
+    entries: Sequence[Entry],
+    *,
+    schema: str | None = None,
+    separate: bool = True,
+    vocabulary: Vocabulary | None = None,
 ) -> Candidate:
     """A completion with its reasoning apart (`separate`: also where its text holds it) and checked against a schema."""
     last = entries[-1]
@@ -77,7 +89,7 @@ def read(
         status, reason = "truncated", "no answer after the reasoning"
     if status == "ok" and schema is not None and (why := structured.fault(text, schema)):
         status, reason = "failed", MISFIT + why
-    return Candidate(role, tuple(keys), tuple(entries), text, thought, status, reason)
+    return Candidate(role, tuple(keys), tuple(entries), text, thought, status, reason, vocabulary)
 
 
 def merge(task: Task, prompt: Prompt, candidates: Sequence[Candidate], pick: Pick | None = None) -> Answer:
@@ -215,6 +227,6 @@ def _total(values: Iterable[Any]) -> Any:
 
 
 def _mean_logprob(chosen: Candidate) -> float | None:
-    if chosen.logprobs is None or not len(chosen.logprobs.tokens):
+    if chosen.logprobs is None or not len(chosen.logprobs.chosen):
         return None
     return float(chosen.logprobs.logprobs.mean())

@@ -53,7 +53,7 @@ STAGES = {
         ask_teacher,
         ("task", "teachers", "answers"),
         ("prompts.parquet",),
-        ("answers.parquet",),
+        ("answers.parquet", "logprobs.parquet", "logprob_tokens.parquet"),  # the latter two where there are logprobs
         asks=lambda plan: plan.teachers.roles,
     ),
     "filter": Stage(

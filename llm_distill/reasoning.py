@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import re
 
-import msgspec
-
 from llm_distill.logprobs import Logprobs
 
 _OPEN, _CLOSE = "<think>", "</think>"
@@ -54,5 +52,4 @@ def answer_part(logprobs: Logprobs, answer: str) -> Logprobs | None:
         if upto > start:
             break
         first += 1
-    columns = {name: getattr(logprobs, name) for name in logprobs.__struct_fields__}
-    return msgspec.structs.replace(logprobs, **{name: c[first:] for name, c in columns.items() if c is not None})
+    return logprobs.after(first)

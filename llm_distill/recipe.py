@@ -22,12 +22,13 @@ from llm_distill.generators import GENERATORS
 from llm_distill.limits import Budget, Limits, Per
 from llm_distill.models import MODELS
 from llm_distill.plugs import InputFile, Plug, Reading, Spec, bind, one_line
+from llm_distill.recipe_checks import check_across
 from llm_distill.recipe_file import override, read_recipe
 from llm_distill.records import Sampling, content_id
-from llm_distill.scorers import SCORERS, Filter, Pick, bind_filters, bind_pick, check_needs
+from llm_distill.scorers import SCORERS, Filter, Pick, bind_filters, bind_pick
 from llm_distill.structured import Schema
 from llm_distill.tasks import Task
-from llm_distill.teachers import Teachers, check_asking
+from llm_distill.teachers import Teachers
 from llm_distill.trainers import TRAINERS
 
 _T = TypeVar("_T", bound=BaseModel)
@@ -235,7 +236,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Plan:
         account="",
         sources=(),
     )
-    _check_across(plan)
+    check_across(plan)
     files = sorted(_file_digest(f) for f in reading["files"])
     if plan.answers.json_schema:  # it may come from code
         files.append(content_id(plan.answers.json_schema))
@@ -245,44 +246,6 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Plan:
 
 def _without(mapping: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any]:
     return {key: value for key, value in mapping.items() if key not in keys}
-
-
-def known_prices(model: Plug) -> tuple[float, float] | None:
-    """Dollars per million (prompt, completion) tokens: the recipe's, or 0 for a model that has no price; else None."""
-    stated = model.knobs.get("prices_usd")
-    return (stated.prompt, stated.completion) if stated else getattr(model.function, "prices_usd", None)
-
-
-def _check_across(plan: Plan) -> None:
-    """What no single key can know; each message states the repair."""
-    student = plan.models.get("student")
-    for role in plan.teachers.roles:
-        teacher = plan.models[role]
-        if any(b.usd is not None for b in plan.answers.budgets) and known_prices(teacher) is None:
-            raise UserError(
-                f"answers.budget_usd: the price of models.{role} ({teacher.spec.name}) is unknown, so dollars cannot be "
-                "bounded; add `prices_usd: {prompt: ..., completion: ...}` (dollars per million tokens) to it, "
-                "or use answers.budget_tokens."
-            )
-    if plan.trainer and student is None:
-        raise UserError("train: there is no models.student; add `student: {transformers: {model: ...}}`.")
-    if plan.trainer and student and "adapter" not in student.knobs:
-        raise UserError(
-            f"train: models.student is {student.spec.name}, whose weights cannot be trained here; "
-            "use `student: {transformers: {model: ...}}`."
-        )
-    if plan.evaluate and plan.held_out is None:
-        raise UserError(
-            "evaluate: there is no held_out to evaluate on; add `held_out: {file: rows.jsonl}` or `{share: 0.1}`."
-        )
-    for view, role in (*((plan.task.teacher, role) for role in plan.teachers.roles), (plan.task.few_shot, "student")):
-        model = plan.models.get(role)
-        if view and view.raw and model and model.spec.name == "openai_api":
-            raise UserError(f"task: `raw` text cannot be sent to models.{role}, a chat endpoint; remove `raw`.")
-    check_asking(plan)
-    scorers: list[Filter | Pick] = [*plan.filters, *([plan.pick] if plan.pick else [])]
-    logprobs, several = plan.answers.top_logprobs is not None, plan.questions_a_row > 1
-    check_needs(scorers, plan.task.kind, logprobs=logprobs, several=several)
 
 
 def _checked(kind: type[_T], value: Any, where: str, reading: Reading) -> _T:

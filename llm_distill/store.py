@@ -1,8 +1,8 @@
 """The run folder: Parquet tables in prompt order, and run.json with a stamp for each finished stage.
 
     <workspace>/runs/<recipe>/<date>-<digest>/
-        recipe.yaml  recipe.resolved.json  run.json  prompts.parquet  held_out.parquet  answers.parquet  kept.parquet
-        dropped.parquet  student/  eval/  report/
+        recipe.yaml  recipe.resolved.json  run.json  prompts.parquet  held_out.parquet  answers.parquet  logprobs.parquet
+        logprob_tokens.parquet  kept.parquet  dropped.parquet  student/  eval/  report/
 
 Every file is written under a temporary name and renamed, so that a reader never sees half of one.
 """
@@ -152,7 +152,7 @@ def digest(path: Path) -> str:
 
 
 def copy(source: Path, target: Path) -> None:
-    """A file or folder of another run, copied; a folder is emptied first."""
+    """A file or folder of another run, copied; a folder is emptied first, a file that is not there removed."""
     if source.is_dir():
         shutil.rmtree(target, ignore_errors=True)
         for file in sorted(p for p in source.rglob("*") if p.is_file() and not p.name.startswith(".")):
@@ -160,6 +160,8 @@ def copy(source: Path, target: Path) -> None:
     elif source.is_file():
         with replacing(target) as temporary:
             shutil.copyfile(source, temporary)
+    else:
+        target.unlink(missing_ok=True)
 
 
 class RunFolder:

@@ -144,14 +144,15 @@ def label_probs(logprobs: Logprobs, labels: Sequence[str], *, exact: bool = Fals
     folded = tuple(_fold(label) for label in labels)
     probs = [0.0] * len(labels)
     path, prefix = 0.0, b""
-    for i, token in enumerate(logprobs.tokens):
-        alternatives = dict(zip(logprobs.top_tokens[i], logprobs.top_logprobs[i].tolist(), strict=False))
-        alternatives[token] = float(logprobs.logprobs[i])
-        for alternative, logprob in alternatives.items():
-            fits = _possible(prefix + alternative, folded, exact)
+    table, top, top_logprobs = logprobs.table, logprobs.top.tolist(), logprobs.top_logprobs.tolist()
+    for i, (chosen, logprob) in enumerate(zip(logprobs.chosen.tolist(), logprobs.logprobs.tolist(), strict=True)):
+        alternatives = dict(zip(top[i], top_logprobs[i], strict=True)) | {chosen: logprob}
+        alternatives.pop(-1, None)  # padding
+        for alternative, mass in alternatives.items():
+            fits = _possible(prefix + table[alternative], folded, exact)
             if len(fits) == 1:
-                probs[fits[0]] += math.exp(path + logprob)
-        prefix, path = prefix + token, path + float(logprobs.logprobs[i])
+                probs[fits[0]] += math.exp(path + mass)
+        prefix, path = prefix + table[chosen], path + logprob
         if len(_possible(prefix, folded, exact)) <= 1:
             break
     else:

@@ -142,7 +142,12 @@ class MockApi:
             content = []
             for token in message.pop("tokens", [text]):
                 tops = [_logprob(token, None if fault == "null_logprob" else -0.1), _logprob(other, -2.5)]
-                content.append({**tops[0], "top_logprobs": tops[: body["top_logprobs"]]})
+                if body.get("return_tokens_as_token_ids"):
+                    tops = [_placeholder(top) for top in tops]
+                first = tops[0] | {"bytes": list(token.encode())}
+                content.append({**first, "top_logprobs": tops[: body["top_logprobs"]]})
+            if body.get("return_tokens_as_token_ids"):
+                choice["token_ids"] = [LABELS.index(text)]
             choice["logprobs"] = {"content": content}
         usage = {"prompt_tokens": len(prompt.split()), "completion_tokens": len(text.split())}
         whole = {"id": "x", "model": body["model"] + "-2026-01-01", "system_fingerprint": "fp_1", "choices": [choice]}
@@ -151,6 +156,11 @@ class MockApi:
 
 def _logprob(token: str, logprob: float | None) -> dict[str, Any]:
     return {"token": token, "logprob": logprob, "bytes": list(token.encode())}
+
+
+def _placeholder(logprob: dict[str, Any]) -> dict[str, Any]:
+    """As vLLM does it: labels are its vocabulary, and an alternative's bytes are those of the placeholder."""
+    return _logprob(f"token_id:{LABELS.index(logprob['token'])}", logprob["logprob"])
 
 
 def _error(status: int, message: str, code: str, headers: dict[str, str] | None = None) -> web.Response:

@@ -423,24 +423,23 @@ def test_the_tokens_of_an_answer_are_found_by_its_bytes(answer: str, before: str
         tokens, whole = [*tokens, whole[:size]], whole[size:]
     tokens.append(end)
     column = np.arange(len(tokens), dtype=np.float32)
-    part = answer_part(Logprobs(tokens, column, [[t] for t in tokens], column[:, None], ids=column), answer)
+    part = answer_part(Logprobs.of_tokens(tokens, column, [[t] for t in tokens], column[:, None]), answer)
     assert part is not None
     first = len(tokens) - len(part.tokens)
     assert part.tokens == tokens[first:]
     assert part.logprobs.tolist() == part.top_logprobs[:, 0].tolist() == column[first:].tolist()
-    assert part.ids is not None
-    assert len(part.ids) == len(part.top_tokens) == len(part.tokens)
+    assert part.top_tokens == [[token] for token in part.tokens]
     joined = b"".join(part.tokens)
     assert answer.encode() in joined
     assert answer.encode() not in joined[len(part.tokens[0]) :]
-    assert answer_part(Logprobs([b"x"], column[:1], [[]], column[:1, None]), "other") is None
+    assert answer_part(Logprobs.of_tokens([b"x"], column[:1], [[b"x"]], column[:1, None]), "other") is None
 
 
 def test_labels_and_confidence_read_the_answers_tokens_only() -> None:
     def entry(tokens: list[tuple[str, float]], text: str, **more: Any) -> Entry:
         chosen = np.log(np.array([p for _, p in tokens], dtype=np.float32))
         names = [token.encode() for token, _ in tokens]
-        packed = Logprobs(names, chosen, [[name] for name in names], chosen[:, None]).pack()
+        packed = Logprobs.of_tokens(names, chosen, [[name] for name in names], chosen[:, None]).pack()
         return Entry("k", "ok", text=text, logprobs=packed, **more)
 
     thinking = [("<think>", 0.5), ("positive", 0.25), ("</think>", 0.5), ("\n\n", 0.5)]

@@ -42,7 +42,9 @@ def candidate(
     if probs:
         pairs = sorted(zip(LABELS, probs, strict=True), key=lambda pair: pair[0] != text)
         table = np.log(np.array([[p for _, p in pairs]], dtype=np.float32))
-        logprobs = Logprobs([pairs[0][0].encode()], table[:, 0], [[t.encode() for t, _ in pairs]], table).pack()
+        logprobs = Logprobs.of_tokens(
+            [pairs[0][0].encode()], table[:, 0], [[t.encode() for t, _ in pairs]], table
+        ).pack()
     known = {} if status == "failed" else {"prompt_tokens": 3, "completion_tokens": 1, "cost_usd": 0.5}
     fields: dict[str, Any] = {"text": text, "attempts": 1, "served_model": f"{role}-1", "logprobs": logprobs} | known
     return read(role, [key], [Entry(key, status, **fields | entry)])

@@ -17,7 +17,8 @@ class Model:
     `identity` names everything an answer depends on besides the request (endpoint or weights, never a secret): it is
     part of the ledger's key. `concurrency` is how many requests may be in flight. `terms` names the terms of use
     recorded with each row. `prices_usd` is (prompt, completion) per million tokens, None when unknown. `holds_weights`
-    says that it runs in this process, where two may not fit side by side.
+    says that it runs in this process, where two may not fit side by side. One whose logprobs come as ids
+    without bytes may have a `vocabulary` besides, which spells them.
     """
 
     holds_weights = False

@@ -54,7 +54,7 @@ class Engine:
         from transformers import DynamicCache, GenerationConfig
         from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-        self.model, self.tokenizer, self.vocabulary = model, tokenizer, Vocabulary(tokenizer)
+        self.model, self.tokenizer, self.vocabulary = model, tokenizer, Vocabulary.of(tokenizer)
         self.name, self.identity, self.batch_size = name, identity, batch_size
         config = model.config.get_text_config(decoder=True)
         self.context: int | None = getattr(config, "max_position_embeddings", None)
@@ -265,16 +265,9 @@ class Draw:
 
     def _logprobs(self, place: int) -> Logprobs:
         """The tokens of the text, then the EOS or the rest of the stop string that ended it, if one did."""
-        ids, spell = self.ids[place], self.engine.vocabulary.token
+        ids = self.ids[place]
         logprobs, top, top_ids = (np.stack([step[i][place] for step in self.seen[: len(ids)]]) for i in range(3))
-        return Logprobs(
-            tokens=[spell(token) for token in ids],
-            logprobs=logprobs[:, 0],
-            top_tokens=[[spell(token) for token in step] for step in top_ids.tolist()],
-            top_logprobs=top,
-            ids=np.array(ids, dtype=np.int32),
-            top_ids=top_ids.astype(np.int32),
-        )
+        return Logprobs.of_ids(ids, logprobs[:, 0], top_ids, top, self.engine.vocabulary.token)
 
 
 def _common(prompts: Sequence[list[int]]) -> tuple[int, ...]:

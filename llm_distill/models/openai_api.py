@@ -21,8 +21,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from llm_distill.errors import Rejected, Unavailable, UserError, did_you_mean
 from llm_distill.models import Model, wire
+from llm_distill.models.vocabulary import Vocabulary
+from llm_distill.models.vocabulary_files import read_vocabulary
 from llm_distill.pacing import Pace
-from llm_distill.plugs import SecretName
+from llm_distill.plugs import SecretName, Weights
 from llm_distill.records import Completion, Request, content_id
 
 if TYPE_CHECKING:
@@ -45,7 +47,10 @@ class Prices(BaseModel):
 
 
 class OpenAIModel(Model):
-    """A hosted model (or a local server) behind `POST {base_url}/chat/completions`."""
+    """A hosted model (or a local server) behind `POST {base_url}/chat/completions`.
+
+    `token_ids` asks vLLM for logprobs by vocabulary id; `tokenizer` is the model whose vocabulary spells these ids.
+    """
 
     def __init__(
         self,
@@ -61,6 +66,8 @@ class OpenAIModel(Model):
         extra_body: dict[str, Any] | None = None,
         prices_usd: Prices | None = None,
         terms: str | None = None,
+        token_ids: bool = False,
+        tokenizer: Weights | None = None,
     ) -> None:
         parts = urlsplit(base_url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -73,6 +80,13 @@ class OpenAIModel(Model):
         self.identity = f"openai_api:{self._base_url}:{model}"
         if extra_body:
             self.identity += f":{content_id(extra_body)}"
+        if tokenizer and not token_ids:
+            raise UserError("tokenizer: it spells the ids that `token_ids: true` asks for; add that, or remove it.")
+        if token_ids:
+            # Answers without ids are other answers. The tokenizer is no part of them: it is read afterwards, and one that
+            # is named later or corrected asks nothing again.
+            self.identity += ":token_ids"
+        self._token_ids, self._tokenizer = token_ids, tokenizer
         self._extra, self._max_tokens_field, self._timeout_s = extra_body or {}, max_tokens_field, timeout_s
         self._rates = requests_per_minute, tokens_per_minute
         self._url = f"{self._base_url}/chat/completions"
@@ -86,8 +100,14 @@ class OpenAIModel(Model):
         whose = self._base_url, self._name, self.concurrency, self._rates
         return _PACES.setdefault(whose, Pace(self.concurrency, *self._rates))
 
+    @cached_property
+    def vocabulary(self) -> Vocabulary | None:
+        """What spells the ids in this model's logprobs, where they come without bytes."""
+        return read_vocabulary(self._tokenizer) if self._tokenizer else None
+
     def preflight(self) -> None:
-        """UserError when the key's environment variable is not set; called before anything is asked."""
+        """UserError when the key's environment variable is not set, or the tokenizer not there; before anything is asked."""
+        _ = self.vocabulary
         if self._key_env and not self._key():
             raise UserError(
                 f"the environment variable {self._key_env} is not set; export the key of {self._base_url}, "
@@ -152,10 +172,11 @@ class OpenAIModel(Model):
         import aiohttp
 
         start = time.perf_counter()
-        data = msgspec.json.encode(wire.payload(request, self._name, self._max_tokens_field) | self._extra)
+        body = wire.payload(request, self._name, self._max_tokens_field, token_ids=self._token_ids)
+        data = msgspec.json.encode(body | self._extra)
         try:
             async with self._open().post(self._url, data=data, proxy=self._proxy) as response:
-                body = await response.read()
+                answer = await response.read()
         except (aiohttp.ConnectionTimeoutError, aiohttp.ClientConnectorError) as error:
             raise Unavailable(f"connection: {type(error).__name__}", crowded=True) from None
         except TimeoutError:
@@ -165,8 +186,8 @@ class OpenAIModel(Model):
         if "x-ratelimit-remaining-requests" in response.headers or "x-ratelimit-remaining-tokens" in response.headers:
             self.pace.heed(response.headers)
         if response.status != 200:
-            await self._refused(response.status, response.headers.get("Retry-After"), body, request)
-        return wire.completion(body, time.perf_counter() - start)
+            await self._refused(response.status, response.headers.get("Retry-After"), answer, request)
+        return wire.completion(answer, time.perf_counter() - start, token_ids=self._token_ids)
 
     async def _refused(
         self, status: int, retry_after: str | None, body: bytes, request: Request | None = None

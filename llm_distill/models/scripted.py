@@ -70,15 +70,8 @@ class ScriptedModel(Model):
         """No weights."""
 
     def _logprobs(self, reply: str, k: int) -> Logprobs:
-        import numpy as np
-
         others = sorted({other for _, other in self._rules} | {self._default} - {reply})
         others = [other for other in others if other != reply][: max(0, k - 1)]
         rest = (1.0 - self._confidence) / max(1, len(others))
         top = [math.log(self._confidence)] + [math.log(rest) if rest else -math.inf for _ in others]
-        return Logprobs(
-            tokens=[reply.encode()],
-            logprobs=np.array(top[:1], dtype=np.float32),
-            top_tokens=[[text.encode() for text in (reply, *others)]],
-            top_logprobs=np.array([top], dtype=np.float32),
-        )
+        return Logprobs.of_tokens([reply.encode()], top[:1], [[text.encode() for text in (reply, *others)]], [top])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from functools import lru_cache
 from typing import Any
@@ -11,24 +10,10 @@ from typing import Any
 import msgspec
 
 from llm_distill.errors import Unavailable
-from llm_distill.logprobs import Logprobs
+from llm_distill.models import wire_logprobs
 from llm_distill.records import Completion, Request
 
 _DETAIL = 300  # characters of a server's message that a reason keeps
-
-
-class _Alternative(msgspec.Struct, gc=False):  # top-20 of 80 tokens are 1,680 of these an answer
-    token: str
-    logprob: float | None
-    bytes: msgspec.Raw = msgspec.Raw(b"null")  # parsed only where the text cannot say it
-
-
-class _Token(_Alternative, gc=False):
-    top_logprobs: list[_Alternative] = []
-
-
-class _TokenLogprobs(msgspec.Struct):
-    content: list[_Token] | None = None
 
 
 class _Message(msgspec.Struct):
@@ -41,7 +26,8 @@ class _Message(msgspec.Struct):
 class _Choice(msgspec.Struct):
     message: _Message
     finish_reason: str | None = None
-    logprobs: _TokenLogprobs | None = None
+    logprobs: wire_logprobs.Given | None = None
+    token_ids: Any = None  # vLLM: the sampled ids
 
 
 class _Usage(msgspec.Struct):
@@ -60,8 +46,8 @@ class Body(msgspec.Struct):
 _decode = msgspec.json.Decoder(Body).decode
 
 
-def payload(request: Request, model: str, max_tokens_field: str) -> dict[str, Any]:
-    """The body of a request, without an endpoint's extras."""
+def payload(request: Request, model: str, max_tokens_field: str, *, token_ids: bool = False) -> dict[str, Any]:
+    """The body of a request, without an endpoint's extras. `token_ids` asks vLLM for logprobs by vocabulary id."""
     sampling = request.sampling
     body: dict[str, Any] = {
         "model": model,
@@ -77,6 +63,8 @@ def payload(request: Request, model: str, max_tokens_field: str) -> dict[str, An
         body["seed"] = sampling.seed + request.sample
     if sampling.top_logprobs is not None:
         body |= {"logprobs": True, "top_logprobs": sampling.top_logprobs}
+        if token_ids:
+            body |= {"return_token_ids": True, "return_tokens_as_token_ids": True}
     if sampling.schema is not None:
         body["response_format"] = _response_format(sampling.schema)
     return body
@@ -95,12 +83,14 @@ def _whole(body: bytes) -> Body:
     try:
         return _decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError):
-        # Python's reader takes NaN, which JSON has not and some servers write for a logprob.
-        return _decode(json.dumps(json.loads(body, parse_constant=lambda _name: None)))
+        return _decode(wire_logprobs.without_nan(body))
 
 
-def completion(body: bytes, seconds: float = 0.0) -> Completion:
-    """A whole chat completion. Unavailable when it is cut, empty or none at all, which happens under load."""
+def completion(body: bytes, seconds: float = 0.0, *, token_ids: bool = False) -> Completion:
+    """A whole chat completion. Unavailable when it is cut, empty or none at all, which happens under load.
+
+    UserError when `token_ids` were asked for and its logprobs have none, or the other way round.
+    """
     try:
         answer = _whole(body)
     except (msgspec.MsgspecError, ValueError, RecursionError):
@@ -125,41 +115,10 @@ def completion(body: bytes, seconds: float = 0.0) -> Completion:
         model=answer.model or "",
         fingerprint=answer.system_fingerprint,
         refusal=choice.message.refusal,
-        logprobs=_logprobs(choice.logprobs),
+        logprobs=wire_logprobs.columns(choice.logprobs, choice.token_ids, token_ids=token_ids),
         seconds=seconds,
         reasoning=reasoning,
     )
-
-
-def _logprobs(given: _TokenLogprobs | None) -> Logprobs | None:
-    """By column; None as soon as one chosen token has no finite logprob, for a partly known row would mislead."""
-    if given is None or not given.content:
-        return None
-    import numpy as np
-
-    chosen = [t.logprob for t in given.content]
-    if any(p is None or math.isnan(p) for p in chosen):
-        return None
-    tops = [[a for a in t.top_logprobs if a.logprob is not None] for t in given.content]
-    table = np.full((len(tops), max(map(len, tops))), -np.inf, dtype=np.float32)
-    for row, top in zip(table, tops, strict=True):
-        row[: len(top)] = [a.logprob for a in top]
-    return Logprobs(
-        tokens=[_bytes(t) for t in given.content],
-        logprobs=np.array(chosen, dtype=np.float32),
-        top_tokens=[[_bytes(a) for a in top] for top in tops],
-        top_logprobs=table,
-    )
-
-
-def _bytes(token: _Alternative) -> bytes:
-    r"""A token's bytes. Only a piece of a character differs from its text, shown as U+FFFD or `bytes:\xe2`."""
-    text = token.token
-    if "\ufffd" in text or text.startswith("bytes:"):
-        given = msgspec.json.decode(token.bytes, type=list[int] | None)
-        if given is not None:
-            return bytes(given)
-    return text.encode()
 
 
 def detail(body: bytes) -> str:

@@ -11,6 +11,7 @@ import pytest
 from llm_distill.models import gguf, weights
 from llm_distill.models.transformers_local import TransformersModel
 from llm_distill.models.vocabulary import Vocabulary
+from llm_distill.models.vocabulary_files import read_vocabulary
 from llm_distill.records import Message, Request, Sampling
 
 pytestmark = [pytest.mark.weights, pytest.mark.timeout(600)]
@@ -42,9 +43,13 @@ def test_the_converted_folder_says_what_the_gguf_says(file: Path) -> None:
     assert tokenizer(TEXT.replace("  2024", " twice")).input_ids == plain(TEXT.replace("  2024", " twice")).input_ids
     assert tokenizer.get_vocab() == plain.get_vocab()
     assert tokenizer.chat_template == plain.chat_template
-    vocabulary = Vocabulary(tokenizer)
+    vocabulary = Vocabulary.of(tokenizer)
     spelled = [vocabulary.token(token) for token in tokenizer(TEXT, add_special_tokens=False).input_ids]
     assert b"".join(spelled) == TEXT.encode()
+    for reference in (str(file), weights.prepare(str(file))):  # read without transformers
+        read = read_vocabulary(reference)
+        assert all(read.token(number) == vocabulary.token(number) for number in range(len(tokenizer)))
+        assert read.special == vocabulary.special
 
 
 @needs_assets

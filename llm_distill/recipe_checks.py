@@ -1,0 +1,62 @@
+"""What no single key of a recipe can know: which of them fit together. Each message states the repair."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llm_distill.errors import UserError
+from llm_distill.plugs import Plug
+from llm_distill.scorers import Filter, Pick, check_needs
+from llm_distill.teachers import check_asking
+
+if TYPE_CHECKING:
+    from llm_distill.recipe import Plan
+
+
+def known_prices(model: Plug) -> tuple[float, float] | None:
+    """Dollars per million (prompt, completion) tokens: the recipe's, or 0 for a model that has no price; else None."""
+    stated = model.knobs.get("prices_usd")
+    return (stated.prompt, stated.completion) if stated else getattr(model.function, "prices_usd", None)
+
+
+def check_across(plan: Plan) -> None:
+    """UserError for keys that do not fit together."""
+    student = plan.models.get("student")
+    for role in plan.teachers.roles:
+        teacher = plan.models[role]
+        if any(b.usd is not None for b in plan.answers.budgets) and known_prices(teacher) is None:
+            raise UserError(
+                f"answers.budget_usd: the price of models.{role} ({teacher.spec.name}) is unknown, so dollars cannot be "
+                "bounded; add `prices_usd: {prompt: ..., completion: ...}` (dollars per million tokens) to it, "
+                "or use answers.budget_tokens."
+            )
+    if plan.trainer and student is None:
+        raise UserError("train: there is no models.student; add `student: {transformers: {model: ...}}`.")
+    if plan.trainer and student and "adapter" not in student.knobs:
+        raise UserError(
+            f"train: models.student is {student.spec.name}, whose weights cannot be trained here; "
+            "use `student: {transformers: {model: ...}}`."
+        )
+    if plan.evaluate and plan.held_out is None:
+        raise UserError(
+            "evaluate: there is no held_out to evaluate on; add `held_out: {file: rows.jsonl}` or `{share: 0.1}`."
+        )
+    for view, role in (*((plan.task.teacher, role) for role in plan.teachers.roles), (plan.task.few_shot, "student")):
+        model = plan.models.get(role)
+        if view and view.raw and model and model.spec.name == "openai_api":
+            raise UserError(f"task: `raw` text cannot be sent to models.{role}, a chat endpoint; remove `raw`.")
+    for role, model in plan.models.items():
+        if model.knobs.get("token_ids") and plan.answers.top_logprobs is None:
+            raise UserError(
+                f"{model.spec.where}.token_ids: ids come with logprobs, and answers.top_logprobs is not set; "
+                "add `top_logprobs: 20` to answers, or remove `token_ids`."
+            )
+        if model.knobs.get("token_ids") and not model.knobs.get("tokenizer", True) and plan.task.kind == "classify":
+            raise UserError(
+                f"{model.spec.where}.token_ids: the probabilities of labels are read from the bytes of tokens, and ids "
+                f"have none; add `tokenizer:` with the folder, .gguf or hub id of the model that {role} is."
+            )
+    check_asking(plan)
+    scorers: list[Filter | Pick] = [*plan.filters, *([plan.pick] if plan.pick else [])]
+    logprobs, several = plan.answers.top_logprobs is not None, plan.questions_a_row > 1
+    check_needs(scorers, plan.task.kind, logprobs=logprobs, several=several)
