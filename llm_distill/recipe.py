@@ -32,8 +32,6 @@ from llm_distill.teachers import Teachers
 from llm_distill.trainers import TRAINERS
 
 _T = TypeVar("_T", bound=BaseModel)
-#: Knobs that change how fast a model answers, not what.
-_PACE = ("concurrency", "timeout_s", "batch_size", "requests_per_minute", "tokens_per_minute")
 #: Keys that bound what asking may cost: raising one goes on with the same account.
 _BOUNDS = ("budget_usd", "budget_tokens", "per", "retries", "max_failed", "drain_s")
 _Usd = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -191,7 +189,7 @@ class Plan:
 
     def slice(self, keys: Sequence[str], roles: Sequence[str]) -> Any:
         """The recipe's own words under some keys, and of some models, for a stage's stamp."""
-        models = [(role, plug.spec.name, _without(plug.spec.knobs, _PACE)) for role, plug in self.models.items()]
+        models = [(role, plug.spec.name, plug.lasting) for role, plug in self.models.items()]
         return [[self.raw.get(key) for key in keys], [model for model in models if model[0] in roles]]
 
 

@@ -6,7 +6,7 @@ which is what lets a crash, a rerun or another recipe find an answer that was al
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -173,6 +173,11 @@ class Sample(msgspec.Struct, frozen=True):
     row_id: str
     messages: tuple[Message, ...]
     completion: str
+
+
+def as_text(messages: Sequence[Message]) -> str:
+    """What a `raw` request is: the contents, with a blank line between, as one text to go on with."""
+    return "\n\n".join(message.content for message in messages)
 
 
 def content_id(content: Any) -> str:

@@ -60,4 +60,6 @@ MODELS = {
     "openai_api": "llm_distill.models.openai_api:OpenAIModel",
     "scripted": "llm_distill.models.scripted:ScriptedModel",
     "transformers": "llm_distill.models.transformers_local:TransformersModel",
+    "vllm": "llm_distill.models.vllm_server:VllmModel",
+    "vllm_offline": "llm_distill.models.vllm_offline:VllmOfflineModel",
 }

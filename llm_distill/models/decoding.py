@@ -19,7 +19,7 @@ from llm_distill.errors import Rejected
 from llm_distill.logprobs import Logprobs
 from llm_distill.models.batches import by_beginning, common_length
 from llm_distill.models.vocabulary import Vocabulary
-from llm_distill.records import Completion, Message, Request, Sampling
+from llm_distill.records import Completion, Message, Request, Sampling, as_text
 
 #: Beginnings kept between batches: a recipe asks with a few prompt variants at a time, and each costs GPU memory.
 _KEPT = 4
@@ -100,7 +100,7 @@ class Engine:
 
     def _encode(self, row: Row) -> Rejected | None:
         try:
-            row.ids = self.encode(row.request.messages, raw=row.request.raw)
+            row.ids = encode(self.tokenizer, row.request.messages, raw=row.request.raw)
         except Rejected as error:
             return error
         tokens, most = len(row.ids), row.request.sampling.max_tokens
@@ -109,24 +109,6 @@ class Engine:
         if self.context and tokens + most > self.context:
             return Rejected(f"{tokens} prompt tokens and max_tokens {most} exceed the context of {self.context}")
         return None
-
-    def encode(self, messages: Sequence[Message], *, raw: bool = False) -> list[int]:
-        """Token ids of a conversation: through the chat template, which writes its own BOS, up to the answer's start.
-
-        `raw`, and for a base model, which has no template: the contents, with a blank line between, as text to go on with.
-        """
-        from jinja2 import TemplateError
-
-        ids: list[int]
-        if raw or self.tokenizer.chat_template is None:
-            ids = self.tokenizer("\n\n".join(message.content for message in messages))["input_ids"]
-            return ids
-        turns = [{"role": message.role, "content": message.content} for message in messages]
-        try:
-            ids = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
-        except TemplateError as error:
-            raise Rejected(f"the model's chat template refuses these messages: {error}") from error
-        return ids
 
     def _generate(self, batch: Batch) -> None:
         import torch
@@ -177,6 +159,25 @@ class Engine:
         for number, states in enumerate(layers):  # each (1, heads, tokens, size)
             moved.update(*(state[0][:, place].transpose(0, 1) for state in states), number)
         return moved
+
+
+def encode(tokenizer: Any, messages: Sequence[Message], *, raw: bool = False) -> list[int]:
+    """Token ids of a conversation: through the chat template, which writes its own BOS, up to the answer's start.
+
+    `raw`, and for a base model, which has no template: the contents, with a blank line between, as text to go on with.
+    """
+    from jinja2 import TemplateError
+
+    ids: list[int]
+    if raw or tokenizer.chat_template is None:
+        ids = tokenizer(as_text(messages))["input_ids"]
+        return ids
+    turns = [{"role": message.role, "content": message.content} for message in messages]
+    try:
+        ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+    except TemplateError as error:
+        raise Rejected(f"the model's chat template refuses these messages: {error}") from error
+    return ids
 
 
 class Draw:

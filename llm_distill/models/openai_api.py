@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 #: The paces of providers' models, shared by all who ask them.
 _PACES: dict[Any, Pace] = {}
+#: What no proxy can reach.
+_THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 #: Worth another try: time-outs, conflicts, rate limits and the server's own troubles (529: overloaded).
 _RETRYABLE = {408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529}
 #: Of these, what says that there are too many requests now.
@@ -131,7 +133,8 @@ class OpenAIModel(Model):
                 headers["Authorization"] = f"Bearer {self._key()}"
             parts = urlsplit(self._base_url)
             # Once for all: aiohttp's own `trust_env` reads the netrc file in a thread for every single request.
-            self._proxy = None if proxy_bypass(parts.netloc) else getproxies().get(parts.scheme)
+            own = parts.hostname in _THIS_MACHINE or proxy_bypass(parts.netloc)
+            self._proxy = None if own else getproxies().get(parts.scheme)
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0),  # `ask` counts what is in flight
                 timeout=aiohttp.ClientTimeout(total=self._timeout_s, sock_connect=min(self._timeout_s, 30.0)),

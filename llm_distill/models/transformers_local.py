@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import sys
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from llm_distill.models import Model, weights
 from llm_distill.models.decoding import Batch, Engine, Row
+from llm_distill.models.rounds import Rounds, Waiting, in_thread
 from llm_distill.plugs import Weights
 from llm_distill.records import Completion, Request
 
-#: How long the first request waits for others to share its batch: a thousandth of what a batch takes on a CPU.
-_GATHER_S = 0.005
 #: Batches' worth of requests in flight, so that there is something to sort by length and beginning.
 _AHEAD = 16
-T = TypeVar("T")
-
-
-@dataclass(eq=False)
-class _Waiting:
-    row: Row
-    future: asyncio.Future[Completion]
 
 
 class TransformersModel(Model):
@@ -61,16 +50,11 @@ class TransformersModel(Model):
         self.concurrency = _AHEAD * batch_size
         self.terms = terms
         self._engine: Engine | None = None
-        self._pending: list[_Waiting] = []
-        self._worker: asyncio.Task[None] | None = None
+        self._rounds = Rounds(self._round)
 
     async def complete(self, request: Request) -> Completion:
         """Answer one request, together with whatever else is asked meanwhile."""
-        future: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
-        self._pending.append(_Waiting(Row(request, cancelled=future.done), future))
-        if self._worker is None or self._worker.done():
-            self._worker = asyncio.create_task(self._work())
-        return await future
+        return await self._rounds.ask(request)
 
     def preflight(self) -> None:
         """Find the weights, check a .gguf's hash, and convert it if that was never done here."""
@@ -78,10 +62,7 @@ class TransformersModel(Model):
 
     async def close(self) -> None:
         """Stop answering; the weights stay for the next time."""
-        if self._worker is not None and not self._worker.done():
-            self._worker.cancel()
-            await asyncio.wait([self._worker])
-        _let_go(self._pending)  # a worker that was stopped before its first step could not do it
+        await self._rounds.close()
 
     def unload(self) -> None:
         """Give the memory back; the next request loads the weights again."""
@@ -90,28 +71,20 @@ class TransformersModel(Model):
             gc.collect()
             sys.modules["torch"].cuda.empty_cache()
 
-    async def _work(self) -> None:
-        """Take what is pending, answer it batch by batch, and again until nothing is pending."""
-        waiting: list[_Waiting] = []
-        try:
-            await asyncio.sleep(_GATHER_S)
-            while self._pending:
-                waiting, self._pending = self._pending, []
-                await self._round(waiting)
-        finally:  # only a cancellation leaves somebody waiting
-            _let_go(waiting + self._pending)
-
-    async def _round(self, waiting: list[_Waiting]) -> None:
-        by_row = {one.row: one for one in waiting if not one.future.done()}
-        plan = await _in_thread(lambda: self._ready().plan(list(by_row)))
+    async def _round(self, waiting: list[Waiting]) -> None:
+        by_row = {Row(one.request, cancelled=one.future.done): one for one in waiting}
+        plan = await in_thread(lambda: self._ready().plan(list(by_row)))
         if isinstance(plan, BaseException):
-            return _resolve(by_row.values(), plan)
-        _resolve(by_row.values())  # those that cannot be answered
+            for one in waiting:
+                one.resolve(plan)
+            return
+        for row, one in by_row.items():
+            one.resolve(row.outcome)  # those that cannot be answered
         for batch in plan:
             if rows := [row for row in batch.rows if not row.cancelled()]:
-                failed = await _in_thread(partial(self._ready().answer, Batch(rows, batch.beginning)))
-                _resolve([by_row[row] for row in rows], failed)
-        return None
+                failed = await in_thread(partial(self._ready().answer, Batch(rows, batch.beginning)))
+                for row in rows:
+                    by_row[row].resolve(failed or row.outcome)
 
     def _ready(self) -> Engine:
         if self._engine is None:
@@ -129,27 +102,3 @@ class TransformersModel(Model):
                 batch_size=self._batch_size,
             )
         return self._engine
-
-
-async def _in_thread(work: Callable[[], T]) -> T | BaseException:
-    """What the work gives or raises; the loop stays free for those whose answers are there already."""
-    task = asyncio.create_task(asyncio.to_thread(work))
-    await asyncio.wait([task])
-    return task.exception() or task.result()
-
-
-def _let_go(waiting: list[_Waiting]) -> None:
-    for one in waiting:
-        one.future.cancel()
-
-
-def _resolve(waiting: Iterable[_Waiting], error: BaseException | None = None) -> None:
-    """Hand outcomes, or the error of a batch, to those who wait for them."""
-    for one in waiting:
-        outcome = error or one.row.outcome
-        if outcome is None or one.future.done():
-            continue
-        if isinstance(outcome, Completion):
-            one.future.set_result(outcome)
-        else:
-            one.future.set_exception(outcome)

@@ -36,7 +36,7 @@ def prepare(reference: str, sha256: str | None = None, revision: str | None = No
         return str(path)
     if path.suffix == ".gguf":
         with _one_line(reference, *gguf.BROKEN):
-            return str(gguf.converted(path, content, _cache() / "weights"))
+            return str(gguf.converted(path, content, cache() / "weights"))
     with _one_line(reference):
         return hub.downloaded(reference, revision, ("*.safetensors", "*.index.json", *DESCRIPTION))
 
@@ -145,12 +145,8 @@ def pick_device(device: str = "auto") -> Any:
     return torch.device(found[0] if device == "auto" else device)
 
 
-def _with_adapter(model: Any, adapter: str, base: str) -> Any:
-    """The model with its LoRA adapter; an adapter that was trained on other weights is refused."""
-    from peft import PeftModel, get_peft_model_state_dict
-    from safetensors import safe_open
-
-    other = UserError(f"{adapter}: this adapter was not trained on these weights; name its own base as `model`.")
+def check_adapter(adapter: str, base: str) -> None:
+    """UserError when an adapter lacks a file, or was trained on other weights than those of fingerprint `base`."""
     _adapter_settings(adapter)
     if (signed := Path(adapter) / "base.json").is_file():
         note = json.loads(signed.read_text("utf-8"))
@@ -159,6 +155,15 @@ def _with_adapter(model: Any, adapter: str, base: str) -> Any:
                 f"{adapter}: was trained on {note['reference']} ({note['digest']}), found {base}; "
                 "name that base as `model`."
             )
+
+
+def _with_adapter(model: Any, adapter: str, base: str) -> Any:
+    """The model with its LoRA adapter; an adapter that was trained on other weights is refused."""
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import safe_open
+
+    other = UserError(f"{adapter}: this adapter was not trained on these weights; name its own base as `model`.")
+    check_adapter(adapter, base)
     with safe_open(Path(adapter) / "adapter_model.safetensors", framework="pt") as file:
         trained = {name for name in file.keys() if "lora_" in name}  # noqa: SIM118 - it is no dict
     try:
@@ -180,7 +185,8 @@ def _adapter_settings(adapter: str) -> dict[str, Any]:
     return settings
 
 
-def _cache() -> Path:
+def cache() -> Path:
+    """The folder for what can be made again: converted weights, digests, logs."""
     return Path(os.environ.get("LLM_DISTILL_CACHE") or "~/.cache/llm_distill").expanduser()
 
 
@@ -188,7 +194,7 @@ def _file_digest(path: Path) -> str:
     """sha256 of a file, remembered while nobody touches it (ctime moves with every change and cannot be set back)."""
     found = path.stat()
     key = content_id([str(path.resolve()), found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns])
-    note = _cache() / "digests" / key
+    note = cache() / "digests" / key
     with suppress(OSError):
         if len(known := note.read_text("ascii")) == 64:
             return known

@@ -122,7 +122,7 @@ def gemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """Real weights are converted once for all tests; everything else leaves nothing behind."""
-    if "weights" not in request.keywords:
+    if not any(request.node.get_closest_marker(real) for real in ("weights", "vllm")):
         monkeypatch.setenv("LLM_DISTILL_CACHE", str(tmp_path / "cache"))
 
 

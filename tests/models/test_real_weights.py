@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from llm_distill.models import gguf, weights
+from llm_distill.models.decoding import encode
 from llm_distill.models.transformers_local import TransformersModel
 from llm_distill.models.vocabulary import Vocabulary
 from llm_distill.models.vocabulary_files import read_vocabulary
@@ -80,7 +81,7 @@ def test_the_teacher_with_its_examples_run_once_answers_as_without() -> None:
         engine = model._engine
         assert engine is not None
         for one, answer in zip(asked, answers, strict=True):
-            ids = engine.encode(one.messages)
+            ids = encode(engine.tokenizer, one.messages)
             assert len(ids) > 512
             assert ids.count(2) == 1
             with torch.no_grad():

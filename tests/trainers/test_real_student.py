@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llm_distill.models import weights
-from llm_distill.models.decoding import Engine
+from llm_distill.models.decoding import Engine, encode
 from llm_distill.records import Message, Sample
 from llm_distill.trainers import TrainingJob
 from llm_distill.trainers.rows import make_rows, stop_ids
@@ -42,7 +42,7 @@ def test_rows_are_what_the_student_is_asked_and_end_once() -> None:
     engine = Engine(model, tokenizer, name="", identity="", batch_size=1)
     assert engine.ends == stops == {2}
     for sample, row in zip(samples(50), made := make_rows(samples(50), tokenizer, stops, 1024), strict=True):
-        assert row.input_ids[: row.prompt_tokens] == engine.encode(sample.messages)
+        assert row.input_ids[: row.prompt_tokens] == encode(engine.tokenizer, sample.messages)
         assert tokenizer.decode(row.input_ids[row.prompt_tokens :]) == sample.completion + "<|im_end|>"
     assert {r.trained_tokens for r in made} == {2}, "each label is one token, and then the end"
 

@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from llm_distill.errors import UserError
-from llm_distill.models.decoding import Engine
+from llm_distill.models.decoding import Engine, encode
 from llm_distill.records import Message, Sample
 from llm_distill.trainers.batch_check import check_batch, check_rows, preview
 from llm_distill.trainers.rows import Row, end_token, make_rows, stop_ids
@@ -69,7 +69,7 @@ def test_a_row_is_the_prompt_of_inference_then_the_text_then_one_end(
     engine = Engine(AutoModelForCausalLM.from_pretrained(student), tokenizer, name="", identity="", batch_size=1)
     one = sample(completion, prompt)
     (row,) = make_rows([one], tokenizer, stops, 1024)
-    assert row.input_ids[: row.prompt_tokens] == engine.encode(one.messages)
+    assert row.input_ids[: row.prompt_tokens] == encode(engine.tokenizer, one.messages)
     said, end = row.input_ids[row.prompt_tokens : -1], row.input_ids[-1]
     assert b"".join(engine.vocabulary.token(i) for i in said).decode() == completion
     assert end in stops
