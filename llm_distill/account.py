@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from llm_distill.errors import DistillError, FellShort, Unavailable, UserError
-from llm_distill.limits import Budget, Charge, Limits, Per, Tally, accounts, cost_usd
+from llm_distill.limits import Budget, Charge, Limits, Per, Tally, accounts
 from llm_distill.models import Model
 from llm_distill.records import Completion, Entry, Request
 
@@ -72,27 +72,29 @@ class Account:
     def item(self, key: str, request: Request) -> Item:
         """A request with the most that it may cost."""
         size = sum(len(m.content.encode()) for m in request.messages)
-        bound = self.model.prompt_tokens_at_most(request) + self._more
-        reserve = self._charge(bound, request.sampling.max_tokens)
+        bound, most = self.model.count(request) + self._more, request.sampling.max_tokens
+        prices = self.model.prices
+        reserve = Charge(0.0 if prices is None else prices.at_most_usd(bound, most), bound + most)
         usual = size // BYTES_PER_TOKEN + request.sampling.max_tokens
         return Item(key, request, self.names(), bound, usual, self._more, reserve, reserve)
 
-    def _charge(self, prompt_tokens: int, completion_tokens: int) -> Charge:
-        prices = self.model.prices_usd
-        usd = 0.0 if prices is None else cost_usd(prices, prompt_tokens, completion_tokens)
-        return Charge(usd, prompt_tokens + completion_tokens)
+    def _charge(self, given: int, made: int, cached: int | None = None, written: int | None = None) -> Charge:
+        prices = self.model.prices
+        usd = 0.0 if prices is None else prices.cost_usd(given, made, cached or 0, cache_write_tokens=written or 0)
+        return Charge(usd, given + made)
 
     def lose(self, item: Item, error: Unavailable) -> None:
         """Charge a try of which nothing is left: what its usage says, else the most it can have been."""
         item.lost += item.reserve if error.usage is None else self._charge(*error.usage)
-        if error.usage is not None and self.model.prices_usd is not None:
+        if error.usage is not None and self.model.prices is not None:
             item.billed_usd = (item.billed_usd or 0.0) + self._charge(*error.usage).usd
 
     def entry(self, item: Item, completion: Completion) -> Entry:
         """The entry of a request that was answered."""
         given, made = completion.prompt_tokens, completion.completion_tokens
         known = given is not None and made is not None
-        charge = self._charge(given, made) if known else item.reserve  # type: ignore[arg-type]
+        cached, written = completion.cached_tokens, completion.cache_write_tokens
+        charge = item.reserve if given is None or made is None else self._charge(given, made, cached, written)
         if given is not None:
             self._more = max(self._more, item.more + given - item.prompt_bound)
         charged = charge + item.lost
@@ -104,7 +106,9 @@ class Account:
             finish_reason=completion.finish_reason,
             prompt_tokens=given,
             completion_tokens=made,
-            cost_usd=charge.usd + (item.billed_usd or 0.0) if known and self.model.prices_usd is not None else None,
+            cached_tokens=cached,
+            cache_write_tokens=written,
+            cost_usd=charge.usd + (item.billed_usd or 0.0) if known and self.model.prices is not None else None,
             attempts=item.attempts,
             served_model=completion.model,
             fingerprint=completion.fingerprint,

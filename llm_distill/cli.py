@@ -110,33 +110,12 @@ def _headline(folder: Path) -> str:
 @app.command()
 def check(recipe: RecipeArg, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Read a recipe, find its mistakes, estimate what it would ask and cost. Spends nothing."""
-    from llm_distill.estimate import estimate, missing_keys
+    from llm_distill.estimate import described, estimate
     from llm_distill.recipe import load
 
     plan = load(recipe, overrides or ())
-    # Making a model loads nothing, and refuses what no type can: an address, a pattern.
-    plan.teachers.check_models({role: model().identity for role, model in plan.models.items()})
-    found = {"recipe": plan.name, "digest": plan.digest, **estimate(plan), "missing_keys": missing_keys(plan)}
-    if as_json:
-        print(json.dumps(found, sort_keys=True))
-        return
-    cost = found["cost_usd_at_most"]
-    print(f"{plan.name}: the recipe is sound.")
-    print(f"  prompts    {found['prompts']:,} to ask, {found['held_out']:,} held out")
-    if len(found["teachers"]) > 1:
-        print(f"  teachers   {plan.teachers.described}")
-    for role, asked in found["teachers"].items():
-        print(f"  {role:<10} {asked['model']}, {asked['requests']:,} requests")
-    print(
-        f"  tokens     about {found['teacher_prompt_tokens']:,} of prompt, "
-        f"at most {found['teacher_completion_tokens_at_most']:,} of completion"
-    )
-    print(f"  cost       {'unknown: the model has no prices_usd' if cost is None else f'at most about ${cost:,.2f}'}")
-    print(f"  filters    {', '.join(f.name for f in plan.filters) or 'none'}")
-    print(f"  training   {plan.trainer.spec.name if plan.trainer else 'none: this recipe makes data'}")
-    print(f"  evaluation {'yes' if plan.evaluate else 'none'}")
-    for name in found["missing_keys"]:
-        print(f"  note       the environment variable {name} is not set; `run` will need it")
+    found = estimate(plan)
+    print(json.dumps(found, sort_keys=True) if as_json else "\n".join(described(plan, found)))
 
 
 @app.command()
@@ -145,8 +124,10 @@ def fetch(recipe: RecipeArg, overrides: Overrides = None) -> None:
     from llm_distill.recipe import load
 
     for role, plug in load(recipe, overrides or ()).models.items():
-        plug().preflight()
-        print(f"{role}: ready")
+        model = plug()
+        model.preflight()
+        model.count.fetch()
+        print(f"{role}: ready, {model.count.how}")
 
 
 @app.command()

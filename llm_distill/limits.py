@@ -100,11 +100,6 @@ class Tally:
             self.cost_usd = None if self.cost_usd is None or entry.cost_usd is None else self.cost_usd + entry.cost_usd
 
 
-def cost_usd(prices_usd: tuple[float, float], prompt_tokens: int, completion_tokens: int) -> float:
-    """Dollars from prices per million tokens."""
-    return (prices_usd[0] * prompt_tokens + prices_usd[1] * completion_tokens) / 1e6
-
-
 def backoff_s(attempts: int, retry_after_s: float | None) -> float:
     """Seconds to wait: what the server asked for, else full jitter over a doubling cap (AWS, 2015)."""
     if retry_after_s is not None and math.isfinite(retry_after_s):

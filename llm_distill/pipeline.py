@@ -29,6 +29,7 @@ from llm_distill.stages import (
     ask_teacher,
     evaluate,
     filter_answers,
+    gate_training,
     make_prompts,
     train_student,
     write_report,
@@ -45,6 +46,7 @@ class Stage:
     writes: tuple[str, ...]
     wanted: Callable[[Plan], bool] = lambda _plan: True
     asks: Callable[[Plan], tuple[str, ...]] = lambda _plan: ()  # the roles whose models it needs
+    gate: Callable[[Run], None] = lambda _run: None  # refuses what the recipe's policy forbids, done before or not
 
 
 STAGES = {
@@ -69,6 +71,7 @@ STAGES = {
         ("student",),
         lambda plan: plan.trainer is not None,
         lambda _plan: ("student",),
+        gate_training,
     ),
     "evaluate": Stage(
         evaluate,
@@ -133,6 +136,7 @@ def run(
 def _step(job: Run, name: str, *, forced: bool) -> dict[str, Any]:
     """Bring one stage up to date. Only asking is shared between processes: the ledger deals the rows out."""
     with nullcontext() if name == "answers" else job.folder.lock():
+        STAGES[name].gate(job)
         due = forced or not _holds(job, name)
         job.watch.stage(name, "running" if due else "kept")
         if due and (forced or not _adopt(job, name)):

@@ -10,6 +10,8 @@ from pathlib import Path
 from platform import python_version
 
 from llm_distill import __version__, store
+from llm_distill.recipe import Plan
+from llm_distill.recipe_checks import price_source
 from llm_distill.stages import Run
 
 #: What provenance names, where it is installed.
@@ -27,6 +29,9 @@ def describe(job: Run, roles: Sequence[str]) -> None:
         model = job.model(role)
         model.preflight()
         models[role]["identity"] = model.identity
+        models[role]["counting"] = model.count.how
+    for role, plug in plan.models.items():
+        models[role] |= {"terms": plug.knobs.get("terms"), "prices": price_source(plug)}
     shutil.copyfile(plan.path, folder.file("recipe.yaml"))
     store.write_json(folder.file("recipe.resolved.json"), plan.raw)
     folder.record |= {
@@ -35,9 +40,17 @@ def describe(job: Run, roles: Sequence[str]) -> None:
         "seed": plan.seed,
         "versions": {"llm_distill": __version__, "python": python_version()} | _versions(),
         "models": models,
+        "prompts_terms": [name for name in plan.prompt_terms if name],
+        "terms": {name: plan.terms[name].model_dump() for name in _named(plan)},
         "git": _git(plan.path.resolve().parent),
     }
     folder.save()
+
+
+def _named(plan: Plan) -> list[str]:
+    """The records that the recipe's models and prompts name."""
+    names = {*plan.prompt_terms, *(plug.knobs.get("terms") for plug in plan.models.values())}
+    return sorted(plan.terms.keys() & names)
 
 
 def _versions() -> dict[str, str]:

@@ -22,13 +22,14 @@ from llm_distill.generators import GENERATORS
 from llm_distill.limits import Budget, Limits, Per
 from llm_distill.models import MODELS
 from llm_distill.plugs import InputFile, Plug, Reading, Spec, bind, one_line
-from llm_distill.recipe_checks import check_across
+from llm_distill.recipe_checks import check_across, open_terms
 from llm_distill.recipe_file import override, read_recipe
 from llm_distill.records import Sampling, content_id
 from llm_distill.scorers import SCORERS, Filter, Pick, bind_filters, bind_pick
 from llm_distill.structured import Schema
 from llm_distill.tasks import Task
 from llm_distill.teachers import Teachers
+from llm_distill.terms import Policy, Record, shipped, with_name
 from llm_distill.trainers import TRAINERS
 
 _T = TypeVar("_T", bound=BaseModel)
@@ -119,12 +120,6 @@ class Report(_Strict):
     notes: str | None = None
 
 
-class Policy(_Strict):
-    """What the student is meant for, as stated by its makers; printed beside the terms of every model used."""
-
-    intended_use: str
-
-
 class _Recipe(_Strict):
     name: str
     seed: int = 0
@@ -171,6 +166,8 @@ class Plan:
     models: dict[str, Plug]
     teachers: Teachers
     generators: list[Plug]
+    prompt_terms: tuple[str | None, ...]  # of each generator
+    terms: Mapping[str, Record]
     held_out: HeldOut | None
     answers: Answers
     pick: Pick | None
@@ -200,7 +197,9 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Plan:
         override(raw, text)
     reading = Reading(folder=path.resolve().parent, files=set())
     recipe = _checked(_Recipe, raw, "", reading)
-    specs = {role: Spec.read(value, f"models.{role}") for role, value in recipe.models.items()}
+    own: dict[str, Record] = {}  # the recipe's own records of terms
+    specs = {role: with_name(Spec.read(value, f"models.{role}"), own, reading) for role, value in recipe.models.items()}
+    prompts = [with_name(Spec.read(v, f"prompts[{i}]"), own, reading) for i, v in enumerate(recipe.prompts)]
     if recipe.teachers is None and "teacher" not in specs:
         raise UserError(
             "models.teacher: required and missing; name who answers, e.g. `teacher: {openai_api: {model: ...}}`, or "
@@ -221,8 +220,11 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Plan:
         models={role: bind("model", spec, MODELS, reading) for role, spec in specs.items()},
         teachers=teachers,
         generators=[
-            bind("generator", Spec.read(v, f"prompts[{i}]"), GENERATORS, reading) for i, v in enumerate(recipe.prompts)
+            bind("generator", replace(spec, knobs=_without(spec.knobs, ["terms"])), GENERATORS, reading)
+            for spec in prompts
         ],
+        prompt_terms=tuple(spec.knobs.get("terms") for spec in prompts),
+        terms=shipped() | own,
         held_out=recipe.held_out,
         answers=recipe.answers,
         pick=None if best_by is None else bind_pick(best_by, "answers.best_by", SCORERS, reading),
@@ -235,6 +237,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Plan:
         sources=(),
     )
     check_across(plan)
+    open_terms(plan)
     files = sorted(_file_digest(f) for f in reading["files"])
     if plan.answers.json_schema:  # it may come from code
         files.append(content_id(plan.answers.json_schema))

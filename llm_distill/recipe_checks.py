@@ -6,17 +6,36 @@ from typing import TYPE_CHECKING
 
 from llm_distill.errors import UserError
 from llm_distill.plugs import Plug
+from llm_distill.prices import Prices, listing
 from llm_distill.scorers import Filter, Pick, check_needs
 from llm_distill.teachers import check_asking
+from llm_distill.terms import judge, named_sources
 
 if TYPE_CHECKING:
     from llm_distill.recipe import Plan
 
 
-def known_prices(model: Plug) -> tuple[float, float] | None:
-    """Dollars per million (prompt, completion) tokens: the recipe's, or 0 for a model that has no price; else None."""
-    stated = model.knobs.get("prices_usd")
-    return (stated.prompt, stated.completion) if stated else getattr(model.function, "prices_usd", None)
+def known_prices(model: Plug) -> Prices | None:
+    """A model's prices: the recipe's, the table's, or nothing to pay for a model that runs here; None when unknown."""
+    if stated := model.knobs.get("prices_usd"):
+        return stated  # type: ignore[no-any-return]
+    found = listing(model.knobs.get("base_url"), model.knobs.get("model"))
+    return found.prices if found else getattr(model.function, "prices", None)
+
+
+def price_source(model: Plug) -> str | None:
+    """Who says what a model costs: the recipe, or the price table in its version; None where nobody does."""
+    if model.knobs.get("prices_usd"):
+        return "recipe"
+    found = listing(model.knobs.get("base_url"), model.knobs.get("model"))
+    return found.source if found else None
+
+
+def open_terms(plan: Plan) -> list[str]:
+    """What the terms of the recipe's models and prompts leave open; UserError when they forbid what `policy` states."""
+    if plan.trainer and plan.policy and not plan.policy.train:
+        raise UserError("policy.train is false, and the recipe has `train`; remove one of them.")
+    return judge(plan.policy, plan.terms, named_sources(plan.models, plan.generators, plan.prompt_terms))
 
 
 def check_across(plan: Plan) -> None:
@@ -26,9 +45,9 @@ def check_across(plan: Plan) -> None:
         teacher = plan.models[role]
         if any(b.usd is not None for b in plan.answers.budgets) and known_prices(teacher) is None:
             raise UserError(
-                f"answers.budget_usd: the price of models.{role} ({teacher.spec.name}) is unknown, so dollars cannot be "
-                "bounded; add `prices_usd: {prompt: ..., completion: ...}` (dollars per million tokens) to it, "
-                "or use answers.budget_tokens."
+                f"answers.budget_usd: the price of models.{role} ({teacher.spec.name}) is unknown: stated neither here nor "
+                "in prices.yaml, so dollars cannot be bounded; add `prices_usd: {prompt: ..., completion: ...}` (dollars per "
+                "million tokens) to it, or use answers.budget_tokens."
             )
     if plan.trainer and student is None:
         raise UserError("train: there is no models.student; add `student: {transformers: {model: ...}}`.")

@@ -23,6 +23,7 @@ from llm_distill.recipe import Plan
 from llm_distill.records import Answer, Sample, Sampling
 from llm_distill.scorers import Context
 from llm_distill.splits import check_rows, split_held_out
+from llm_distill.terms import gate
 from llm_distill.trainers import TrainingJob
 
 if TYPE_CHECKING:
@@ -144,6 +145,13 @@ def _nothing_to_learn(answer: Answer, plan: Plan) -> str | None:
     if answer.status != "ok" and not (answer.status == "truncated" and labelled):
         return answer.status
     return "unparsed" if plan.trainer and plan.task.kind == "classify" and not labelled else None
+
+
+def gate_training(run: Run) -> None:
+    """UserError when the terms of a row that would be trained on forbid it. Asked on every run, trained or not."""
+    kept = run.folder.file("kept.parquet")
+    if kept.exists():
+        gate(run.plan, store.read_table(kept, ["model", "terms"]))
 
 
 def train_student(run: Run) -> Outcome:

@@ -109,11 +109,11 @@ def answer_row(answer: Answer) -> dict[str, Any]:
     return prompt_row(row.pop("prompt")) | row
 
 
-def read_table(path: Path) -> list[dict[str, Any]]:
-    """A table's rows."""
+def read_table(path: Path, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """A table's rows, with all columns or some."""
     import pyarrow.parquet as pq
 
-    return pq.read_table(path).to_pylist()  # type: ignore[no-any-return]
+    return pq.read_table(path, columns=columns).to_pylist()  # type: ignore[no-any-return]
 
 
 def read_prompts(path: Path) -> list[Prompt]:

@@ -15,7 +15,7 @@ import pytest
 from llm_distill.errors import FellShort, UserError
 from llm_distill.ledger import Ledger
 from llm_distill.limits import Budget, Charge, Limits, accounts
-from llm_distill.models.openai_api import Prices
+from llm_distill.prices import Prices
 from llm_distill.records import Sampling
 from tests.conftest import Desk
 from tests.mock_api import MockApi, serving

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from functools import cached_property
 
+from llm_distill.counting import BY_BYTES, TokenCounter
 from llm_distill.pacing import Pace
+from llm_distill.prices import Prices
 from llm_distill.records import Completion, Request
-
-#: Tokens that a chat template may add, of a message and of a whole request, beyond what the text itself holds.
-MESSAGE_TOKENS, REQUEST_TOKENS = 8, 32
 
 
 class Model:
@@ -16,8 +15,8 @@ class Model:
 
     `identity` names everything an answer depends on besides the request (endpoint or weights, never a secret): it is
     part of the ledger's key. `concurrency` is how many requests may be in flight. `terms` names the terms of use
-    recorded with each row. `prices_usd` is (prompt, completion) per million tokens, None when unknown. `holds_weights`
-    says that it runs in this process, where two may not fit side by side. One whose logprobs come as ids
+    recorded with each row. `prices` are None when unknown. `count` gives the prompt tokens of a request, never too few.
+    `holds_weights` says that it runs in this process, where two may not fit side by side. One whose logprobs come as ids
     without bytes may have a `vocabulary` besides, which spells them.
     """
 
@@ -26,7 +25,8 @@ class Model:
     identity: str
     concurrency: int
     terms: str | None
-    prices_usd: tuple[float, float] | None
+    prices: Prices | None
+    count: TokenCounter = BY_BYTES
 
     def preflight(self) -> None:
         """Check what can be checked without asking or loading: keys, files, hashes. UserError when something is off."""
@@ -43,11 +43,6 @@ class Model:
 
     def unload(self) -> None:
         """Give back the memory of weights, if there are any; the next request loads them again."""
-
-    def prompt_tokens_at_most(self, request: Request) -> int:
-        """An upper bound of what the prompt will be counted as: no vocabulary makes more tokens than bytes."""
-        text = sum(len(m.content.encode()) + MESSAGE_TOKENS for m in request.messages)
-        return REQUEST_TOKENS + text + len((request.sampling.schema or "").encode())
 
     @cached_property
     def pace(self) -> Pace:

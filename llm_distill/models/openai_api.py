@@ -12,19 +12,22 @@ import time
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import msgspec
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from llm_distill import counting
 from llm_distill.errors import Rejected, Unavailable, UserError, did_you_mean
 from llm_distill.models import Model, wire
 from llm_distill.models.vocabulary import Vocabulary
 from llm_distill.models.vocabulary_files import read_vocabulary
 from llm_distill.pacing import Pace
 from llm_distill.plugs import SecretName, Weights
+from llm_distill.prices import Prices, listed
 from llm_distill.records import Completion, Request, content_id
 
 if TYPE_CHECKING:
@@ -40,18 +43,11 @@ _RETRYABLE = {408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529}
 _CROWDED = {429, 503, 529}
 
 
-class Prices(BaseModel):
-    """Dollars per million tokens."""
-
-    model_config = ConfigDict(extra="forbid")
-    prompt: float = Field(ge=0)
-    completion: float = Field(ge=0)
-
-
 class OpenAIModel(Model):
     """A hosted model (or a local server) behind `POST {base_url}/chat/completions`.
 
-    `token_ids` asks vLLM for logprobs by vocabulary id; `tokenizer` is the model whose vocabulary spells these ids.
+    `token_ids` asks vLLM for logprobs by vocabulary id; `tokenizer` is the model whose vocabulary spells
+    these ids, and by whose tokenizer.json prompts are counted.
     """
 
     def __init__(
@@ -77,13 +73,12 @@ class OpenAIModel(Model):
         if parts.username or parts.password:
             raise UserError("base_url: it holds a user or password; put the key into an environment variable instead.")
         self.concurrency, self.terms = concurrency, terms
-        self.prices_usd = (prices_usd.prompt, prices_usd.completion) if prices_usd else None
+        self.prices = prices_usd or listed(base_url, model)
+        self.count = counting.counter(model, _tokenizer_json(tokenizer))
         self._base_url, self._name, self._key_env = base_url.rstrip("/"), model, api_key_env
         self.identity = f"openai_api:{self._base_url}:{model}"
         if extra_body:
             self.identity += f":{content_id(extra_body)}"
-        if tokenizer and not token_ids:
-            raise UserError("tokenizer: it spells the ids that `token_ids: true` asks for; add that, or remove it.")
         if token_ids:
             # Answers without ids are other answers. The tokenizer is no part of them: it is read afterwards, and one that
             # is named later or corrected asks nothing again.
@@ -105,7 +100,7 @@ class OpenAIModel(Model):
     @cached_property
     def vocabulary(self) -> Vocabulary | None:
         """What spells the ids in this model's logprobs, where they come without bytes."""
-        return read_vocabulary(self._tokenizer) if self._tokenizer else None
+        return read_vocabulary(self._tokenizer) if self._tokenizer and self._token_ids else None
 
     def preflight(self) -> None:
         """UserError when the key's environment variable is not set, or the tokenizer not there; before anything is asked."""
@@ -224,6 +219,13 @@ class OpenAIModel(Model):
         except (aiohttp.ClientError, OSError, msgspec.MsgspecError, LookupError, TypeError):
             return " Is base_url right? It usually ends in /v1."
         return did_you_mean(self._name, names)
+
+
+def _tokenizer_json(reference: str | None) -> Path | None:
+    """The tokenizer.json of a folder, or that file itself; a hub id or a .gguf file has none to read without loading."""
+    path = Path(reference or "")
+    file = path / "tokenizer.json" if path.is_dir() else path
+    return file if reference and file.suffix == ".json" and file.is_file() else None
 
 
 def _seconds(retry_after: str | None) -> float | None:

@@ -9,9 +9,11 @@ from typing import Annotated
 
 from pydantic import Field
 
+from llm_distill.counting import BY_BYTES
 from llm_distill.errors import UserError
 from llm_distill.logprobs import Logprobs
 from llm_distill.models import Model
+from llm_distill.prices import FREE, Prices
 from llm_distill.records import Completion, Request, content_id
 
 
@@ -21,7 +23,8 @@ class ScriptedModel(Model):
     With logprobs asked for, each reply is one token that has probability `confidence`; the other replies share the rest.
     """
 
-    prices_usd = (0.0, 0.0)
+    prices: Prices | None = FREE
+    count = BY_BYTES
 
     def __init__(
         self,
@@ -31,7 +34,7 @@ class ScriptedModel(Model):
         confidence: float = 0.9,
         latency_s: float = 0.0,
         concurrency: Annotated[int, Field(ge=1)] = 64,
-        terms: str | None = None,
+        terms: str | None = "own",
     ) -> None:
         try:
             self._rules = [(re.compile(pattern), reply) for pattern, reply in (rules or {}).items()]

@@ -30,9 +30,23 @@ class _Choice(msgspec.Struct):
     token_ids: Any = None  # vLLM: the sampled ids
 
 
+class _PromptDetails(msgspec.Struct):
+    cached_tokens: int | None = None
+    cache_write_tokens: int | None = None
+
+
 class _Usage(msgspec.Struct):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    total_tokens: int | None = None
+    prompt_tokens_details: _PromptDetails | None = None
+
+    @property
+    def generated(self) -> int | None:
+        """Tokens paid for as completion. Some servers leave the hidden reasoning out of it and only in the total."""
+        if self.completion_tokens is None or self.prompt_tokens is None or self.total_tokens is None:
+            return self.completion_tokens
+        return max(self.completion_tokens, self.total_tokens - self.prompt_tokens)
 
 
 class Body(msgspec.Struct):
@@ -97,7 +111,7 @@ def completion(body: bytes, seconds: float = 0.0, *, token_ids: bool = False) ->
         why = "the body is not a whole chat completion" if body else "empty body"
         raise Unavailable(why, billed=True) from None
     usage = answer.usage or _Usage()
-    given, made = usage.prompt_tokens, usage.completion_tokens
+    given, made, cache = usage.prompt_tokens, usage.generated, usage.prompt_tokens_details or _PromptDetails()
     used = None if given is None or made is None else (given, made)
     if not answer.choices:
         raise Unavailable(f"no choices: {detail(body)}", billed=True, usage=used)
@@ -112,6 +126,8 @@ def completion(body: bytes, seconds: float = 0.0, *, token_ids: bool = False) ->
         finish_reason=choice.finish_reason or "stop",
         prompt_tokens=given,
         completion_tokens=made,
+        cached_tokens=cache.cached_tokens,
+        cache_write_tokens=cache.cache_write_tokens,
         model=answer.model or "",
         fingerprint=answer.system_fingerprint,
         refusal=choice.message.refusal,

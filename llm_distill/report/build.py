@@ -12,14 +12,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-
 from llm_distill import store
 from llm_distill.plugs import Spec
 from llm_distill.records import Answer
 from llm_distill.report.html import render
-
-_TERMS = Path(__file__).parent.parent / "terms.yaml"
+from llm_distill.terms import Policy, Record, Source, row_sources, shipped, verdicts
 
 
 def build(folder: store.RunFolder) -> dict[str, Any]:
@@ -30,7 +27,8 @@ def build(folder: store.RunFolder) -> dict[str, Any]:
     answers = store.read_answers(folder.file("answers.parquet"))
     numbers = _json(folder.file("eval/comparison.json")) or {}
     arms = {path.stem: store.read_answers(path) for path in sorted(folder.path.glob("eval/*.parquet"))}
-    kept = len(store.read_table(folder.file("kept.parquet")))
+    kept_rows = store.read_table(folder.file("kept.parquet"), ["model", "terms"])
+    kept = len(kept_rows)
     for arm in numbers.get("arms", {}):
         rows = arms.get(arm, [])
         numbers["arms"][arm]["model"] = ", ".join(sorted({a.model for a in rows if a.model})) or None
@@ -57,7 +55,6 @@ def build(folder: store.RunFolder) -> dict[str, Any]:
             for name, stamp in record["stages"].items()
             if "seconds" in stamp and name != "report"
         },
-        "terms": _terms(record["models"]),
         "provenance": {
             "models": record["models"],
             "packages": record["versions"],
@@ -66,6 +63,7 @@ def build(folder: store.RunFolder) -> dict[str, Any]:
             "git": record["git"],
             "tables": {path.name: store.digest(path) for path in sorted(folder.path.glob("*.parquet"))},
         },
+        **_terms(record, recipe, kept_rows),
     }
 
 
@@ -119,22 +117,32 @@ def _cost(asked: Mapping[str, Sequence[Answer]]) -> dict[str, Any]:
     return {"total_usd": None if None in known else sum(known), "stages": stages}
 
 
-def _terms(models: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    table = YAML(typ="safe", pure=True).load(_TERMS.read_text(encoding="utf-8"))
-    found = []
-    for role, model in models.items():
-        name = model.get("terms")
-        known = table.get(name, {})
-        found.append(
-            {
-                "model": f"{role}: {model.get('model', model['plug'])}",
-                "licence": known.get("licence", name),
-                "url": known.get("url"),
-                "note": known.get("note")
-                or "No terms are on record for this model: find them before the student is used.",
-            }
-        )
-    return found
+def _terms(record: Mapping[str, Any], recipe: Mapping[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Under which terms the models, the prompts and the rows kept stand, what these ask for and what they leave open."""
+    records = shipped() | {name: Record(**entry) for name, entry in record.get("terms", {}).items()}
+    roles = {f"{role}: {m.get('model', m['plug'])}": m.get("terms") for role, m in record["models"].items()}
+    named = roles | {f"prompts ({name})": name for name in record.get("prompts_terms", [])}
+    answered = list(row_sources(rows))
+    used = [records[name] for name in sorted(records.keys() & {*named.values(), *(s.terms for s in answered)})]
+    prompts = [Source(f"{what} stand", name) for what, name in named.items() if what not in roles]
+    found = verdicts(Policy.model_validate(recipe.get("policy") or {}), records, prompts + answered)
+    return {
+        "terms": [_described(what, name, records.get(name or "")) for what, name in named.items()],
+        "answered_under": [
+            f"{who} under {f'the terms {name!r}' if name else 'terms that nobody named'}" for who, name in answered
+        ],
+        "duties": {
+            "share_alike": sorted({r.share_alike for r in used if r.share_alike}),
+            "attribution": [f"{r.licence}: {r.attribution}" for r in used if r.attribution],
+        },
+        "open_terms": [*found.forbidden, *found.unknown],
+    }
+
+
+def _described(what: str, name: str | None, known: Record | None) -> dict[str, Any]:
+    unknown = {"licence": name, "note": "No terms are on record: find them before the student is used."}
+    read = {"licence": known.licence, "note": known.clause, "url": known.url, "read": known.read} if known else unknown
+    return {"model": what, "name": name, "allows": known.allows.model_dump() if known else None} | read
 
 
 def _json(path: Path) -> Any:

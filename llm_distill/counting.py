@@ -1,0 +1,195 @@
+"""How many tokens a request's prompt has, never too few: what a budget reserves before the true count comes back.
+
+Counted with the model's own vocabulary where there is one on this machine, else bounded: a byte-level or byte-fallback
+tokenizer makes at most one token of each byte. A missing network is never waited for; `fetch` is the one that downloads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+from unicodedata import is_normalized, normalize
+
+import msgspec
+
+from llm_distill.errors import UserError
+from llm_distill.records import Request
+
+#: Tokens around each message: its role, delimiters, a blank that some tokenizers put first. ChatML and Llama 3 take 5.
+PER_MESSAGE = 8
+#: Tokens a chat template adds once. The largest known, gpt-oss's own system message, takes about 75.
+PER_REQUEST = 128
+#: Vocabularies of tiktoken: the file's name, and what stands in it (SHA-256).
+_FILES = {
+    "o200k_base": ("o200k_base", "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d"),
+    "o200k_harmony": ("o200k_base", "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d"),
+    "cl100k_base": ("cl100k_base", "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7"),
+}
+#: How some tokenizers rewrite a text before they cut it.
+_FORMS: tuple[Literal["NFC", "NFKC"], ...] = ("NFC", "NFKC")
+_HOME = "https://openaipublic.blob.core.windows.net/encodings"
+#: `fetch` waits this long for a vocabulary of a few MB.
+_FETCH_S = 60.0
+_INSTALL = "pip install 'llm-distill[tokens]'"
+
+_json = msgspec.json.Encoder().encode
+
+
+class TokenCounter:
+    """Counts a request's prompt tokens; `how` says by what. Nothing is loaded before the first count."""
+
+    def __init__(self, model_name: str | None = None, tokenizer: Path | None = None) -> None:
+        if tokenizer and find_spec("tokenizers") is None:
+            raise UserError(f"tokenizer: reading {tokenizer} needs the package tokenizers: {_INSTALL}.")
+        self._model, self._tokenizer = model_name, tokenizer
+        self._tokens: Callable[[str], int] | None = None
+        self._ready = False
+
+    def __call__(self, request: Request) -> int:
+        """Prompt tokens, an upper estimate. What the request holds besides its messages counts by its bytes."""
+        self._prepare()
+        whole = len(_json(request)) + PER_REQUEST
+        if self._tokens is None:
+            return whole + sum(PER_MESSAGE + _growth(m.content) for m in request.messages)
+        inside = sum(PER_MESSAGE + self._tokens(m.role) + self._tokens(m.content) for m in request.messages)
+        return whole - len(_json(request.messages)) + inside
+
+    @property
+    def how(self) -> str:
+        """What the tokens are counted by, as `check` prints it."""
+        if self._tokenizer:
+            self._prepare()  # which says so when it is none
+            return f"tokens counted by {self._tokenizer}"
+        encoding, why_not = self._encoding()
+        if why_not:
+            return "tokens bounded by bytes" + (f": {why_not}" if self._model else "")
+        return f"tokens counted by {encoding}"
+
+    def fetch(self) -> None:
+        """Download the vocabulary that is missing, if one is. Without a network the bytes go on being the bound."""
+        encoding, why_not = self._encoding()
+        if why_not and encoding in _FILES and find_spec("tiktoken") and (path := _cached(encoding)):
+            _download(encoding, path)
+            self._ready = False
+
+    def _prepare(self) -> None:
+        if not self._ready:
+            self._tokens, self._ready = self._load(), True
+
+    def _load(self) -> Callable[[str], int] | None:
+        if self._tokenizer:
+            return _own(self._tokenizer)
+        encoding, why_not = self._encoding()
+        if why_not:
+            return None
+        import tiktoken
+
+        encode = tiktoken.get_encoding(
+            encoding
+        ).encode_ordinary  # what looks like a special token is text like any other
+        return lambda text: len(encode(text))
+
+    def _encoding(self) -> tuple[str, str]:
+        """The name of tiktoken's encoding for the model, and why it cannot be used; empty where there is none or it can."""
+        if find_spec("tiktoken") is None:
+            return "", f"tiktoken is not installed ({_INSTALL})"
+        from tiktoken.model import encoding_name_for_model
+
+        try:
+            encoding = encoding_name_for_model((self._model or "").removeprefix("openai/"))
+        except KeyError:
+            return "", "no vocabulary of this model is known; `tokenizer:` may name its tokenizer.json"
+        if encoding not in _FILES:
+            return encoding, f"{encoding} is not used here"
+        path = _cached(encoding)
+        if path is None or not path.is_file():
+            return encoding, f"{encoding} is not on this machine; `llm-distill fetch` downloads it"
+        if hashlib.sha256(path.read_bytes()).hexdigest() != _FILES[encoding][1]:
+            return encoding, f"{path} is not {encoding}; remove it, then `llm-distill fetch`"
+        return encoding, ""
+
+
+def counter(model_name: str | None, tokenizer: Path | None = None) -> TokenCounter:
+    """The closest count there is for a model: its tokenizer.json, tiktoken's encoding for its name, or its bytes."""
+    return TokenCounter(model_name, tokenizer)
+
+
+#: For models that cost nothing: the bound alone.
+BY_BYTES = TokenCounter()
+
+
+def _growth(text: str) -> int:
+    """Bytes that a text may gain before it is cut into tokens."""
+    if text.isascii():
+        return 0
+    grown = (len(normalize(form, text).encode()) for form in _FORMS if not is_normalized(form, text))
+    return max(0, max(grown, default=0) - len(text.encode()))
+
+
+def _own(path: Path) -> Callable[[str], int]:
+    """Tokens by a tokenizer.json."""
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # noqa: BLE001  the package raises bare Exceptions
+        why = " ".join(str(error).split())
+        raise UserError(f"tokenizer: {path} is not a tokenizer of the package tokenizers: {why}.") from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    special = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
+    first = {text[0] for text in special if text}
+
+    def tokens(text: str) -> int:
+        count = len(tokenizer.encode(text, add_special_tokens=False).ids)
+        if first.isdisjoint(text):
+            return count
+        tokenizer.encode_special_tokens = True  # a server may read them as plain text, which takes more of them
+        try:
+            return max(count, len(tokenizer.encode(text, add_special_tokens=False).ids))
+        finally:
+            tokenizer.encode_special_tokens = False
+
+    return tokens
+
+
+def _cached(encoding: str) -> Path | None:
+    """Where tiktoken looks for a vocabulary (`tiktoken.load.read_file_cached`); None when its cache is switched off."""
+    folder = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR"))
+    if folder == "":
+        return None
+    home = Path(folder) if folder else Path(tempfile.gettempdir()) / "data-gym-cache"
+    return home / hashlib.sha1(_address(encoding).encode(), usedforsecurity=False).hexdigest()
+
+
+def _address(encoding: str) -> str:
+    return f"{_HOME}/{_FILES[encoding][0]}.tiktoken"
+
+
+def _download(encoding: str, path: Path) -> None:
+    import asyncio
+
+    import aiohttp
+
+    async def read() -> bytes:
+        timeout = aiohttp.ClientTimeout(total=_FETCH_S, connect=10)
+        async with (
+            aiohttp.ClientSession(timeout=timeout, trust_env=True) as session,
+            session.get(_address(encoding), raise_for_status=True) as response,
+        ):
+            return bytes(await response.read())
+
+    try:
+        content = asyncio.run(read())
+    except (aiohttp.ClientError, OSError, TimeoutError):
+        return
+    if hashlib.sha256(content).hexdigest() == _FILES[encoding][1]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f"{path.name}.{os.getpid()}")
+        temporary.write_bytes(content)
+        temporary.replace(path)
