@@ -73,15 +73,21 @@ class Account:
         """A request with the most that it may cost."""
         size = sum(len(m.content.encode()) for m in request.messages)
         bound, most = self.model.count(request) + self._more, request.sampling.max_tokens
-        prices = self.model.prices
-        reserve = Charge(0.0 if prices is None else prices.at_most_usd(bound, most), bound + most)
+        reserve = Charge(self.model.prices.at_most_usd(bound, most) if self.model.prices else 0.0, bound + most)
         usual = size // BYTES_PER_TOKEN + request.sampling.max_tokens
         return Item(key, request, self.names(), bound, usual, self._more, reserve, reserve)
 
-    def _charge(self, given: int, made: int, cached: int | None = None, written: int | None = None) -> Charge:
+    def _charge(
+        self, prompt_tokens: int, completion_tokens: int, cached: int | None = 0, new: int | None = 0
+    ) -> Charge:
+        """What a try cost; `cached` and `new` are the prompt's tokens that came from or went into a cache."""
         prices = self.model.prices
-        usd = 0.0 if prices is None else prices.cost_usd(given, made, cached or 0, cache_write_tokens=written or 0)
-        return Charge(usd, given + made)
+        tokens = prompt_tokens + completion_tokens
+        if prices is None:
+            return Charge(0.0, tokens)
+        return Charge(
+            prices.cost_usd(prompt_tokens, completion_tokens, cached or 0, cache_write_tokens=new or 0), tokens
+        )
 
     def lose(self, item: Item, error: Unavailable) -> None:
         """Charge a try of which nothing is left: what its usage says, else the most it can have been."""
@@ -93,8 +99,8 @@ class Account:
         """The entry of a request that was answered."""
         given, made = completion.prompt_tokens, completion.completion_tokens
         known = given is not None and made is not None
-        cached, written = completion.cached_tokens, completion.cache_write_tokens
-        charge = item.reserve if given is None or made is None else self._charge(given, made, cached, written)
+        cached, new = completion.cached_tokens, completion.cache_write_tokens
+        charge = self._charge(given, made, cached, new) if known else item.reserve  # type: ignore[arg-type]
         if given is not None:
             self._more = max(self._more, item.more + given - item.prompt_bound)
         charged = charge + item.lost
@@ -107,7 +113,7 @@ class Account:
             prompt_tokens=given,
             completion_tokens=made,
             cached_tokens=cached,
-            cache_write_tokens=written,
+            cache_write_tokens=new,
             cost_usd=charge.usd + (item.billed_usd or 0.0) if known and self.model.prices is not None else None,
             attempts=item.attempts,
             served_model=completion.model,

@@ -110,12 +110,37 @@ def _headline(folder: Path) -> str:
 @app.command()
 def check(recipe: RecipeArg, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Read a recipe, find its mistakes, estimate what it would ask and cost. Spends nothing."""
-    from llm_distill.estimate import described, estimate
+    from llm_distill.estimate import estimate, missing_keys
     from llm_distill.recipe import load
 
     plan = load(recipe, overrides or ())
-    found = estimate(plan)
-    print(json.dumps(found, sort_keys=True) if as_json else "\n".join(described(plan, found)))
+    # Making a model loads nothing, and refuses what no type can: an address, a pattern.
+    models = {role: model() for role, model in plan.models.items()}
+    plan.teachers.check_models({role: model.identity for role, model in models.items()})
+    found = {"recipe": plan.name, "digest": plan.digest, **estimate(plan), "missing_keys": missing_keys(plan)}
+    for role, asked in found["teachers"].items():
+        asked["counting"] = models[role].count.how
+    if as_json:
+        print(json.dumps(found, sort_keys=True))
+        return
+    print(f"{plan.name}: the recipe is sound.")
+    print(f"  prompts    {found['prompts']:,} to ask, {found['held_out']:,} held out")
+    if len(found["teachers"]) > 1:
+        print(f"  teachers   {plan.teachers.described}")
+    for role, asked in found["teachers"].items():
+        more = f"; prices: {asked['prices']}" if asked["prices"] else ""
+        print(f"  {role:<10} {asked['model']}, {asked['requests']:,} requests; {asked['counting']}{more}")
+    print(
+        f"  tokens     about {found['teacher_prompt_tokens']:,} of prompt, "
+        f"at most {found['teacher_completion_tokens_at_most']:,} of completion"
+    )
+    usd = found["cost_usd_at_most"]
+    print(f"  cost       {'unknown: a model has no prices_usd' if usd is None else f'at most about ${usd:,.4f}'}")
+    print(f"  filters    {', '.join(f.name for f in plan.filters) or 'none'}")
+    print(f"  training   {plan.trainer.spec.name if plan.trainer else 'none: this recipe makes data'}")
+    print(f"  evaluation {'yes' if plan.evaluate else 'none'}")
+    for note in (*found["open_terms"], *(f"export {name}, which `run` will need" for name in found["missing_keys"])):
+        print(f"  note       {note}")
 
 
 @app.command()
@@ -127,7 +152,7 @@ def fetch(recipe: RecipeArg, overrides: Overrides = None) -> None:
         model = plug()
         model.preflight()
         model.count.fetch()
-        print(f"{role}: ready, {model.count.how}")
+        print(f"{role}: ready; {model.count.how}")
 
 
 @app.command()

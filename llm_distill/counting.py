@@ -15,15 +15,14 @@ from pathlib import Path
 from typing import Literal
 from unicodedata import is_normalized, normalize
 
-import msgspec
-
 from llm_distill.errors import UserError
 from llm_distill.records import Request
 
-#: Tokens around each message: its role, delimiters, a blank that some tokenizers put first. ChatML and Llama 3 take 5.
+#: Tokens around each message: delimiters, a blank that some tokenizers put first. ChatML and Llama 3 take 5.
 PER_MESSAGE = 8
-#: Tokens a chat template adds once. The largest known, gpt-oss's own system message, takes about 75.
-PER_REQUEST = 128
+#: Tokens a chat template adds once; more beside an exact count, which has no room of its own. The largest template known,
+#: gpt-oss with a system message of its own, adds about 75.
+PER_REQUEST, PER_COUNTED_REQUEST = 32, 128
 #: Vocabularies of tiktoken: the file's name, and what stands in it (SHA-256).
 _FILES = {
     "o200k_base": ("o200k_base", "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d"),
@@ -37,27 +36,24 @@ _HOME = "https://openaipublic.blob.core.windows.net/encodings"
 _FETCH_S = 60.0
 _INSTALL = "pip install 'llm-distill[tokens]'"
 
-_json = msgspec.json.Encoder().encode
-
 
 class TokenCounter:
     """Counts a request's prompt tokens; `how` says by what. Nothing is loaded before the first count."""
 
-    def __init__(self, model_name: str | None = None, tokenizer: Path | None = None) -> None:
-        if tokenizer and find_spec("tokenizers") is None:
-            raise UserError(f"tokenizer: reading {tokenizer} needs the package tokenizers: {_INSTALL}.")
-        self._model, self._tokenizer = model_name, tokenizer
+    def __init__(self, model_name: str | None = None, tokenizer: str | None = None) -> None:
+        own = Path(tokenizer).expanduser() / "tokenizer.json" if tokenizer else None
+        self._model, self._tokenizer = model_name, own if own and own.is_file() else None
         self._tokens: Callable[[str], int] | None = None
         self._ready = False
 
     def __call__(self, request: Request) -> int:
-        """Prompt tokens, an upper estimate. What the request holds besides its messages counts by its bytes."""
+        """Prompt tokens, an upper estimate. A schema counts by its bytes: who knows how a provider shows it to the model."""
         self._prepare()
-        whole = len(_json(request)) + PER_REQUEST
+        schema = len((request.sampling.schema or "").encode())
         if self._tokens is None:
-            return whole + sum(PER_MESSAGE + _growth(m.content) for m in request.messages)
-        inside = sum(PER_MESSAGE + self._tokens(m.role) + self._tokens(m.content) for m in request.messages)
-        return whole - len(_json(request.messages)) + inside
+            return PER_REQUEST + schema + sum(PER_MESSAGE + _bytes(m.content) for m in request.messages)
+        told = sum(PER_MESSAGE + self._tokens(m.role) + self._tokens(m.content) for m in request.messages)
+        return PER_COUNTED_REQUEST + schema + told
 
     @property
     def how(self) -> str:
@@ -114,8 +110,8 @@ class TokenCounter:
         return encoding, ""
 
 
-def counter(model_name: str | None, tokenizer: Path | None = None) -> TokenCounter:
-    """The closest count there is for a model: its tokenizer.json, tiktoken's encoding for its name, or its bytes."""
+def counter(model_name: str | None, tokenizer: str | None = None) -> TokenCounter:
+    """The closest count there is for a model: by the tokenizer.json in a folder, tiktoken's encoding for its name, or bytes."""
     return TokenCounter(model_name, tokenizer)
 
 
@@ -123,16 +119,18 @@ def counter(model_name: str | None, tokenizer: Path | None = None) -> TokenCount
 BY_BYTES = TokenCounter()
 
 
-def _growth(text: str) -> int:
-    """Bytes that a text may gain before it is cut into tokens."""
-    if text.isascii():
-        return 0
-    grown = (len(normalize(form, text).encode()) for form in _FORMS if not is_normalized(form, text))
-    return max(0, max(grown, default=0) - len(text.encode()))
+def _bytes(text: str) -> int:
+    """Bytes of a text, in the longest of the forms that some tokenizers give it before they cut it."""
+    size = len(text.encode())
+    if size == len(text):  # ASCII is the same in all of them
+        return size
+    return max([size, *(len(normalize(form, text).encode()) for form in _FORMS if not is_normalized(form, text))])
 
 
 def _own(path: Path) -> Callable[[str], int]:
     """Tokens by a tokenizer.json."""
+    if find_spec("tokenizers") is None:
+        raise UserError(f"tokenizer: counting by {path} needs the package tokenizers: {_INSTALL}.")
     from tokenizers import Tokenizer
 
     try:

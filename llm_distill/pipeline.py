@@ -83,7 +83,7 @@ STAGES = {
     ),
     "report": Stage(
         write_report,
-        ("name", "report", "policy", "filter", "train"),
+        ("name", "report", "policy", "models", "prompts", "filter", "train"),
         ("prompts.parquet", "answers.parquet", "kept.parquet", "dropped.parquet", "student", "eval"),
         ("report",),
     ),

@@ -22,7 +22,7 @@ from llm_distill.generators import GENERATORS
 from llm_distill.limits import Budget, Limits, Per
 from llm_distill.models import MODELS
 from llm_distill.plugs import InputFile, Plug, Reading, Spec, bind, one_line
-from llm_distill.recipe_checks import check_across, open_terms
+from llm_distill.recipe_checks import check_across
 from llm_distill.recipe_file import override, read_recipe
 from llm_distill.records import Sampling, content_id
 from llm_distill.scorers import SCORERS, Filter, Pick, bind_filters, bind_pick
@@ -237,7 +237,6 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Plan:
         sources=(),
     )
     check_across(plan)
-    open_terms(plan)
     files = sorted(_file_digest(f) for f in reading["files"])
     if plan.answers.json_schema:  # it may come from code
         files.append(content_id(plan.answers.json_schema))

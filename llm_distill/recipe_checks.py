@@ -46,8 +46,8 @@ def check_across(plan: Plan) -> None:
         if any(b.usd is not None for b in plan.answers.budgets) and known_prices(teacher) is None:
             raise UserError(
                 f"answers.budget_usd: the price of models.{role} ({teacher.spec.name}) is unknown: stated neither here nor "
-                "in prices.yaml, so dollars cannot be bounded; add `prices_usd: {prompt: ..., completion: ...}` (dollars per "
-                "million tokens) to it, or use answers.budget_tokens."
+                "in prices.yaml, so dollars cannot be bounded; add `prices_usd: {prompt: ..., completion: ...}` (dollars "
+                "per million tokens) to it, or use answers.budget_tokens."
             )
     if plan.trainer and student is None:
         raise UserError("train: there is no models.student; add `student: {transformers: {model: ...}}`.")
@@ -76,6 +76,7 @@ def check_across(plan: Plan) -> None:
                 f"have none; add `tokenizer:` with the folder, .gguf or hub id of the model that {role} is."
             )
     check_asking(plan)
+    open_terms(plan)
     scorers: list[Filter | Pick] = [*plan.filters, *([plan.pick] if plan.pick else [])]
     logprobs, several = plan.answers.top_logprobs is not None, plan.questions_a_row > 1
     check_needs(scorers, plan.task.kind, logprobs=logprobs, several=several)

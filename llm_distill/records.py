@@ -82,11 +82,11 @@ class Request(msgspec.Struct, frozen=True, omit_defaults=True):
 class Completion(msgspec.Struct, frozen=True):
     """What a model gave back for one request.
 
-    finish_reason: `stop`, `length`, `content_filter` or whatever else the server says. `cached_tokens` of the prompt's came
-    from the provider's prompt cache, `cache_write_tokens` went into it; None where it says nothing of them. `seconds` is
-    the time the answer took: latency for a remote model, the answer's share of its batch for a local one. `reasoning` is
-    what the server gave apart from the text; what a text itself holds of it is found when it is read
-    (`reasoning.separate`).
+    finish_reason: `stop`, `length`, `content_filter` or whatever else the server says. `seconds` is the time the
+    answer took: latency for a remote model, the answer's share of its batch for a local one. `reasoning` is what the
+    server gave apart from the text; what a text itself holds of it is found when it is read (`reasoning.separate`).
+    `cached_tokens` of the prompt's came from the provider's prompt cache, `cache_write_tokens` went into it; None where it
+    says nothing of them.
     """
 
     text: str

@@ -30,7 +30,7 @@ held_out: {{share: 0.3}}         # never asked for training; needs `label` to be
 answers:
   max_tokens: 8
   top_logprobs: 5              # the teacher's probabilities; `confidence` reads them
-  # budget_usd: 5              # needs prices_usd on the teacher
+  # budget_usd: 5              # never exceeded; of a model without a list price it needs prices_usd
 
 filter:                        # in this order; dropped rows keep their reason
   - empty

@@ -21,6 +21,8 @@ from llm_distill.recipe_file import read_recipe
 
 _TABLE = Path(__file__).parent / "terms.yaml"
 _WORDS = {True: "yes", False: "no"}
+#: What a row of several answers calls terms that nobody named.
+_UNKNOWN = "unknown"
 
 Permission = Annotated[
     Literal["yes", "no", "unknown"], BeforeValidator(lambda v: _WORDS[v] if isinstance(v, bool) else v)
@@ -152,6 +154,10 @@ def resolve(value: Any, where: str, own: dict[str, Record], reading: Reading) ->
         record = Record.model_validate({"licence": name} | words)
     except ValidationError as error:
         raise UserError(one_line(error, where, Record.model_fields)) from None
+    if name == _UNKNOWN or "+" in name:
+        raise UserError(
+            f"{where}.name: found {name!r}; rows join names with `+` and call what nobody named `{_UNKNOWN}`."
+        )
     if name in shipped() or own.setdefault(name, record) != record:
         raise UserError(f"{where}.name: {name!r} names another record already; give this one a name of its own.")
     return name
@@ -222,11 +228,14 @@ def gate(plan: Governed, rows: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def row_sources(rows: Iterable[Mapping[str, Any]]) -> Iterator[Source]:
-    """Who answered the rows of a table: a source for each pair of model and terms, with the number of its rows.
+    """Who answered the rows of a table: a source for each model and record, with the number of its rows.
 
-    Rows of several teachers state all terms they are under, as `a+b`: each of them binds.
+    A row that several teachers were asked for stands under the terms of each (joined by `+`).
     """
-    counted = Counter((row["model"], row["terms"]) for row in rows)
+    total, counted = 0, Counter[tuple[str, str | None]]()
+    for row in rows:
+        total += 1
+        for name in (row["terms"] or _UNKNOWN).split("+"):
+            counted[row["model"] or "an unnamed model", None if name == _UNKNOWN else name] += 1
     for (model, terms), count in sorted(counted.items(), key=lambda item: (-item[1], str(item[0]))):
-        who = f"{count:,} of {counted.total():,} rows were answered by {model or 'an unnamed model'}"
-        yield from (Source(who, None if name == "unknown" else name) for name in (terms or "unknown").split("+"))
+        yield Source(f"{count:,} of {total:,} rows were answered by {model}", terms)

@@ -80,9 +80,9 @@ def test_a_few_failures_early_do_not_stop_a_long_job(api: MockApi, ledger_url: P
 def test_usage_that_never_came_is_charged_at_its_estimate_for_ever(api: MockApi, ledger_url: Path | str) -> None:
     api.faults = {p: ["no_usage"] for p in PROMPTS}
     for _ in range(3):
-        with pytest.raises(FellShort, match="budget of 900 tokens"):
-            ask_mock(api, ledger_url, PROMPTS, Limits((Budget(tokens=900),)))
-    assert sum(api.paid.values()) == 4  # 212 for the prompt at most and 8 for the answer each: a fifth would not fit
+        with pytest.raises(FellShort, match="budget of 200 tokens"):
+            ask_mock(api, ledger_url, PROMPTS, Limits((Budget(tokens=200),)))
+    assert sum(api.paid.values()) == 3  # 45 for the prompt at most and 8 for the answer each: a fourth would not fit
 
 
 def test_ids_are_for_ever() -> None:

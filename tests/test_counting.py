@@ -145,24 +145,27 @@ def test_never_below_a_models_own_tokenizer(own: tuple[Any, Path], asked: Reques
         len(tokenizer(text, add_special_tokens=False)["input_ids"]),
         len(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]),
     )
-    assert true <= counter("local", folder / "tokenizer.json")(asked)
+    assert true <= counter("local", str(folder))(asked)
     assert true <= BY_BYTES(asked)
 
 
 def test_a_tokenizer_that_would_cut_or_pad_does_neither(tmp_path: Path) -> None:
     backend = byte_level_tokenizer().backend_tokenizer
+    for kind in ("short", "padded"):
+        (tmp_path / kind).mkdir()
     backend.enable_truncation(max_length=4)
-    backend.save(str(tmp_path / "short.json"))
-    assert counter(None, tmp_path / "short.json")(request("a dull day " * 300)) > 600
+    backend.save(str(tmp_path / "short" / "tokenizer.json"))
+    assert counter(None, str(tmp_path / "short"))(request("a dull day " * 300)) > 600
     backend.no_truncation()
     backend.enable_padding(length=5000)
-    backend.save(str(tmp_path / "padded.json"))
-    assert counter(None, tmp_path / "padded.json")(request("a")) < 400
+    backend.save(str(tmp_path / "padded" / "tokenizer.json"))
+    assert counter(None, str(tmp_path / "padded"))(request("a")) < 400
 
 
-def test_what_a_request_holds_besides_messages_counts() -> None:
-    one, two = Sampling(), Sampling(stop=("x" * 500,))
-    assert BY_BYTES(Request(request("a").messages, two)) >= BY_BYTES(Request(request("a").messages, one)) + 500
+def test_a_schema_counts() -> None:
+    asked = request("a")
+    held = Request(asked.messages, Sampling(schema="{" + " " * 500 + "}"))
+    assert BY_BYTES(held) >= BY_BYTES(asked) + 502
 
 
 def test_a_bound_by_bytes_takes_microseconds() -> None:
@@ -200,11 +203,12 @@ def test_a_model_of_unknown_vocabulary_is_bounded(model: str | None) -> None:
     assert counter(model)(request("x" * 1000)) > 1000
 
 
-def test_without_tiktoken_the_bytes_are_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_tiktoken_the_bytes_are_the_bound(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
     monkeypatch.setattr(counting, "find_spec", lambda _name: None)
     assert "tiktoken is not installed (pip install 'llm-distill[tokens]')" in counter("gpt-4.1").how
     with pytest.raises(UserError, match=r"needs the package tokenizers: pip install 'llm-distill\[tokens\]'"):
-        counter("m", Path("tokenizer.json"))
+        _ = counter("m", str(tmp_path)).how
 
 
 def test_fetch_brings_a_vocabulary_and_keeps_no_wrong_one(
@@ -256,25 +260,28 @@ def test_check_says_how_tokens_are_counted(desk: Desk, vocabularies: Path) -> No
 
     def counting_of(**knobs: Any) -> str:
         recipe = desk.recipe(models={"teacher": {"openai_api": {"model": "gpt-4.1-mini"} | knobs}})
-        return json.loads(desk.llm_distill("check", recipe, "--json"))["counting"][0]  # type: ignore[no-any-return]
+        (asked,) = json.loads(desk.llm_distill("check", recipe, "--json"))["teachers"].values()
+        return str(asked["counting"])
 
     assert counting_of() == "tokens counted by o200k_base"
     assert counting_of(tokenizer="own") == f"tokens counted by {desk.folder / 'own' / 'tokenizer.json'}"
-    assert counting_of(tokenizer="own/tokenizer.json").endswith("own/tokenizer.json")
+    assert (
+        counting_of(tokenizer="org/model") == "tokens counted by o200k_base"
+    )  # a hub id spells ids, and is not at hand
     assert counting_of(model="other").startswith("tokens bounded by bytes: no vocabulary of this model is known")
     shown = desk.llm_distill("check", desk.recipe())
-    assert "budgets    tokens bounded by bytes\n" in shown
+    assert "teacher    scripted, 1 requests; tokens bounded by bytes\n" in shown
 
 
 def test_a_wrong_tokenizer_is_named(desk: Desk) -> None:
     desk.seeds([{"prompt": "a"}])
-    (desk.folder / "no.json").write_text("{}")
-    for tokenizer, message in (
-        ("./nowhere", "no such model folder or file"),
-        ("no.json", "is not a tokenizer of the package tokenizers"),
-    ):
+    (desk.folder / "none").mkdir()
+    (desk.folder / "none" / "tokenizer.json").write_text("{}")
+    for tokenizer, message in (("./nowhere", "no such model folder"), ("none", "is not a tokenizer of the package")):
         knobs = {"model": "m", "api_key_env": None, "tokenizer": tokenizer, "base_url": "http://127.0.0.1:9/v1"}
-        assert message in desk.llm_distill("run", desk.recipe(models={"teacher": {"openai_api": knobs}}), code=2)
+        recipe = desk.recipe(models={"teacher": {"openai_api": knobs}})
+        for command in ("check", "run"):
+            assert message in desk.llm_distill(command, recipe, code=2)
 
 
 def test_two_counters_agree() -> None:

@@ -150,23 +150,22 @@ def test_check_says_who_says_the_price(desk: Desk) -> None:
 
     def check(**knobs: Any) -> dict[str, Any]:
         recipe = desk.recipe(models={"teacher": {"openai_api": knobs}}, answers={"max_tokens": 1000})
-        return json.loads(desk.llm_distill("check", recipe, "--json"))  # type: ignore[no-any-return]
+        found = json.loads(desk.llm_distill("check", recipe, "--json"))
+        return found | found["teachers"]["teacher"]  # type: ignore[no-any-return]
 
     by_table = check(model="gpt-4.1-mini")
-    assert by_table["prices"][0].startswith(
-        "prices.yaml 2026-11-22, from https://developers.openai.com/api/docs/pricing"
-    )
+    assert by_table["prices"].startswith("prices.yaml 2026-11-22, from https://developers.openai.com/api/docs/pricing")
     assert by_table["cost_usd_at_most"] == pytest.approx(
         (0.4 * by_table["teacher_prompt_tokens"] + 1.6 * 50_000) / 1e6, abs=1e-4
     )
     by_recipe = check(model="gpt-4.1-mini", prices_usd={"prompt": 0, "completion": 2})
-    assert (by_recipe["prices"], by_recipe["cost_usd_at_most"]) == (["recipe"], 0.1)
+    assert (by_recipe["prices"], by_recipe["cost_usd_at_most"]) == ("recipe", 0.1)
     unknown = check(model="gpt-99")
-    assert (unknown["prices"], unknown["cost_usd_at_most"]) == ([], None)
-    note = check(model="deepseek-v4-pro", base_url="https://api.deepseek.com")["prices"][0]
+    assert (unknown["prices"], unknown["cost_usd_at_most"]) == (None, None)
+    note = check(model="deepseek-v4-pro", base_url="https://api.deepseek.com")["prices"]
     assert note.endswith("; peak hours; half of this at other hours")
     shown = desk.llm_distill("check", desk.recipe(models={"teacher": {"openai_api": {"model": "gpt-4.1-mini"}}}))
-    assert ", by prices.yaml 2026-11-22, from" in shown
+    assert "; prices: prices.yaml 2026-11-22, from" in shown
 
 
 def test_a_dollar_budget_needs_a_price(desk: Desk) -> None:

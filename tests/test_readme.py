@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 from llm_distill.recipe import load
 from tests.conftest import ROOT, Desk
@@ -63,6 +64,15 @@ def test_the_recipe_that_is_explained_is_sound(desk: Desk) -> None:
     assert load(path).name == "support-tone"
 
 
+def test_the_prices_and_terms_that_are_explained_are_sound(desk: Desk) -> None:
+    _, prices, terms, _ = (YAML(typ="safe", pure=True).load(block) for block in _text("yaml"))
+    desk.seeds([{"prompt": "x"}])
+    (desk.folder / "my-model").mkdir()
+    (desk.folder / "my-model" / "tokenizer.json").write_text("{}")
+    plan = load(desk.recipe(models={"teacher": {"openai_api": {"model": "m"} | prices | terms}}))
+    assert plan.terms["our-contract-2026"].allows.train_competing == "no"
+
+
 def test_the_scorer_that_is_explained_works(desk: Desk) -> None:
     (code,) = _text("python")
     (desk.folder / "mine.py").write_text(code, encoding="utf-8")
@@ -84,5 +94,5 @@ def test_every_recipe_passes_check(desk: Desk, recipe: Path) -> None:
 
 def test_the_file_tree_names_every_room() -> None:
     for path in (ROOT / "llm_distill").iterdir():
-        if path.name not in ("__init__.py", "__pycache__", "terms.yaml"):
+        if path.name not in ("__init__.py", "__pycache__"):
             assert path.name in README, path.name

@@ -16,8 +16,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 #: Lowest first: a module imports only from its own rank or below.
 RANKS = [
     ["errors", "logprobs", "records", "__init__"],
-    ["prices", "counting"],
-    ["plugs", "seeds", "templates", "store", "limits", "pacing", "recipe_file", "reasoning", "structured", "terms"],
+    ["plugs", "seeds", "templates", "store", "limits", "pacing", "recipe_file", "reasoning", "structured"],
+    ["prices", "counting", "terms"],
     ["logprob_table", "logprob_writer"],
     ["ledger_tables", "tasks", "models"],
     ["ledger", "account", "interrupts"],

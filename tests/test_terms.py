@@ -351,6 +351,15 @@ def test_the_report_says_what_is_owed_and_what_is_open(seeded: Desk, api: MockAp
     assert report["terms"][0]["note"].startswith("No terms are on record")
 
 
+def test_a_change_of_terms_is_in_the_next_report(seeded: Desk) -> None:
+    for terms in ("mit", "apache-2.0"):
+        summary = seeded.run(
+            seeded.recipe(models={"teacher": scripted(), "spare": scripted(terms=terms)}, filter=["empty"])
+        )
+        report = json.loads((seeded.folder / summary["run"] / "report" / "report.json").read_text())
+        assert {term["name"] for term in report["terms"]} == {"own", terms}
+
+
 def test_a_report_lists_what_is_open(seeded: Desk, api: MockApi) -> None:
     summary = seeded.run(seeded.recipe(models={"teacher": api_model(api)}, filter=["empty"]))
     report = json.loads(Path(seeded.folder, summary["run"], "report", "report.json").read_text())

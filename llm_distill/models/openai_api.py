@@ -12,7 +12,6 @@ import time
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -20,7 +19,7 @@ from urllib.request import getproxies, proxy_bypass
 import msgspec
 from pydantic import Field
 
-from llm_distill import counting
+from llm_distill.counting import counter
 from llm_distill.errors import Rejected, Unavailable, UserError, did_you_mean
 from llm_distill.models import Model, wire
 from llm_distill.models.vocabulary import Vocabulary
@@ -46,8 +45,8 @@ _CROWDED = {429, 503, 529}
 class OpenAIModel(Model):
     """A hosted model (or a local server) behind `POST {base_url}/chat/completions`.
 
-    `token_ids` asks vLLM for logprobs by vocabulary id; `tokenizer` is the model whose vocabulary spells
-    these ids, and by whose tokenizer.json prompts are counted.
+    `token_ids` asks vLLM for logprobs by vocabulary id. `tokenizer` is the model's own: its vocabulary spells these ids,
+    and its tokenizer.json, where it is a folder, counts prompts for budgets. Without `prices_usd` the price table's hold.
     """
 
     def __init__(
@@ -74,7 +73,7 @@ class OpenAIModel(Model):
             raise UserError("base_url: it holds a user or password; put the key into an environment variable instead.")
         self.concurrency, self.terms = concurrency, terms
         self.prices = prices_usd or listed(base_url, model)
-        self.count = counting.counter(model, _tokenizer_json(tokenizer))
+        self.count = counter(model, tokenizer)
         self._base_url, self._name, self._key_env = base_url.rstrip("/"), model, api_key_env
         self.identity = f"openai_api:{self._base_url}:{model}"
         if extra_body:
@@ -219,13 +218,6 @@ class OpenAIModel(Model):
         except (aiohttp.ClientError, OSError, msgspec.MsgspecError, LookupError, TypeError):
             return " Is base_url right? It usually ends in /v1."
         return did_you_mean(self._name, names)
-
-
-def _tokenizer_json(reference: str | None) -> Path | None:
-    """The tokenizer.json of a folder, or that file itself; a hub id or a .gguf file has none to read without loading."""
-    path = Path(reference or "")
-    file = path / "tokenizer.json" if path.is_dir() else path
-    return file if reference and file.suffix == ".json" and file.is_file() else None
 
 
 def _seconds(retry_after: str | None) -> float | None:

@@ -9,11 +9,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from llm_distill.counting import BY_BYTES
 from llm_distill.errors import UserError
 from llm_distill.logprobs import Logprobs
 from llm_distill.models import Model
-from llm_distill.prices import FREE, Prices
+from llm_distill.prices import FREE
 from llm_distill.records import Completion, Request, content_id
 
 
@@ -23,8 +22,7 @@ class ScriptedModel(Model):
     With logprobs asked for, each reply is one token that has probability `confidence`; the other replies share the rest.
     """
 
-    prices: Prices | None = FREE
-    count = BY_BYTES
+    prices = FREE
 
     def __init__(
         self,

@@ -14,7 +14,7 @@ from llm_distill.models import Model, weights
 from llm_distill.models.decoding import Batch, Engine, Row
 from llm_distill.models.rounds import Rounds, Waiting, in_thread
 from llm_distill.plugs import Weights
-from llm_distill.prices import FREE, Prices
+from llm_distill.prices import FREE
 from llm_distill.records import Completion, Request
 
 #: Batches' worth of requests in flight, so that there is something to sort by length and beginning.
@@ -30,7 +30,7 @@ class TransformersModel(Model):
     done. Sampling depends on the request alone, never on the batch. There is no price: running it costs no API money.
     """
 
-    prices: Prices | None = FREE
+    prices = FREE
     holds_weights = True
 
     def __init__(

@@ -23,7 +23,7 @@ from llm_distill.models.rounds import Rounds, Waiting, in_thread, let_go
 from llm_distill.models.vllm_setup import Setup
 from llm_distill.models.vocabulary import Vocabulary
 from llm_distill.plugs import InputFile, Weights
-from llm_distill.prices import FREE, Prices
+from llm_distill.prices import FREE
 from llm_distill.records import Completion, Request
 
 #: What is said by a knob, or must not be said: nobody's code but vLLM's runs here.
@@ -48,7 +48,7 @@ class VllmOfflineModel(Model):
     come and are answered as they end. Nothing is loaded before the first one.
     """
 
-    prices: Prices | None = FREE
+    prices = FREE
     #: Knobs that no answer depends on.
     pace_knobs = ("gpu_memory_utilization", "max_logprobs")
 

@@ -23,7 +23,7 @@ from llm_distill.models.servers import Server, check_port, free_port
 from llm_distill.models.vllm_setup import Setup, arguments
 from llm_distill.models.weights import cache
 from llm_distill.plugs import InputFile, Program, Weights
-from llm_distill.prices import FREE, Prices
+from llm_distill.prices import FREE
 from llm_distill.records import Completion, Request, content_id
 
 #: A server that dies while it answers is started again this often; then something is wrong with it.
@@ -49,7 +49,7 @@ class VllmModel(Model):
     keeps everybody else out. There is no price: it costs no API money.
     """
 
-    prices: Prices | None = FREE
+    prices = FREE
     #: Knobs that no answer depends on: where the server runs and how fast.
     pace_knobs = ("python", "port", "env", "gpu_memory_utilization", "max_logprobs", "startup_timeout_s")
 
