@@ -44,6 +44,7 @@ check: .venv/installed
 
 bench: .venv/installed
 	$(BIN)/python -m tests.bench.asking
+	$(BIN)/python -m tests.bench.logprobs
 
 # vLLM pins what we do not, so it has its own environment, with this package in it for `vllm_offline`. torch first, as
 # above. Of what vLLM brings for pictures and sound there is no CPU build everywhere, and text needs none of it.

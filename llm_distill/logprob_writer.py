@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +35,25 @@ def writing(path: Path) -> Iterator[Add]:
         writer = _Writer(files, path)
         yield writer.add
         writer.finish()
+
+
+def parquet(files: ExitStack, path: Path) -> Any:
+    """A ParquetWriter of a table of logprobs; when `files` closes well, the file takes its place."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    text = [(name, pa.string()) for name in ("row_id", "request", "vocabulary")]
+    lists = [(name, pa.list_(getattr(pa, kind)())) for name, kind in LISTS.items()]
+    writer = pq.ParquetWriter(
+        files.enter_context(replacing(path)),
+        pa.schema(text + lists),
+        compression="zstd",
+        use_dictionary=["vocabulary", "counts.list.element", "chosen.list.element"],
+        # Numbers byte by byte: 51 in place of 61 bytes a token for natural ids, 73 in place of 85 for uniform ones.
+        column_encoding={f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in ("top_ids", "top_logprobs")},
+        write_statistics=False,
+    )
+    return files.enter_context(writer)
 
 
 @dataclass
@@ -84,14 +102,12 @@ class _Ids:
 
 
 class _Writer:
-    """What is being written: the group that fills up, and the tokens met so far. A thread compresses the group before it."""
+    """What is being written: the group that fills up, and the tokens met so far."""
 
     def __init__(self, files: ExitStack, path: Path) -> None:
         self._files, self._path = files, path
         self._vocabularies: dict[str, Vocabulary] = {}
         self._parquet: Any = None
-        self._thread: ThreadPoolExecutor | None = None
-        self._pending: Future[None] | None = None
         self._group = _Group()
         self._strings: dict[bytes, int] = {}
         self._ids: dict[str, _Ids] = {}
@@ -114,30 +130,23 @@ class _Writer:
         """Write what waits, and the tokens."""
         if self._group.row_ids:
             self._flush()
-        if self._pending is None:
+        if self._parquet is None:
             for path in (self._path, spelling(self._path)):
                 path.unlink(missing_ok=True)  # of an earlier run of the stage
             return
-        self._pending.result()
         names = [*self._ids, *([None] if self._strings else [])]
         self._parquet.add_key_value_metadata({FOOTER: json.dumps(names)})
         self._parquet.close()
         self._write_tokens()
 
     def _flush(self) -> None:
-        if self._thread is None:
-            self._parquet = self._open()
-            self._thread = self._files.enter_context(ThreadPoolExecutor(1))
-        if self._pending is not None:
-            self._pending.result()
-        self._pending = self._thread.submit(self._write, self._group)
-        self._group = _Group()
-
-    def _write(self, group: _Group) -> None:
         """One row group."""
         import numpy as np
         import pyarrow as pa
 
+        group, self._group = self._group, _Group()
+        if self._parquet is None:
+            self._parquet = parquet(self._files, self._path)
         counts, chosen, places, top_logprobs = zip(*group.columns, strict=True)
         shifts = np.cumsum([0, *(len(c.ends) for c in group.completions)]).tolist()
         top_ids = self._numbers(group)[np.concatenate([p + shift for p, shift in zip(places, shifts, strict=False)])]
@@ -172,23 +181,6 @@ class _Writer:
                 parts.append(of_strings[start : start + len(completion.ends)])
                 start += len(completion.ends)
         return np.concatenate(parts)
-
-    def _open(self) -> Any:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        text = [(name, pa.string()) for name in ("row_id", "request", "vocabulary")]
-        lists = [(name, pa.list_(getattr(pa, kind)())) for name, kind in LISTS.items()]
-        writer = pq.ParquetWriter(
-            self._files.enter_context(replacing(self._path)),
-            pa.schema(text + lists),
-            compression="zstd",
-            use_dictionary=["vocabulary", "counts.list.element", "chosen.list.element"],
-            # Numbers byte by byte: 51 in place of 61 bytes a token for natural ids, 73 in place of 85 for uniform ones.
-            column_encoding={f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in ("top_ids", "top_logprobs")},
-            write_statistics=False,
-        )
-        return self._files.enter_context(writer)
 
     def _write_tokens(self) -> None:
         import numpy as np
@@ -226,7 +218,7 @@ def _columns(logprobs: Logprobs) -> tuple[np.ndarray, ...]:
     import numpy as np
 
     with np.errstate(over="ignore"):  # less than float16 can say is no probability at all
-        top, top_logprobs = logprobs.top, logprobs.top_logprobs.astype(np.float16)
+        top, top_logprobs = logprobs.top, logprobs.top_logprobs.astype(np.float16, copy=False)
         column, own = logprobs.chosen[:, None], logprobs.logprobs[:, None].astype(np.float16)
     n, k = top.shape
     every = np.arange(n)

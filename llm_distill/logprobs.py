@@ -28,7 +28,7 @@ class Logprobs(msgspec.Struct, frozen=True, eq=False):
     spelling: the bytes of the distinct tokens, one after another; ends: (m,) int32, where each of them ends.
     chosen: (n,) int32, the tokens of the completion as places among the distinct ones; logprobs: (n,) float32, natural logs.
     top: (n, k) int32, the alternatives as such places, in the order the model gave them, padded with -1;
-    top_logprobs: (n, k) float32, padded with -inf.
+    top_logprobs: (n, k) float32, padded with -inf; float16 once they were packed.
     numbers: (m,) int32, the vocabulary ids of the distinct tokens, where the model gives them; a token whose bytes it does
     not give is then spelt as nothing, until `spelled` says it.
     """
@@ -136,7 +136,7 @@ class Logprobs(msgspec.Struct, frozen=True, eq=False):
         import pyarrow as pa
 
         with np.errstate(over="ignore"):  # less than float16 can say is no probability at all
-            top_logprobs = self.top_logprobs.astype("<f2")
+            top_logprobs = self.top_logprobs.astype("<f2", copy=False)
         lengths = np.diff(self.ends, prepend=np.int32(0))
         numbers = () if self.numbers is None else (self.numbers,)
         columns = (self.chosen, self.logprobs.view(np.int32), lengths, *numbers, self.top.ravel())
@@ -177,7 +177,7 @@ class Logprobs(msgspec.Struct, frozen=True, eq=False):
             chosen=columns[:n],
             logprobs=columns[n : 2 * n].view(np.float32),
             top=top.reshape(shape),
-            top_logprobs=_unplaned(top_logprobs, "<f2").astype(np.float32).reshape(shape),
+            top_logprobs=_unplaned(top_logprobs, "<f2").reshape(shape),
             numbers=columns[2 * n + m : 2 * n + 2 * m] if numbered else None,
         )
 

@@ -203,8 +203,8 @@ def test_vocabularies_and_strings_in_one_run_keep_apart(tmp_path: Path) -> None:
     assert batch.vocabularies == ["a", "b", None, "b", "a"]
     assert [ids for ids, *_ in split(batch)] == [[7], [7], [0], [7], [7]]
     assert [tops for _, _, tops, _ in split(batch)] == [[[7, 8]], [[7, 9]], [[0, 1]], [[7, 9]], [[7, 8]]]
-    assert token_bytes(path)["a"] == {7: b"8", 8: b"8"}
-    assert token_bytes(path)["b"] == {7: b"9", 9: b"9"}
+    assert token_bytes(path)["a"] == {7: b"a", 8: b"b"}
+    assert token_bytes(path)["b"] == {7: b"a", 9: b"c"}
     assert token_bytes(path)[None] == {0: b"x", 1: b"y"}
 
 
