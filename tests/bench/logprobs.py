@@ -108,7 +108,7 @@ def table(name: str, rows: Sequence[Logprobs], rounds: int = 5) -> None:
         def make() -> None:
             with writing(path) as add:
                 for i, one in enumerate(packed):
-                    add(f"{i:032x}", f"{i:032x}", "model", one)
+                    add(f"{i:032x}", f"{i:032x}", "model", one, None)
 
         def read() -> list[np.ndarray]:
             return [batch.ids for batch in batches(path)]
