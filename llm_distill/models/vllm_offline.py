@@ -174,7 +174,7 @@ class _Engine:
         self._tokenizer = weights.load_tokenizer(folder)
         if setup.chat_template:
             self._tokenizer.chat_template = setup.chat_template.read_text("utf-8")
-        self._vocabulary = Vocabulary(self._tokenizer)
+        self._vocabulary = Vocabulary.of(self._tokenizer)
         self._context: int = self._engine.model_config.max_model_len
         self._name, self._identity = setup.name, setup.identity
         self._began: dict[str, float] = {}
@@ -250,12 +250,4 @@ class _Engine:
         for place, top in enumerate(tops):
             table[place, : len(top)] = [entry.logprob for _, entry in top]
             top_ids[place, : len(top)] = [token for token, _ in top]
-        spell = self._vocabulary.token
-        return Logprobs(
-            tokens=[spell(token) for token in ids],
-            logprobs=np.array(chosen, dtype=np.float32),
-            top_tokens=[[spell(token) for token, _ in top] for top in tops],
-            top_logprobs=table,
-            ids=np.array(ids, dtype=np.int32),
-            top_ids=top_ids,
-        )
+        return Logprobs.of_ids(ids, chosen, top_ids, table, self._vocabulary.token)
