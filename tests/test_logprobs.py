@@ -190,9 +190,8 @@ def test_a_chosen_token_is_always_among_its_alternatives(tmp_path_factory: pytes
 
 
 def test_vocabularies_and_strings_in_one_run_keep_apart(tmp_path: Path) -> None:
-    one, other = (
-        Logprobs.of_ids([7], [-0.5], [[7, n]], [[-0.5, -1.0]], {7: b"%d" % n, n: b"%d" % n}.__getitem__) for n in (8, 9)
-    )
+    spell = {7: b"a", 8: b"b", 9: b"c"}.__getitem__
+    one, other = (Logprobs.of_ids([7], [-0.5], [[7, n]], [[-0.5, -1.0]], spell) for n in (8, 9))
     text = Logprobs.of_tokens([b"x"], [-0.5], [[b"x", b"y"]], [[-0.5, -1.0]])
     path = tmp_path / "logprobs.parquet"
     with writing(path) as add:
@@ -325,7 +324,11 @@ def vocabulary(desk: Desk) -> Path:
     folder = desk.folder / "served"
     folder.mkdir()
     pieces = {label: number for number, label in enumerate(LABELS)}
-    description: dict[str, object] = {"model": {"type": "BPE", "vocab": pieces}, "added_tokens": [], "decoder": None}
+    description: dict[str, object] = {
+        "model": {"type": "BPE", "vocab": pieces, "merges": []},
+        "added_tokens": [],
+        "decoder": None,
+    }
     (folder / "tokenizer.json").write_text(json.dumps(description))
     return folder
 

@@ -65,12 +65,22 @@ def test_the_recipe_that_is_explained_is_sound(desk: Desk) -> None:
 
 
 def test_the_prices_and_terms_that_are_explained_are_sound(desk: Desk) -> None:
-    _, prices, terms, _ = (YAML(typ="safe", pure=True).load(block) for block in _text("yaml"))
+    blocks = [YAML(typ="safe", pure=True).load(block) for block in _text("yaml")]
+    prices, terms = (next(b for b in blocks if first in b) for first in ("prices_usd", "terms"))
     desk.seeds([{"prompt": "x"}])
     (desk.folder / "my-model").mkdir()
     (desk.folder / "my-model" / "tokenizer.json").write_text("{}")
     plan = load(desk.recipe(models={"teacher": {"openai_api": {"model": "m"} | prices | terms}}))
     assert plan.terms["our-contract-2026"].allows.train_competing == "no"
+
+
+def test_the_teachers_that_are_explained_are_sound(desk: Desk) -> None:
+    blocks = [YAML(typ="safe", pure=True).load(block) for block in _text("yaml")]
+    (explained,) = (b for b in blocks if "teachers" in b)
+    desk.seeds([{"prompt": "x"}])
+    plan = load(desk.recipe(task="generate", **explained))
+    assert plan.teachers.roles == ("big", "small")
+    assert plan.questions_a_row == 6
 
 
 def test_the_scorer_that_is_explained_works(desk: Desk) -> None:
