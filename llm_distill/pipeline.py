@@ -125,6 +125,7 @@ def run(
     except (FellShort, Interrupted) as stop:
         summary |= {"status": "fell_short" if isinstance(stop, FellShort) else "interrupted", "reason": str(stop)}
     finally:
+        job.make_room()  # no server outlives its run
         ledger.close()
     summary["owed"] = sum(folder.stamp(name).get("owed", 0) for name in names)
     tally = job.tally

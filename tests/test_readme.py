@@ -32,7 +32,7 @@ def _text(kind: str) -> list[str]:
 def test_the_make_targets_exist() -> None:
     targets = [shlex.split(c)[1] for c in COMMANDS if c.startswith("make ")]
     assert targets == ["quickstart", "test"]
-    for target in [*targets, "check", "bench", "setup"]:
+    for target in [*targets, "check", "bench", "setup", "vllm-cpu"]:
         subprocess.run(["make", "--dry-run", target], cwd=ROOT, check=True, capture_output=True)
 
 

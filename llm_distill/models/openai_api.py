@@ -172,7 +172,8 @@ class OpenAIModel(Model):
         body = wire.payload(request, self._name, self._max_tokens_field, token_ids=self._token_ids)
         data = msgspec.json.encode(body | self._extra)
         try:
-            async with self._open().post(self._url, data=data, proxy=self._proxy) as response:
+            url = f"{self._base_url}/completions" if request.raw else self._url
+            async with self._open().post(url, data=data, proxy=self._proxy) as response:
                 answer = await response.read()
         except (aiohttp.ConnectionTimeoutError, aiohttp.ClientConnectorError) as error:
             raise Unavailable(f"connection: {type(error).__name__}", crowded=True) from None

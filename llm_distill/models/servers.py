@@ -122,6 +122,8 @@ def check_port(port: int) -> None:
 
 
 def _signal(number: int) -> str:
+    if number == signal.SIGKILL:
+        return "killed, as what takes too much memory is"
     try:
         return f"ended by {signal.Signals(number).name}"
     except ValueError:

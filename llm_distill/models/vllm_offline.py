@@ -86,6 +86,11 @@ class VllmOfflineModel(Model):
         self._rounds = Rounds(self._round)
         self._numbers = count()
 
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """What spells the ids in its logprobs, of which some may come from a server of the same weights."""
+        return self._setup.vocabulary
+
     def preflight(self) -> None:
         """Check the weights and that vLLM is there. Loads nothing."""
         self._setup.folder()
@@ -174,7 +179,7 @@ class _Engine:
         self._tokenizer = weights.load_tokenizer(folder)
         if setup.chat_template:
             self._tokenizer.chat_template = setup.chat_template.read_text("utf-8")
-        self._vocabulary = Vocabulary.of(self._tokenizer)
+        self._vocabulary = setup.vocabulary
         self._context: int = self._engine.model_config.max_model_len
         self._name, self._identity = setup.name, setup.identity
         self._began: dict[str, float] = {}
@@ -206,6 +211,7 @@ class _Engine:
 
     def _add(self, number: str, request: Request) -> None:
         from vllm import SamplingParams
+        from vllm.sampling_params import StructuredOutputsParams
 
         sampling = request.sampling
         ids = encode(self._tokenizer, request.messages, raw=request.raw)
@@ -219,6 +225,7 @@ class _Engine:
             stop=list(sampling.stop),
             seed=None if sampling.seed is None else sampling.seed + request.sample,
             logprobs=sampling.top_logprobs,
+            structured_outputs=StructuredOutputsParams(json=sampling.schema) if sampling.schema else None,
         )
         self._engine.add_request(number, {"prompt_token_ids": ids}, params, lora_request=self._lora)
         self._began[number], self._asked[number] = time.perf_counter(), sampling.top_logprobs

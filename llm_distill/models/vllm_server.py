@@ -21,6 +21,7 @@ from llm_distill.models import Model
 from llm_distill.models.openai_api import OpenAIModel
 from llm_distill.models.servers import Server, check_port, free_port
 from llm_distill.models.vllm_setup import Setup, arguments
+from llm_distill.models.vocabulary import Vocabulary
 from llm_distill.models.weights import cache
 from llm_distill.plugs import InputFile, Program, Weights
 from llm_distill.prices import FREE
@@ -36,6 +37,15 @@ _OURS = (
 _SECRET = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD)$", re.IGNORECASE)
 #: Ours, not those of another interpreter.
 _PYTHONS_OWN = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
+#: It asks nobody and tells nobody; and an idle connection is ours to close, so that none is lost when it is used again.
+_QUIET = {
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "60",
+}
+#: Where this process keeps the keys of running servers: its own environment, under names that begin so.
+_KEY = "LLM_DISTILL_VLLM_KEY_"
 _OUTSIDE = Path(__file__).parent / "outside"
 
 
@@ -94,17 +104,22 @@ class VllmModel(Model):
         self._env = {name: str(value) for name, value in (env or {}).items()}
         self._memory, self._max_logprobs, self._startup_s = gpu_memory_utilization, max_logprobs, startup_timeout_s
         self._asking: dict[str, Any] = {"concurrency": concurrency, "timeout_s": timeout_s, "extra_body": extra_body}
-        #: Where this process keeps the key of the running server: its own environment.
-        self._key_env = f"LLM_DISTILL_VLLM_KEY_{os.getpid()}_{id(self)}"
+        self._key_env = f"{_KEY}{os.getpid()}_{id(self)}"
         self._server: Server | None = None
         self._starting: asyncio.Task[OpenAIModel] | None = None
         self._api: OpenAIModel | None = None
         self._url = ""
         self._deaths = 0
 
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """What spells the ids in its logprobs."""
+        return self._setup.vocabulary
+
     def preflight(self) -> None:
         """Check the weights, the interpreter, that vLLM is installed for it, and the port. Starts no server."""
         self._setup.folder()
+        _ = self.vocabulary
         self._interpreter()
         if self._port and self._server is None:
             check_port(self._port)
@@ -158,7 +173,11 @@ class VllmModel(Model):
             await asyncio.to_thread(self.unload)
             raise UserError(f"vllm: {error}") from None
         self._api = OpenAIModel(
-            model=self._setup.name, base_url=f"{self._url}/v1", api_key_env=self._key_env, **self._asking
+            model=self._setup.name,
+            base_url=f"{self._url}/v1",
+            api_key_env=self._key_env,
+            token_ids=True,
+            **self._asking,
         )
         return self._api
 
@@ -190,19 +209,9 @@ class VllmModel(Model):
         return command + self._arguments, self._environment(python)
 
     def _environment(self, python: str) -> dict[str, str]:
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith("LLM_DISTILL_VLLM_KEY_")}
-        if python != sys.executable:
-            inherited = {name: value for name, value in inherited.items() if name not in _PYTHONS_OWN}
-        quiet = {
-            "HF_HUB_OFFLINE": "1",
-            "VLLM_NO_USAGE_STATS": "1",
-            "DO_NOT_TRACK": "1",
-        }  # it asks nobody and tells nobody
-        env = inherited | quiet | self._env
-        paths = {
-            "PYTHONPATH": str(_OUTSIDE),
-            "PATH": str(Path(python).parent),
-        }  # compilers of an environment are beside it
+        env = _inherited(python) | _QUIET | self._env
+        # An environment's compilers are beside its interpreter.
+        paths = {"PYTHONPATH": str(_OUTSIDE), "PATH": str(Path(python).parent)}
         paths = {name: os.pathsep.join(filter(None, (path, env.get(name)))) for name, path in paths.items()}
         return env | paths | {"VLLM_API_KEY": os.environ[self._key_env]}
 
@@ -214,10 +223,17 @@ class VllmModel(Model):
                 f"python: {self._python}: no such program; name the bin/python of the environment that holds vLLM."
             )
         code = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"
-        env = os.environ if python == sys.executable else {k: v for k, v in os.environ.items() if k not in _PYTHONS_OWN}
         with suppress(OSError, subprocess.SubprocessError):
-            subprocess.run([python, "-c", code], env=env, cwd="/", capture_output=True, timeout=60, check=True)  # noqa: S603
+            subprocess.run(  # noqa: S603 - the interpreter that the recipe names
+                [python, "-c", code], env=_inherited(python), cwd="/", capture_output=True, timeout=60, check=True
+            )
             return python
         raise UserError(
             f"vllm is not installed for {python}; `pip install vllm` into an environment and name its bin/python as `python`."
         )
+
+
+def _inherited(python: str) -> dict[str, str]:
+    """Our environment, less what is meant for this interpreter alone."""
+    own = () if python == sys.executable else _PYTHONS_OWN
+    return {k: v for k, v in os.environ.items() if k not in own and not k.startswith(_KEY)}

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from llm_distill.errors import UserError
 from llm_distill.models import weights
+from llm_distill.models.vocabulary import Vocabulary
+from llm_distill.models.vocabulary_files import read_vocabulary
 from llm_distill.records import Request, content_id
 
 #: The ranks that vLLM has kernels for.
@@ -61,6 +64,14 @@ class Setup:
     def name(self) -> str:
         """The name that answers: the model's, or that of the adapter on it."""
         return f"{self.base}+{Path(self.adapter).name}" if self.adapter else self.base
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """What spells the ids of its tokens. UserError where that cannot be read."""
+        local = Path(self.model).exists()  # a .gguf is read as it is
+        found = read_vocabulary(self.model if local else weights.prepare(self.model, self.sha256, self.revision))
+        found.name = self.base
+        return found
 
     def folder(self) -> str:
         """The weights' folder. UserError when they, the adapter on them or the chat template are not as they must be.

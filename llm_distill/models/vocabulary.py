@@ -58,10 +58,12 @@ class Vocabulary:
     def check(self, given: Mapping[int, bytes]) -> None:
         """UserError when the model spells most of these ids otherwise; it spells as nothing what it does not say.
 
-        A server decodes token by token, which may lose a blank in front and shows pieces of characters as U+FFFD.
+        A server decodes token by token, which may lose a blank in front, shows pieces of characters as U+FFFD, and gives
+        all bytes of a character to the token that completes it.
         """
         said = {number: token for number, token in given.items() if token and _REPLACEMENT not in token}
-        other = [number for number, token in said.items() if self.token(number).lstrip() != token.lstrip()]
+        own = {number: self.token(number).lstrip() for number in said}
+        other = [n for n, token in said.items() if not _ends(token.lstrip(), own[n])]
         if 2 * len(other) > len(said):
             number = other[0]
             raise UserError(
@@ -75,6 +77,11 @@ class Vocabulary:
         if self._fallback and (byte := _BYTE.fullmatch(piece)):
             return bytes([int(byte[1], 16)])
         return (piece.replace("▁", " ") if self._underline else piece).encode()
+
+
+def _ends(given: bytes, own: bytes) -> bool:
+    """Whether a token is as it is given, or completes the character that is given."""
+    return given == own or (given.endswith(own) and own[:1] > b"\x7f" and own[:1] < b"\xc0")
 
 
 def _alphabet() -> dict[str, int]:

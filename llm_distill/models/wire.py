@@ -1,4 +1,4 @@
-"""The wire format of OpenAI-compatible chat completions: requests out, completions in, as msgspec structs."""
+"""The wire format of OpenAI-compatible completions: requests out, completions in, as msgspec structs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import msgspec
 
 from llm_distill.errors import Unavailable
 from llm_distill.models import wire_logprobs
-from llm_distill.records import Completion, Request
+from llm_distill.records import Completion, Request, as_text
 
 _DETAIL = 300  # characters of a server's message that a reason keeps
 
@@ -24,7 +24,8 @@ class _Message(msgspec.Struct):
 
 
 class _Choice(msgspec.Struct):
-    message: _Message
+    message: _Message = msgspec.field(default_factory=_Message)
+    text: str | None = None  # of a completion of raw text, in place of a message
     finish_reason: str | None = None
     logprobs: wire_logprobs.Given | None = None
     token_ids: Any = None  # vLLM: the sampled ids
@@ -61,11 +62,14 @@ _decode = msgspec.json.Decoder(Body).decode
 
 
 def payload(request: Request, model: str, max_tokens_field: str, *, token_ids: bool = False) -> dict[str, Any]:
-    """The body of a request, without an endpoint's extras. `token_ids` asks vLLM for logprobs by vocabulary id."""
+    """The body of a request, without an endpoint's extras. `token_ids` asks vLLM for logprobs by vocabulary id.
+
+    It is a conversation for /chat/completions, or raw text for /completions.
+    """
     sampling = request.sampling
     body: dict[str, Any] = {
         "model": model,
-        "messages": request.messages,
+        **({"prompt": as_text(request.messages)} if request.raw else {"messages": request.messages}),
         "temperature": sampling.temperature,
         max_tokens_field: sampling.max_tokens,
     }
@@ -76,7 +80,8 @@ def payload(request: Request, model: str, max_tokens_field: str, *, token_ids: b
     if sampling.seed is not None:
         body["seed"] = sampling.seed + request.sample
     if sampling.top_logprobs is not None:
-        body |= {"logprobs": True, "top_logprobs": sampling.top_logprobs}
+        top = sampling.top_logprobs
+        body |= {"logprobs": top} if request.raw else {"logprobs": True, "top_logprobs": top}
         if token_ids:
             body |= {"return_token_ids": True, "return_tokens_as_token_ids": True}
     if sampling.schema is not None:
@@ -116,10 +121,12 @@ def completion(body: bytes, seconds: float = 0.0, *, token_ids: bool = False) ->
     if not answer.choices:
         raise Unavailable(f"no choices: {detail(body)}", billed=True, usage=used)
     choice = answer.choices[0]
-    text = choice.message.content or ""
-    apart = (choice.message.reasoning_content, choice.message.reasoning)
+    message = choice.message
+    text = message.content or choice.text or ""
+    apart = (message.reasoning_content, message.reasoning)
     reasoning = next((said for said in apart if isinstance(said, str) and said.strip()), None)
-    if not (text or reasoning or choice.message.refusal) and choice.finish_reason in (None, "stop"):
+    ended = token_ids and made  # vLLM: the model did end at once
+    if not (text or reasoning or message.refusal or ended) and choice.finish_reason in (None, "stop"):
         raise Unavailable("empty answer", billed=True, usage=used)
     return Completion(
         text=text,
@@ -130,7 +137,7 @@ def completion(body: bytes, seconds: float = 0.0, *, token_ids: bool = False) ->
         cache_write_tokens=cache.cache_write_tokens,
         model=answer.model or "",
         fingerprint=answer.system_fingerprint,
-        refusal=choice.message.refusal,
+        refusal=message.refusal,
         logprobs=wire_logprobs.columns(choice.logprobs, choice.token_ids, token_ids=token_ids),
         seconds=seconds,
         reasoning=reasoning,

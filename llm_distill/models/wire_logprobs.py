@@ -1,4 +1,4 @@
-"""Logprobs as chat completions carry them, turned into columns.
+"""Logprobs as completions carry them, turned into columns.
 
 The hot spot of asking with logprobs: 80 tokens with 20 alternatives are 1,680 objects an answer. Each is parsed into a
 struct, and from there on whole columns are handled.
@@ -6,8 +6,10 @@ struct, and from there on whole columns are handled.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
+from itertools import starmap
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -42,9 +44,26 @@ class Token(Alternative, gc=False):
 
 
 class Given(msgspec.Struct):
-    """A choice's `logprobs`."""
+    """A choice's `logprobs`: `content` of a chat's, the others of raw text's."""
 
     content: list[Token] | None = None
+    tokens: list[str] = []
+    token_logprobs: list[float | None] = []
+    top_logprobs: list[dict[str, float | None] | None] | None = None
+
+    def each(self) -> list[Token]:
+        """Token by token; of raw text, the alternatives by falling logprob, and the one that came among them."""
+        if self.content is not None:
+            return self.content
+        tops = self.top_logprobs or [None] * len(self.tokens)
+        return [
+            Token(token, logprob, top_logprobs=sorted(starmap(Alternative, (top or {}).items()), key=_falling))
+            for token, logprob, top in zip(self.tokens, self.token_logprobs, tops, strict=False)
+        ]
+
+
+def _falling(alternative: Alternative) -> float:
+    return math.inf if alternative.logprob is None else -alternative.logprob
 
 
 def columns(given: Given | None, sampled: list[int] | None, *, token_ids: bool) -> Logprobs | None:
@@ -53,11 +72,11 @@ def columns(given: Given | None, sampled: list[int] | None, *, token_ids: bool) 
     `sampled` are the ids beside the logprobs (vLLM's `return_token_ids`). `token_ids`: ids were asked for, so that their
     absence is a UserError, as are ids without bytes that were not asked for.
     """
-    if given is None or not given.content:
+    if given is None or not (content := given.each()):
         return None
     import numpy as np
 
-    content, tops = given.content, [token.top_logprobs or [] for token in given.content]
+    tops = [token.top_logprobs or [] for token in content]
     logprobs = _floats(content)
     if not np.isfinite(logprobs).all():
         return None

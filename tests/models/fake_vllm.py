@@ -32,7 +32,8 @@ class Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if self.headers["Authorization"] != f"Bearer {os.environ['VLLM_API_KEY']}":
             return self._say(401, {"error": {"message": "no key"}})
-        asked = body["messages"][-1]["content"]
+        raw = self.path == "/v1/completions"
+        asked = body["prompt"] if raw else body["messages"][-1]["content"]
         if "mortal" in FAULTS or asked == "die":
             print(
                 "(EngineCore pid=1) ERROR 11-22 10:00:00 [core.py:9] torch.OutOfMemoryError: CUDA out of memory.",
@@ -42,9 +43,12 @@ class Handler(BaseHTTPRequestHandler):
         time.sleep(float(os.environ.get("FAKE_LATENCY", "0")))
         with (NOTES / "asked").open("a") as file:
             file.write(json.dumps(body) + "\n")
-        message = {"role": "assistant", "content": "positive" if "good" in asked else "negative"}
+        text = "positive" if "good" in asked else "negative"
+        message: dict[str, Any] = (
+            {"text": f"raw {text}"} if raw else {"message": {"role": "assistant", "content": text}}
+        )
         usage = {"prompt_tokens": 5, "completion_tokens": 1}
-        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        choice = {"index": 0, **message, "finish_reason": "stop"}
         return self._say(200, {"model": body["model"], "choices": [choice], "usage": usage})
 
     def _say(self, status: int, body: Any) -> None:

@@ -77,6 +77,8 @@ def checkpoint(folder: Path, template: str | None = None) -> Path:
     folder.mkdir()
     for name in ("config.json", "model.safetensors"):
         (folder / name).write_text("{}")
+    vocabulary: dict[str, Any] = {"model": {"vocab": {"a": 0}}, "added_tokens": [], "decoder": None}
+    (folder / "tokenizer.json").write_text(json.dumps(vocabulary))
     (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template} if template else {}))
     return folder
 
@@ -165,6 +167,10 @@ def test_the_key_is_new_each_time_and_stands_nowhere(fake: Fake, tmp_path: Path)
 def test_nothing_of_this_interpreter_leaks_into_another_one(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", "/ours")
     monkeypatch.setenv("VLLM_API_KEY", "somebody's")
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # where nobody is: the server is asked without it
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
     model = fake.model(env={"OMP_NUM_THREADS": 1})
     ask(model, question())
     model.unload()
@@ -353,11 +359,13 @@ def test_what_is_missing_is_said_before_the_start(fake: Fake, tmp_path: Path) ->
     raw.preflight()
     with pytest.raises(UserError, match="ask in `raw` text"):
         ask(raw, question())
+    assert [one.text for one in ask(raw, question(raw=True))] == ["raw positive"]
+    raw.unload()
     with pytest.raises(UserError, match="max_logprobs: 20 is less than top_logprobs = 21"):
         ask(fake.model(), question(top_logprobs=21))
     fake.python.write_text(fake.python.read_text().replace('"no-vllm" in FAULTS', "1"))
     assert "`pip install vllm` into an environment and name its bin/python" in refused()
-    assert fake.notes("starts") == []
+    assert len(fake.notes("starts")) == 1
 
 
 @pytest.mark.parametrize(

@@ -132,5 +132,8 @@ def test_a_server_that_decodes_token_by_token_is_understood() -> None:
     half = next(i for i in range(400) if vocabulary.token(i) == b"\xe2")
     vocabulary.check({good: b"good", half: "\ufffd".encode(), 5: b""})
     vocabulary.check({})
-    with pytest.raises(UserError, match="spells token"):
-        vocabulary.check({good: b"bad"})
+    third = next(i for i in range(400) if vocabulary.token(i) == b"\x93")
+    vocabulary.check({third: "こ".encode()})  # whole, where its last byte came
+    for other in ({good: b"bad"}, {good: b"no good"}, {third: "え".encode()}, {half: b"x\xe2"}):
+        with pytest.raises(UserError, match="spells token"):
+            vocabulary.check(other)

@@ -174,3 +174,49 @@ def test_ids_are_asked_for_with_logprobs_and_are_another_answer() -> None:
     assert text != ids == spelt  # a tokenizer is applied to answers afterwards
     with pytest.raises(UserError, match="add that, or remove it"):
         OpenAIModel(model="m", api_key_env=None, tokenizer="org/name")
+
+
+def raw_text(**choice: Any) -> bytes:
+    """A completion of raw text, as vLLM 0.32 wrote it."""
+    logprobs = {
+        "text_offset": [0, 13, 24],
+        "token_logprobs": [-0.27, -3.5, -0.98],
+        "tokens": ["token_id:7042", "token_id:30", "token_id:198"],
+        "top_logprobs": [
+            {"token_id:7042": -0.27, "token_id:260": -2.7},
+            {"token_id:30": -3.5, "token_id:28": -0.1, "token_id:5": -2.5},  # what came is not among the two likeliest
+            {"token_id:198": -0.98, "token_id:378": -2.4},
+        ],
+    }
+    given = {
+        "index": 0,
+        "text": " Paris.\n",
+        "logprobs": logprobs,
+        "token_ids": [7042, 30, 198],
+        "finish_reason": "length",
+    }
+    usage = {"prompt_tokens": 5, "total_tokens": 8, "completion_tokens": 3}
+    return json.dumps({"object": "text_completion", "choices": [given | choice], "usage": usage}).encode()
+
+
+def test_raw_text_is_asked_and_read() -> None:
+    words = (Message("system", "The capital"), Message("user", "of France is"))
+    asked = payload(Request(words, Sampling(top_logprobs=2, max_tokens=3), raw=True), "m", "max_tokens", token_ids=True)
+    assert (asked["prompt"], asked["logprobs"]) == ("The capital\n\nof France is", 2)
+    assert not {"messages", "top_logprobs"} & set(asked)
+    answer = completion(raw_text(), token_ids=True)
+    assert (answer.text, answer.finish_reason, answer.prompt_tokens) == (" Paris.\n", "length", 5)
+    logprobs = answer.logprobs
+    assert logprobs is not None
+    assert logprobs.ids is not None
+    assert logprobs.top_ids is not None
+    assert logprobs.ids.tolist() == [7042, 30, 198]
+    assert logprobs.top_ids.tolist() == [[7042, 260, -1], [28, 5, 30], [198, 378, -1]]
+    np.testing.assert_allclose(logprobs.logprobs, [-0.27, -3.5, -0.98], rtol=1e-6)
+    assert completion(raw_text(logprobs=None)).logprobs is None
+
+
+def test_a_model_that_ends_at_once_has_answered() -> None:
+    assert completion(raw_text(text="", finish_reason="stop", logprobs=None), token_ids=True).text == ""
+    with pytest.raises(Unavailable, match="empty answer"):
+        completion(raw_text(text="", finish_reason="stop", logprobs=None))
