@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Any, Protocol
 
 from llm_distill.errors import DistillError, FellShort, Unavailable, UserError
 from llm_distill.limits import Budget, Charge, Limits, Per, Tally, accounts
@@ -17,6 +19,20 @@ GATE_ROWS, GATE_WINDOW = 100, 200
 BARE_ROWS = 20
 #: Bytes a token, about, for what a provider will count; reservations use an upper bound instead.
 BYTES_PER_TOKEN = 4
+
+
+class Peer(Protocol):
+    """Who asks on the same budgets in this process: what it holds may be given back."""
+
+    @property
+    def held(self) -> Collection[Any]:
+        """What it has claimed and not yet settled."""
+        ...
+
+    @property
+    def claiming(self) -> bool:
+        """Whether it is about to hold more."""
+        ...
 
 
 @dataclass
@@ -73,7 +89,8 @@ class Account:
         """A request with the most that it may cost."""
         size = sum(len(m.content.encode()) for m in request.messages)
         bound, most = self.model.count(request) + self._more, request.sampling.max_tokens
-        reserve = Charge(self.model.prices.at_most_usd(bound, most) if self.model.prices else 0.0, bound + most)
+        prices, batch = self.model.prices, self.model.batches
+        reserve = Charge(prices.at_most_usd(bound, most, batch=batch) if prices else 0.0, bound + most)
         usual = size // BYTES_PER_TOKEN + request.sampling.max_tokens
         return Item(key, request, self.names(), bound, usual, self._more, reserve, reserve)
 
@@ -81,13 +98,11 @@ class Account:
         self, prompt_tokens: int, completion_tokens: int, cached: int | None = 0, new: int | None = 0
     ) -> Charge:
         """What a try cost; `cached` and `new` are the prompt's tokens that came from or went into a cache."""
-        prices = self.model.prices
-        tokens = prompt_tokens + completion_tokens
+        tokens, prices, batch = prompt_tokens + completion_tokens, self.model.prices, self.model.batches
         if prices is None:
             return Charge(0.0, tokens)
-        return Charge(
-            prices.cost_usd(prompt_tokens, completion_tokens, cached or 0, cache_write_tokens=new or 0), tokens
-        )
+        usd = prices.cost_usd(prompt_tokens, completion_tokens, cached or 0, cache_write_tokens=new or 0, batch=batch)
+        return Charge(usd, tokens)
 
     def lose(self, item: Item, error: Unavailable) -> None:
         """Charge a try of which nothing is left: what its usage says, else the most it can have been."""
@@ -152,6 +167,14 @@ def unfit(
                 "answers are kept in the ledger."
             )
     return None
+
+
+def left_in_batches(rows: int) -> DistillError:
+    """Why asking one by one stops where rows are in batches that nobody waits for."""
+    return FellShort(
+        f"{rows:,} rows are in batches at the provider, paid for there and waited for by no process; run a recipe that asks "
+        "this model through openai_batch to collect them."
+    )
 
 
 def no_budget(budget: Budget, held: Charge, least: Charge, tally: Tally, total: int | None) -> DistillError:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from llm_distill.asking import Asking
+from llm_distill.batching import BatchAsking
 from llm_distill.errors import Interrupted
 from llm_distill.interrupts import on_interrupt
 from llm_distill.limits import Limits, Tally
@@ -57,7 +58,7 @@ def ask_all(
     import uvloop
 
     async def settle() -> Tally:
-        askings: list[Asking] = []
+        askings: list[Asking | BatchAsking] = []
 
         def show(_tally: Tally) -> None:
             on_tally(sum((a.tally for a in askings), Tally()))
@@ -75,7 +76,9 @@ def ask_all(
             say(f"stopping: waiting up to {limits.drain_s:g} s for {flying} requests; Ctrl-C again to leave them")
             stop(Interrupted("stopped; everything answered is kept, the same command goes on from here."))
 
-        askings += [Asking(model, ledger, run, limits, total, show, stop) for model, _, total in groups]
+        for model, _, total in groups:
+            common = model, ledger, run, limits, total, show, stop
+            askings.append(BatchAsking(*common, say) if model.batches else Asking(*common))
         for asking in askings:
             asking.peers = askings
         async with on_interrupt(interrupt), asyncio.TaskGroup() as tasks:

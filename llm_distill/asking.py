@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from llm_distill.account import Account, Item, no_budget, unfit
+from llm_distill.account import Account, Item, Peer, left_in_batches, no_budget, unfit
 from llm_distill.errors import Rejected, Unavailable, UserError
+from llm_distill.ledger_batches import BatchBook
 from llm_distill.limits import Limits, Tally, backoff_s
 from llm_distill.models import Model
 from llm_distill.records import Entry, Request
@@ -50,7 +51,7 @@ class Asking:
         # Claimed a little ahead, so that no place is idle; not more, for a crash leaves their reservations behind.
         self.chunk_rows = max(1, min(256, model.concurrency // 4))
         self.room: asyncio.Future[None] | None = None
-        self.peers = [self]  # all that share our budgets, in this process
+        self.peers: Sequence[Peer] = [self]  # all that share our budgets, in this process
         self.claiming = False
         self.refusals = 0  # by a budget of which nobody here holds anything
         self.stopping: Exception | None = None
@@ -91,6 +92,8 @@ class Asking:
             if not chunk:
                 if not busy:
                     return None
+                if not self.open and (rows := await asyncio.to_thread(BatchBook(self.ledger).forsaken, [*busy])):
+                    return self.on_stop(left_in_batches(rows))
                 await asyncio.sleep(0.2)
                 chunk, busy = busy, {}
             again = {key: request for key, request in chunk.items() if key in self.held}  # the same question twice

@@ -57,13 +57,14 @@ def _asked(plan: Plan, role: str, prompts: list[Prompt]) -> dict[str, Any]:
     if answers.json_schema:  # the second question repeats the first, with the answer and what is wrong with it
         given, made = 2 * given + requests * (answers.max_tokens + _REPAIR_TOKENS), 2 * made
     each = ceil(given / max(1, requests)), ceil(made / max(1, requests))  # a price may depend on a request's length
+    batch = getattr(plan.models[role].function, "batches", False)
     return {
         "model": plan.models[role].spec.name,
         "prices": price_source(plan.models[role]),
         "requests": requests,
         "prompt_tokens": given,
         "completion_tokens_at_most": made,
-        "cost_usd_at_most": None if prices is None else requests * prices.at_most_usd(*each),
+        "cost_usd_at_most": None if prices is None else requests * prices.at_most_usd(*each, batch=batch),
     }
 
 

@@ -42,6 +42,25 @@ ACCOUNTS = sa.Table(
     sa.Column("nano_usd", sa.BigInteger, nullable=False),
     sa.Column("tokens", sa.BigInteger, nullable=False),
 )
+#: Batches at a provider and on their way there; see ledger_batches.
+BATCHES = sa.Table(
+    "batches",
+    META,
+    sa.Column("id", sa.String(32), primary_key=True),  # ours
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("run", sa.Text, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("accounts", sa.Text, nullable=False),  # what its rows are charged to, as JSON
+    sa.Column("rows", sa.LargeBinary, nullable=False),  # their keys and reservations, as msgpack
+    sa.Column("size", sa.Integer, nullable=False),
+    sa.Column("created", sa.Float, nullable=False),
+    sa.Column("file_id", sa.Text),  # the provider's
+    sa.Column("batch_id", sa.Text),
+    sa.Column("owner", sa.Text),  # who looks after it
+    sa.Column("lease_until", sa.Float),
+    sa.Column("stray", sa.Text),  # counts of lines that told of none of its rows, as JSON
+)
 FORMAT = sa.Table("format", META, sa.Column("version", sa.Integer, primary_key=True))
 VERSION = 2
 

@@ -62,7 +62,7 @@ def check_across(plan: Plan) -> None:
         )
     for view, role in (*((plan.task.teacher, role) for role in plan.teachers.roles), (plan.task.few_shot, "student")):
         model = plan.models.get(role)
-        if view and view.raw and model and model.spec.name == "openai_api":
+        if view and view.raw and model and model.spec.name in ("openai_api", "openai_batch"):
             raise UserError(f"task: `raw` text cannot be sent to models.{role}, a chat endpoint; remove `raw`.")
     for role, model in plan.models.items():
         if model.knobs.get("token_ids") and plan.answers.top_logprobs is None:

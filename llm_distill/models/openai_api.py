@@ -37,7 +37,7 @@ _PACES: dict[Any, Pace] = {}
 #: What no proxy can reach.
 _THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 #: Worth another try: time-outs, conflicts, rate limits and the server's own troubles (529: overloaded).
-_RETRYABLE = {408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529}
+RETRYABLE = {408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529}
 #: Of these, what says that there are too many requests now.
 _CROWDED = {429, 503, 529}
 
@@ -104,13 +104,14 @@ class OpenAIModel(Model):
     def preflight(self) -> None:
         """UserError when the key's environment variable is not set, or the tokenizer not there; before anything is asked."""
         _ = self.vocabulary
-        if self._key_env and not self._key():
+        if self._key_env and not self.key():
             raise UserError(
                 f"the environment variable {self._key_env} is not set; export the key of {self._base_url}, "
                 "or write `api_key_env: null` for an endpoint that needs none."
             )
 
-    def _key(self) -> str:
+    def key(self) -> str:
+        """The key, from its environment variable."""
         key = os.environ.get(self._key_env or "", "").strip()
         if not key.isascii() or not key.isprintable():
             raise UserError(
@@ -124,7 +125,7 @@ class OpenAIModel(Model):
         if self._session is None:
             headers = {"Content-Type": "application/json"}
             if self._key_env:
-                headers["Authorization"] = f"Bearer {self._key()}"
+                headers["Authorization"] = f"Bearer {self.key()}"
             parts = urlsplit(self._base_url)
             # Once for all: aiohttp's own `trust_env` reads the netrc file in a thread for every single request.
             own = parts.hostname in _THIS_MACHINE or proxy_bypass(parts.netloc)
@@ -164,13 +165,16 @@ class OpenAIModel(Model):
                 break  # somebody is there; what it says to a real question will tell
         self._reached = True
 
+    def body(self, request: Request) -> dict[str, Any]:
+        """What is sent for a request."""
+        return wire.payload(request, self._name, self._max_tokens_field, token_ids=self._token_ids) | self._extra
+
     async def complete(self, request: Request) -> Completion:
         """One chat completion. See Model.complete for the errors."""
         import aiohttp
 
         start = time.perf_counter()
-        body = wire.payload(request, self._name, self._max_tokens_field, token_ids=self._token_ids)
-        data = msgspec.json.encode(body | self._extra)
+        data = msgspec.json.encode(self.body(request))
         try:
             url = f"{self._base_url}/completions" if request.raw else self._url
             async with self._open().post(url, data=data, proxy=self._proxy) as response:
@@ -205,8 +209,8 @@ class OpenAIModel(Model):
                 f"{self._base_url} refuses answers.top_logprobs: {top} (HTTP {status}): {detail} Lower it to what the "
                 "endpoint allows, or remove it."
             )
-        if status in _RETRYABLE:
-            raise Unavailable(f"HTTP {status}: {detail}", _seconds(retry_after), crowded=status in _CROWDED)
+        if status in RETRYABLE:
+            raise Unavailable(f"HTTP {status}: {detail}", retry_after_s(retry_after), crowded=status in _CROWDED)
         raise Rejected(f"HTTP {status}: {detail}")
 
     async def _offered(self) -> str:
@@ -221,7 +225,7 @@ class OpenAIModel(Model):
         return did_you_mean(self._name, names)
 
 
-def _seconds(retry_after: str | None) -> float | None:
+def retry_after_s(retry_after: str | None) -> float | None:
     """Retry-After (RFC 9110, 10.2.3): seconds or a date."""
     if not retry_after:
         return None
