@@ -83,6 +83,13 @@ def test_the_teachers_that_are_explained_are_sound(desk: Desk) -> None:
     assert plan.questions_a_row == 6
 
 
+def test_the_models_on_vllm_that_are_explained_are_sound(desk: Desk) -> None:
+    blocks = [YAML(typ="safe", pure=True).load(block) for block in _text("yaml")]
+    (explained,) = (b for b in blocks if "vllm" in str(b.get("student", "")))
+    desk.seeds([{"prompt": "x"}])
+    assert load(desk.recipe(models=explained, held_out={"share": 0.1}, train="sft", evaluate={})).trainer
+
+
 def test_the_scorer_that_is_explained_works(desk: Desk) -> None:
     (code,) = _text("python")
     (desk.folder / "mine.py").write_text(code, encoding="utf-8")

@@ -16,7 +16,7 @@ class Model:
     `identity` names everything an answer depends on besides the request (endpoint or weights, never a secret): it is
     part of the ledger's key. `concurrency` is how many requests may be in flight. `terms` names the terms of use
     recorded with each row. `prices` are None when unknown. `count` gives the tokens of a request's prompt, never too few.
-    `holds_weights` says that it runs in this process, where two may not fit side by side; `batches` that it is asked by the
+    `holds_weights` says that it runs on this machine, where two may not fit side by side; `batches` that it is asked by the
     file and answers within a day (OpenAIBatchModel). One whose logprobs come as ids without bytes may have a `vocabulary`
     besides, which spells them.
     """

@@ -49,6 +49,7 @@ class VllmOfflineModel(Model):
     """
 
     prices = FREE
+    holds_weights = True
     #: Knobs that no answer depends on.
     pace_knobs = ("gpu_memory_utilization", "max_logprobs")
 

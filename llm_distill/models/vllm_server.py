@@ -60,6 +60,7 @@ class VllmModel(Model):
     """
 
     prices = FREE
+    holds_weights = True
     #: Knobs that no answer depends on: where the server runs and how fast.
     pace_knobs = ("python", "port", "env", "gpu_memory_utilization", "max_logprobs", "startup_timeout_s")
 
