@@ -324,11 +324,8 @@ def vocabulary(desk: Desk) -> Path:
     folder = desk.folder / "served"
     folder.mkdir()
     pieces = {label: number for number, label in enumerate(LABELS)}
-    description: dict[str, object] = {
-        "model": {"type": "BPE", "vocab": pieces, "merges": []},
-        "added_tokens": [],
-        "decoder": None,
-    }
+    model = {"type": "WordLevel", "vocab": pieces, "unk_token": LABELS[0]}
+    description: dict[str, object] = {"version": "1.0", "model": model, "added_tokens": [], "decoder": None}
     (folder / "tokenizer.json").write_text(json.dumps(description))
     return folder
 

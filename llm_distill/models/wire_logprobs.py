@@ -142,7 +142,7 @@ def _distinct(content: list[Token], flat: list[Alternative]) -> tuple[bytes, np.
     import pyarrow as pa
 
     tokens = [*content, *flat]
-    if isinstance(content[0].id, int) and all(isinstance(token.id, int) for token in tokens):
+    if content[0].id is not None and all(type(token.id) is int and 0 <= token.id < 1 << 31 for token in tokens):
         found = np.unique([token.id for token in tokens], return_index=True, return_inverse=True)
         numbers, first, places = (part.astype(np.int32) for part in found)
         return *_buffers(pa.array([_bytes(tokens[i]) for i in first.tolist()], pa.binary())), places, numbers
