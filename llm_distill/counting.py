@@ -51,7 +51,7 @@ class TokenCounter:
         self._prepare()
         schema = len((request.sampling.schema or "").encode())
         if self._tokens is None:
-            return PER_REQUEST + schema + sum(PER_MESSAGE + _bytes(m.content) for m in request.messages)
+            return PER_REQUEST + schema + sum(PER_MESSAGE + len(m.role) + _bytes(m.content) for m in request.messages)
         told = sum(PER_MESSAGE + self._tokens(m.role) + self._tokens(m.content) for m in request.messages)
         return PER_COUNTED_REQUEST + schema + told
 

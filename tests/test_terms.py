@@ -163,6 +163,8 @@ def test_an_unknown_name_is_named_with_what_there_is(seeded: Desk) -> None:
         ),
         ({"name": "mine", "allows": {"trian": "yes"}}, "terms.allows.trian"),
         ({"name": "openai"}, "terms.name: 'openai' names another record already"),
+        ({"name": "ours+theirs"}, "terms.name: found 'ours+theirs'; rows join names with `+`"),
+        ({"name": "unknown"}, "terms.name: found 'unknown'"),
         ("nowhere.yaml", "terms: no such file"),
     ],
 )
@@ -255,6 +257,14 @@ def test_the_gate_names_the_rows_the_model_and_the_clause(seeded: Desk) -> None:
     with pytest.raises(UserError, match=r"'gone' .of which no record is at hand."):
         gate(_plan(seeded, policy={"accept_unknown": False}), [{"model": "m", "terms": "gone"}])
     assert gate(_plan(seeded), []) == []
+
+
+def test_a_row_of_several_teachers_stands_under_the_terms_of_each(seeded: Desk) -> None:
+    rows = [{"model": "a+b", "terms": "mit+openai"}] * 2 + [{"model": "a", "terms": "mit+unknown"}]
+    (note,) = gate(_plan(seeded), rows)
+    assert note.startswith("1 of 3 rows were answered by a under terms that nobody named")
+    with pytest.raises(UserError, match=r"2 of 3 rows were answered by a\+b under the terms 'openai'"):
+        gate(_plan(seeded, policy={"competing": True}), rows)
 
 
 def test_every_use_and_every_answer() -> None:
