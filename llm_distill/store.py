@@ -168,7 +168,7 @@ class RunFolder:
     """One run's folder and its run.json."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self._held = path, False
         self.record: dict[str, Any] = {"format": FORMAT, "stages": {}}
         if (path / "run.json").exists():
             try:
@@ -207,14 +207,22 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the folder against other processes, waiting for them; what they recorded meanwhile is read."""
+        """Hold the folder against other processes, waiting for them; what they recorded meanwhile is read. May be nested."""
+        if self._held:
+            yield
+            return
         with (self.path / ".lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            self.record["stages"] = RunFolder(self.path).record["stages"]
-            yield
+            self._held = True
+            try:
+                self.record["stages"] = RunFolder(self.path).record["stages"]
+                yield
+            finally:
+                self._held = False
 
     def save(self, stage: str | None = None, stamp: Mapping[str, Any] | None = None) -> None:
-        """Write run.json, with a stage's stamp if one is given (an empty one removes it)."""
-        if stage is not None:
-            self.record["stages"][stage] = dict(stamp or {})
-        write_json(self.path / "run.json", self.record)
+        """Write run.json, with a stage's stamp if one is given (an empty one removes it); others' stamps stay."""
+        with self.lock():
+            if stage is not None:
+                self.record["stages"][stage] = dict(stamp or {})
+            write_json(self.path / "run.json", self.record)
