@@ -20,6 +20,7 @@ from llm_distill.logprobs import Logprobs
 from llm_distill.models import Model, weights
 from llm_distill.models.decoding import encode
 from llm_distill.models.rounds import Rounds, Waiting, in_thread, let_go
+from llm_distill.models.servers import fault
 from llm_distill.models.vllm_setup import Setup
 from llm_distill.models.vocabulary import Vocabulary
 from llm_distill.plugs import InputFile, Weights
@@ -159,23 +160,23 @@ class _Engine:
         folder = setup.folder()
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        from vllm import EngineArgs, LLMEngine
-        from vllm.lora.request import LoRARequest
-
         lora = {"enable_lora": True, "max_lora_rank": setup.rank()} if setup.adapter else {}
         alone = (
             {} if any(name.endswith("parallel_size") for name in settings) else {"distributed_executor_backend": "uni"}
         )
         more = {"max_model_len": setup.max_model_len} if setup.max_model_len else {}
         try:
+            from vllm import EngineArgs, LLMEngine
+            from vllm.lora.request import LoRARequest
+
             args = EngineArgs(
                 model=folder, dtype=setup.dtype, generation_config="vllm", logprobs_mode="raw_logprobs",
                 disable_log_stats=True, use_tqdm_on_load=False, **lora, **alone, **more, **settings,
             )  # fmt: skip
             self._engine = LLMEngine.from_engine_args(args)
-        except (ValueError, TypeError, RuntimeError, OSError) as error:
-            first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise UserError(f"vllm_offline: the engine does not start: {first}") from error
+        except (ImportError, ValueError, TypeError, RuntimeError, OSError) as error:
+            why = fault(f"{type(error).__name__}: {error}")
+            raise UserError(f"vllm_offline: the engine does not start: {why}") from error
         self._lora = LoRARequest(setup.name, 1, setup.adapter) if setup.adapter else None
         self._tokenizer = weights.load_tokenizer(folder)
         if setup.chat_template:

@@ -12,6 +12,7 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -227,9 +228,15 @@ def test_the_server_ends_with_the_program(fake: Fake, end: str) -> None:
 
 
 def test_a_forked_child_that_lives_on_keeps_no_server(fake: Fake) -> None:
-    with _driver(fake, "print(os.fork() or time.sleep(5), flush=True)") as driver:
-        driver.communicate(timeout=20)
-    assert gone(fake.processes, within_s=0)
+    # It holds our end of the pipe to the server's keeper open.
+    with _driver(fake, "print(os.fork() or time.sleep(3), flush=True)") as driver:
+        driver.wait(timeout=20)
+        assert driver.stdout is not None
+        driver.stdout.readline()
+        forked = int(driver.stdout.readline())
+        assert gone(fake.processes, within_s=0)
+        assert psutil.pid_exists(forked)
+        os.kill(forked, signal.SIGKILL)
 
 
 def _driver(fake: Fake, end: str, *faults: str) -> subprocess.Popen[str]:
@@ -366,6 +373,17 @@ def test_what_is_missing_is_said_before_the_start(fake: Fake, tmp_path: Path) ->
     fake.python.write_text(fake.python.read_text().replace('"no-vllm" in FAULTS', "1"))
     assert "`pip install vllm` into an environment and name its bin/python" in refused()
     assert len(fake.notes("starts")) == 1
+
+
+def test_the_engine_in_process_needs_vllm_in_this_process(fake: Fake) -> None:
+    model = VllmOfflineModel(model=str(fake.weights))
+    if find_spec("vllm"):
+        return model.preflight()
+    with pytest.raises(UserError, match="vllm is not installed where llm-distill runs"):
+        model.preflight()
+    with pytest.raises(UserError, match="the engine does not start: ModuleNotFoundError: No module named 'vllm'"):
+        asyncio.run(model.complete(question()))
+    return None
 
 
 @pytest.mark.parametrize(

@@ -179,6 +179,7 @@ def test_a_run_through_four_ends_of_its_server(desk: Desk) -> None:
 OFFLINE = """
 import asyncio, sys
 import msgspec, psutil
+from llm_distill.errors import UserError
 from llm_distill.models.vllm_offline import VllmOfflineModel
 from llm_distill.records import Message, Request, Sampling
 
@@ -195,6 +196,10 @@ def main():
         finally:
             await model.close()
 
+    try:
+        asyncio.run(ask(VllmOfflineModel(**knobs | {"max_model_len": 10**6, "adapter": None})))
+    except UserError as error:
+        assert "does not start: Value error, User-specified max_model_len (1000000) is greater" in str(error), error
     found = []
     for adapter in (None, knobs.pop("adapter")):
         model = VllmOfflineModel(**knobs, adapter=adapter)
