@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -24,6 +24,8 @@ BYTES_PER_TOKEN = 4
 class Peer(Protocol):
     """Who asks on the same budgets in this process: what it holds may be given back."""
 
+    tally: Tally
+
     @property
     def held(self) -> Collection[Any]:
         """What it has claimed and not yet settled."""
@@ -33,6 +35,16 @@ class Peer(Protocol):
     def claiming(self) -> bool:
         """Whether it is about to hold more."""
         ...
+
+
+def still(peers: Sequence[Peer]) -> int | None:
+    """How many requests have ended, when nobody holds anything or is about to; None while somebody does.
+
+    A budget's refusal is final when this stands before it and has not changed after it: nothing will be given back.
+    """
+    if any(peer.held or peer.claiming for peer in peers):
+        return None
+    return sum(peer.tally.answered + peer.tally.failed for peer in peers)
 
 
 @dataclass

@@ -73,7 +73,8 @@ def ask_all(
                     asking.drain_s = 0.0  # a second Ctrl-C waits for nothing
                 return
             flying = sum(len(a.open) for a in askings)
-            say(f"stopping: waiting up to {limits.drain_s:g} s for {flying} requests; Ctrl-C again to leave them")
+            if flying:
+                say(f"stopping: waiting up to {limits.drain_s:g} s for {flying} requests; Ctrl-C again to leave them")
             stop(Interrupted("stopped; everything answered is kept, the same command goes on from here."))
 
         for model, _, total in groups:

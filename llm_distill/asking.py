@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from llm_distill.account import Account, Item, Peer, left_in_batches, no_budget, unfit
+from llm_distill.account import Account, Item, Peer, left_in_batches, no_budget, still, unfit
 from llm_distill.errors import Rejected, Unavailable, UserError
 from llm_distill.ledger_batches import BatchBook
 from llm_distill.limits import Limits, Tally, backoff_s
@@ -53,7 +53,6 @@ class Asking:
         self.room: asyncio.Future[None] | None = None
         self.peers: Sequence[Peer] = [self]  # all that share our budgets, in this process
         self.claiming = False
-        self.refusals = 0  # by a budget of which nobody here holds anything
         self.stopping: Exception | None = None
         self.quiet = asyncio.Event()  # nothing is open any more, or we are told to stop
         self.quiet.set()
@@ -100,7 +99,7 @@ class Asking:
             busy |= again
             chunk = {key: request for key, request in chunk.items() if key not in again}
             items = {key: self.account.item(key, request) for key, request in chunk.items()}
-            self.claiming = True
+            ended, self.claiming = still(self.peers), True
             claims = await asyncio.to_thread(
                 self.ledger.claim,
                 self.account.run,
@@ -115,9 +114,8 @@ class Asking:
             busy |= {key: chunk[key] for key in claims.busy}
             over = {key: chunk[key] for key in claims.over}
             await self._offer([items[key] for key in claims.mine])
-            self.refusals = self.refusals if over else 0
             if over and self.stopping is None:
-                await self._wait_for_budget(claims, items[claims.over[0]])
+                await self._wait_for_budget(claims, items[claims.over[0]], ended)
             self.on_tally(self.tally)
         return None
 
@@ -143,17 +141,10 @@ class Asking:
             for item in items:
                 self.ready.put_nowait(item)
 
-    async def _wait_for_budget(self, claims: Claims, item: Item) -> None:
-        """What is in flight was reserved at its worst and gives back a part when it settles.
-
-        What was held when the budget refused may have been given back since: only a second refusal counts.
-        """
-        if any(peer.held or peer.claiming for peer in self.peers):
-            self.refusals = 0
+    async def _wait_for_budget(self, claims: Claims, item: Item, ended: int | None) -> None:
+        """What is in flight was reserved at its worst and gives back a part when it settles."""
+        if ended is None or still(self.peers) != ended:
             return await asyncio.sleep(COMMIT_S)
-        self.refusals += 1
-        if self.refusals == 1:
-            return None
         assert claims.refused
         return self.on_stop(no_budget(claims.refused, claims.held, item.reserve, self.tally, self.total))
 

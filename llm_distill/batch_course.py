@@ -151,11 +151,12 @@ class Course:
         assert batch.file_id
         for look in range(1, LOOKS + 1):
             if look == LOOKS:  # a start that is still on its way finds no file any more
-                with suppress(Rejected):
+                with suppress(Rejected, UserError):
                     await self._patiently(self.model.delete, batch.file_id)
             if found := await self._patiently(self.model.find, batch.id, batch.file_id):
                 for double in found[1:]:
-                    await self._patiently(self.model.cancel, double.id)
+                    with suppress(DistillError):
+                        await self._patiently(self.model.cancel, double.id, tries=3)
                 return found[0]
             await asyncio.sleep(min(self.model.poll_s, LOOK_S))
         return None

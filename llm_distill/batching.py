@@ -11,8 +11,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from llm_distill.account import Account, Item, Peer, no_budget, unfit
-from llm_distill.batch_course import CHUNK, LOOK_S, Course, row_of
+from llm_distill.account import Account, Item, Peer, no_budget, still, unfit
+from llm_distill.batch_course import CHUNK, Course, row_of
 from llm_distill.errors import DistillError, FellShort, UserError
 from llm_distill.ledger_batches import Batch, Row
 from llm_distill.limits import Limits, Per, Tally
@@ -52,7 +52,6 @@ class BatchAsking:
         self.live: set[asyncio.Task[None]] = set()  # one for each batch
         self.peers: Sequence[Peer] = [self]  # all that share our budgets, in this process
         self.claiming = False
-        self.refusals = 0  # by a budget of which nobody here holds anything
         self.unfit: Exception | None = None
         self.stopping: Exception | None = None
         self.halted = asyncio.Event()
@@ -114,7 +113,7 @@ class BatchAsking:
             while busy and self.stopping is None:
                 busy = await self._join(busy)
                 if busy:
-                    await asyncio.sleep(min(self.model.poll_s, LOOK_S))
+                    await asyncio.sleep(self.model.poll_s)
                 held = await asyncio.to_thread(self.book.holders, list(busy))
                 free = [(key, request) for key, request in busy.items() if key not in held]
                 busy = {key: busy[key] for key in held} | await self._gather(iter(free))
@@ -137,9 +136,8 @@ class BatchAsking:
             twice = busy.keys() | {row.key for row, _ in self.claimed}
             chunk = {key: request for key, request in chunk.items() if key not in twice}
             self.tally.reused += 0 if over else len(taken) - len(chunk)  # the same question again
-            self.claiming = True
+            ended, self.claiming = still(self.peers), True
             claims = await self.course.step(self._claim, chunk)
-            self.claiming = False
             self.tally.reused += len(claims.settled)
             self.on_tally(self.tally)
             busy |= {key: chunk[key] for key in claims.busy}
@@ -147,28 +145,20 @@ class BatchAsking:
             await self._pack(whole=bool(over))
             if over and not self.live:
                 busy = await self._join(busy)
-            self.refusals = self.refusals if over else 0
             if over:
-                await self._wait_for_budget(claims, self.account.item(*next(iter(over.items()))))
+                await self._wait_for_budget(claims, self.account.item(*next(iter(over.items()))), ended)
         await self._pack(whole=True)
         return busy
 
-    async def _wait_for_budget(self, claims: Claims, item: Item) -> None:
-        """A batch was reserved at its worst and gives back a part when it is settled; so may who else asks in this process.
-
-        What was held when the budget refused may have been given back since: only a second refusal counts.
-        """
+    async def _wait_for_budget(self, claims: Claims, item: Item, ended: int | None) -> None:
+        """A batch was reserved at its worst and gives back a part when it is settled; so may who else asks in this process."""
         if self.live:
-            self.refusals = 0
             await asyncio.wait(self.live, return_when=asyncio.FIRST_COMPLETED)
-        elif any(peer.held or peer.claiming for peer in self.peers if peer is not self):
-            self.refusals = 0
+        elif ended is None or still(self.peers) != ended:
             await asyncio.sleep(min(self.model.poll_s, 1.0))
         else:
-            self.refusals += 1
-            if self.refusals > 1:
-                assert claims.refused
-                self.on_stop(no_budget(claims.refused, claims.held, item.reserve, self.tally, self.total))
+            assert claims.refused
+            self.on_stop(no_budget(claims.refused, claims.held, item.reserve, self.tally, self.total))
 
     def _claim(self, chunk: Mapping[str, Request]) -> Claims:
         self.names = self.account.names()
@@ -190,6 +180,7 @@ class BatchAsking:
 
     async def _pack(self, *, whole: bool) -> None:
         """Make batches of what is claimed: of what fills one, or of all."""
+        self.claiming = True  # until what is claimed is in a live batch
         sizes = [size for _, size in self.claimed]
         counts = full_files(sizes, self.model.max_requests, self.model.max_bytes)
         for count in [*counts, len(sizes) - sum(counts)] if whole and sizes else counts:
@@ -203,6 +194,7 @@ class BatchAsking:
                 self.on_stop(
                     FellShort("this process stood still so long that another one took over its rows; run again.")
                 )
+        self.claiming = False
 
     async def _join(self, busy: dict[str, Request]) -> dict[str, Request]:
         """Look after batches that nobody alive looks after and that hold rows of ours; gives the other rows."""

@@ -352,20 +352,20 @@ def test_a_batch_too_large_for_the_queue_is_halved(
 
 
 @pytest.mark.parametrize(
-    ("call", "fault"),
+    ("call", "faults"),
     [
-        *[("upload", fault) for fault in ("500", "429:0", "reset", "lost", "html")],
-        *[("create", fault) for fault in ("500", "429:0", "503", "reset", "lost", "html")],
-        *[("retrieve", fault) for fault in ("500", "429:0", "reset", "lost", "html", "cut")],
-        *[("file", fault) for fault in ("500", "reset", "404", "html")],
-        *[("content", fault) for fault in ("500", "429:0", "reset", "cut", "short")],
-        *[("delete", fault) for fault in ("500", "reset", "404")],
+        ("upload", "500 429:0 reset lost html"),
+        ("create", "500 429:0 503 reset lost html"),
+        ("retrieve", "500 429:0 reset lost html cut"),
+        ("file", "500 reset 404 html"),
+        ("content", "500 429:0 reset cut short short"),
+        ("delete", "500 reset 404"),
     ],
 )
 def test_trouble_on_the_line_costs_no_row_and_no_money(
-    provider: MockBatches, tmp_path: Path, call: str, fault: str
+    provider: MockBatches, tmp_path: Path, call: str, faults: str
 ) -> None:
-    provider.trouble[call] = ["", fault, fault]
+    provider.trouble[call] = ["", *faults.split()]
     tally, entries = ask_batches(provider, tmp_path / "ledger", PROMPTS[:20], max_requests=5)
     assert {e.status for e in settled(entries)} == {"ok"}
     assert (tally.answered, tally.retried) == (20, 0)
@@ -713,7 +713,7 @@ def test_both_roads_side_by_side_share_a_budget(provider: MockBatches, tmp_path:
     assert ledger.spent(RUN).tokens == 7 * paid
     assert 7 * paid <= tokens
     if tokens == 900:
-        assert 7 * paid > 800
+        assert 7 * paid > 900 - 7 - 54  # no room was left for one more
     ledger.close()
 
 
@@ -811,8 +811,8 @@ def test_a_run_that_was_stopped_comes_back_for_its_batches(desk: Desk, provider:
 
 
 def test_check_says_what_a_batch_recipe_would_cost(desk: Desk, provider: MockBatches) -> None:
-    recipe = _nightly(desk, provider, prices_usd={"prompt": 1.0, "completion": 1000.0})
+    recipe = _nightly(desk, provider, prices_usd={"prompt": 1.0, "completion": 1000.0, "batch_discount": 0.5})
     found = json.loads(desk.llm_distill("check", recipe, "--json"))
     assert found["teacher_requests"] == 40
-    assert found["cost_usd_at_most"] == pytest.approx(0.32, abs=0.01)
+    assert found["cost_usd_at_most"] == pytest.approx(0.16, abs=0.01)
     assert not provider.calls

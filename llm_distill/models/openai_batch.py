@@ -18,7 +18,7 @@ from pydantic import Field
 from llm_distill.errors import DistillError, Rejected, Unavailable, UserError
 from llm_distill.models import Model, batch_lines, wire
 from llm_distill.models.openai_api import RETRYABLE, OpenAIModel, retry_after_s
-from llm_distill.plugs import SecretName
+from llm_distill.plugs import SecretName, Weights
 from llm_distill.prices import Prices
 from llm_distill.records import Completion, Request
 
@@ -110,6 +110,7 @@ class OpenAIBatchModel(Model):
         extra_body: dict[str, Any] | None = None,
         prices_usd: Prices | None = None,
         terms: str | None = None,
+        tokenizer: Weights | None = None,
     ) -> None:
         self._direct = OpenAIModel(
             model=model,
@@ -120,6 +121,7 @@ class OpenAIBatchModel(Model):
             extra_body=extra_body,
             prices_usd=prices_usd,
             terms=terms,
+            tokenizer=tokenizer,
         )
         self.identity, self.terms, self.prices = self._direct.identity, terms, self._direct.prices
         self.count = self._direct.count
