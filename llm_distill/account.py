@@ -27,6 +27,11 @@ class Peer(Protocol):
     tally: Tally
 
     @property
+    def wanting(self) -> Collection[Any]:
+        """What it holds and cannot give back, for it waits for more."""
+        ...
+
+    @property
     def held(self) -> Collection[Any]:
         """What it has claimed and not yet settled."""
         ...
@@ -97,14 +102,14 @@ class Account:
             self._day, self._names = day, {**accounts(self.run)}
         return self._names
 
-    def item(self, key: str, request: Request) -> Item:
-        """A request with the most that it may cost."""
+    def item(self, key: str, request: Request, names: dict[Per, str] | None = None) -> Item:
+        """A request with the most that it may cost; charged to `names`, or to the accounts of now."""
         size = sum(len(m.content.encode()) for m in request.messages)
         bound, most = self.model.count(request) + self._more, request.sampling.max_tokens
         prices, batch = self.model.prices, self.model.batches
         reserve = Charge(prices.at_most_usd(bound, most, batch=batch) if prices else 0.0, bound + most)
         usual = size // BYTES_PER_TOKEN + request.sampling.max_tokens
-        return Item(key, request, self.names(), bound, usual, self._more, reserve, reserve)
+        return Item(key, request, names or self.names(), bound, usual, self._more, reserve, reserve)
 
     def _charge(
         self, prompt_tokens: int, completion_tokens: int, cached: int | None = 0, new: int | None = 0

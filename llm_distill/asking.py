@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 #: An answer is on disk within twice this time after it arrived; a commit this often costs nothing measurable.
 COMMIT_S = 0.08
+#: Rows that another process asks are looked at so many at a time.
+_BUSY_ROWS = 256
 
 
 class Asking:
@@ -46,7 +48,10 @@ class Asking:
         self.done: list[tuple[Item, Entry]] = []  # ended, not yet on disk
         self.open: dict[str, Item] = {}  # claimed by us, not yet ended
         self.held: set[str] = set()  # claimed by us, not yet on disk
-        self.again: set[asyncio.Task[None]] = set()  # waiting to reserve once more
+        self.wanting: list[Item] = []  # to be tried again, once there is a reservation for it
+        self.items: dict[str, Item] = {}  # of the claim under way
+        self.claim: asyncio.Task[Claims] | None = None
+        self.probe: asyncio.Task[None] | None = None
         self.ready: asyncio.Queue[Item | None] = asyncio.Queue()
         # Claimed a little ahead, so that no place is idle; not more, for a crash leaves their reservations behind.
         self.chunk_rows = max(1, min(256, model.concurrency // 4))
@@ -66,11 +71,14 @@ class Asking:
                 await self.quiet.wait()
                 await self._drain(workers)
             finally:
-                for task in (*workers, *self.again, keeper):
+                for task in (*workers, keeper):
                     task.cancel()
-                for item in [
-                    i for i in self.open.values() if i.lost.tokens
-                ]:  # tried and perhaps billed: that much is known
+                if self.claim is not None:  # cut off: what it claims is nobody's but ours
+                    claims = await self.claim
+                    self.open.update((key, self.items[key]) for key in claims.mine)
+                for item in [item for item in self.open.values() if item.lost.tokens]:
+                    if item.flying:  # this try may be billed like those before it
+                        item.lost += item.reserve
                     self._end(item, item.failed(item.last_error))
                 await asyncio.to_thread(self._commit)
                 await asyncio.to_thread(self._release)
@@ -80,6 +88,7 @@ class Asking:
         """Claim in chunks as room appears; wait for what another process is asking, or for room in a budget."""
         busy: dict[str, Request] = {}
         over: dict[str, Request] = {}
+        moved = False  # whether the last look at busy rows found one that was busy no more
         while self.stopping is None:
             await self._has_room()
             try:
@@ -93,23 +102,22 @@ class Asking:
                     return None
                 if not self.open and (rows := await asyncio.to_thread(BatchBook(self.ledger).forsaken, [*busy])):
                     return self.on_stop(left_in_batches(rows))
-                await asyncio.sleep(0.2)
-                chunk, busy = busy, {}
+                await asyncio.sleep(0.0 if moved else 0.2)
+                chunk = dict(islice(busy.items(), max(self.chunk_rows, _BUSY_ROWS)))
+                busy = {key: request for key, request in busy.items() if key not in chunk}
             again = {key: request for key, request in chunk.items() if key in self.held}  # the same question twice
             busy |= again
             chunk = {key: request for key, request in chunk.items() if key not in again}
-            items = {key: self.account.item(key, request) for key, request in chunk.items()}
+            names = self.account.names()
+            items = self.items = {key: self.account.item(key, request, names) for key, request in chunk.items()}
+            reserve = {key: item.reserve for key, item in items.items()}
             ended, self.claiming = still(self.peers), True
-            claims = await asyncio.to_thread(
-                self.ledger.claim,
-                self.account.run,
-                self.model.identity,
-                chunk,
-                {key: item.reserve for key, item in items.items()},
-                self.account.names(),
-                self.limits.budgets,
-            )
-            self.claiming = False
+            run, identity, budgets = self.account.run, self.model.identity, self.limits.budgets
+            job = asyncio.to_thread(self.ledger.claim, run, identity, chunk, reserve, names, budgets)
+            self.claim = asyncio.create_task(job)
+            claims = await asyncio.shield(self.claim)
+            self.claim, self.claiming = None, False
+            moved = bool(claims.settled or claims.mine)
             self.tally.reused += len(claims.settled)
             busy |= {key: chunk[key] for key in claims.busy}
             over = {key: chunk[key] for key in claims.over}
@@ -132,10 +140,14 @@ class Asking:
         self.held.update(item.key for item in items)
         if self.stopping is None and not self.probed:
             self.probed = True
+            self.probe = asyncio.create_task(self.model.probe())
             try:
-                await self.model.probe()
+                await self.probe
             except UserError as error:
                 self.on_stop(error)
+            except asyncio.CancelledError:
+                if self.stopping is None:
+                    raise
         if self.stopping is None:
             self.quiet.clear()
             for item in items:
@@ -182,26 +194,29 @@ class Asking:
             return self._end(item, item.failed(item.last_error))
         self.tally.retried += 1
         delay_s = backoff_s(item.attempts, error.retry_after_s)
-        if error.billed:
-            task = self.tasks.create_task(self._reserve_again(item, delay_s))
-            self.again.add(task)
-            task.add_done_callback(self.again.discard)
-        else:
-            asyncio.get_running_loop().call_later(delay_s, self.ready.put_nowait, item)
+        # The try before this one may be billed, so this one needs a reservation of its own.
+        then = self.wanting.append if error.billed else self.ready.put_nowait
+        asyncio.get_running_loop().call_later(delay_s, then, item)
         return None
 
-    async def _reserve_again(self, item: Item, delay_s: float) -> None:
-        """The try before this one may be billed, so this one needs a reservation of its own."""
-        await asyncio.sleep(delay_s)
-        while self.stopping is None:
-            refused = await asyncio.to_thread(self.ledger.reserve, item.accounts, item.reserve, self.limits.budgets)
-            if refused is None:
-                item.reserved += item.reserve
-                return self.ready.put_nowait(item)
-            if all(i.lost.tokens for i in self.open.values()) and not self.done:  # nobody is left who could give back
-                return self.on_stop(no_budget(*refused, item.reserve, self.tally, self.total))
-            await asyncio.sleep(COMMIT_S)
-        return None
+    async def _reserve_again(self) -> None:
+        """Reserve for tries that follow one which may be billed, as far as the budgets have room."""
+        accounts = self.wanting[0].accounts
+        items = [item for item in self.wanting if item.accounts is accounts]
+        ended = self._idle()
+        charges, budgets = [item.reserve for item in items], self.limits.budgets
+        granted, refused, held = await asyncio.to_thread(self.ledger.reserve, accounts, charges, budgets)
+        for item in items[:granted]:
+            self.wanting.remove(item)
+            item.reserved += item.reserve
+            self.ready.put_nowait(item)
+        if refused and not granted and ended is not None and self._idle() == ended:
+            self.on_stop(no_budget(refused, held, charges[0], self.tally, self.total))
+
+    def _idle(self) -> int | None:
+        """As `still`, for those who wait to reserve once more: what they hold themselves is not given back."""
+        waiting = all(not p.claiming and len(p.held) <= len(p.wanting) for p in self.peers)
+        return sum(p.tally.answered + p.tally.failed for p in self.peers) if waiting else None
 
     def _end(self, item: Item, entry: Entry) -> None:
         self.done.append((item, entry))
@@ -220,8 +235,10 @@ class Asking:
             for accounts in {id(item.accounts): item.accounts for item, _ in batch}.values():
                 ours = [(item, entry) for item, entry in batch if item.accounts is accounts]
                 self.ledger.settle([entry for _, entry in ours], [item.reserved for item, _ in ours], accounts)
-            del self.done[: len(batch)]
-            self.held.difference_update(item.key for item, _ in batch)
+                settled = {item.key for item, _ in ours}  # at once: nothing may be settled twice
+                self.done[: len(batch)] = [pair for pair in self.done[: len(batch)] if pair[0].key not in settled]
+                batch = [pair for pair in batch if pair[0].key not in settled]
+                self.held.difference_update(settled)
 
     def _release(self) -> None:
         for accounts in {id(item.accounts): item.accounts for item in self.open.values()}.values():
@@ -236,6 +253,8 @@ class Asking:
         while True:
             await asyncio.sleep(COMMIT_S)
             await asyncio.to_thread(self._commit)
+            if self.wanting and self.stopping is None:
+                await self._reserve_again()
             self.on_tally(self.tally)
             if loop.time() - renewed > self.ledger.lease_s / 3:
                 renewed = loop.time()
@@ -246,6 +265,8 @@ class Asking:
         self.stopping = self.stopping or why
         self.quiet.set()
         self.pace.halt()
+        if self.probe:
+            self.probe.cancel()
         if self.room and not self.room.done():
             self.room.set_result(None)
 

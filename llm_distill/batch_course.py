@@ -240,7 +240,7 @@ class Course:
                 self.account.lose(item, error)
             room = True
             if rest is not None and error.billed:  # the next try may be billed as well
-                room = self.ledger.reserve(item.accounts, item.reserve, self.limits.budgets) is None
+                room = bool(self.ledger.reserve(item.accounts, [item.reserve], self.limits.budgets)[0])
                 item.reserved += item.reserve if room else Charge()
             if rest is not None and room:
                 rest.append(row_of(item))

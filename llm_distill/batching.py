@@ -52,6 +52,7 @@ class BatchAsking:
         self.live: set[asyncio.Task[None]] = set()  # one for each batch
         self.peers: Sequence[Peer] = [self]  # all that share our budgets, in this process
         self.claiming = False
+        self.wanting: Sequence[Any] = ()
         self.unfit: Exception | None = None
         self.stopping: Exception | None = None
         self.halted = asyncio.Event()

@@ -202,7 +202,7 @@ def show(
     rows = look(_folder(run, workspace), table, where)
     if as_json:
         for row in rows[:limit]:
-            print(json.dumps(row, ensure_ascii=False, default=str))
+            print(json.dumps(row, default=str))
         return
     for row in rows[:limit]:
         print(f"{row['row_id'][:10]}  " + "  ".join(f"{_brief(k)}={_brief(v)}" for k, v in row.items() if _worth(k, v)))
@@ -274,7 +274,7 @@ def _folder(run: str, workspace: Path) -> RunFolder:
 
 
 def _quit(message: str, code: int) -> NoReturn:
-    print(f"llm-distill: {message}", file=sys.stderr)
+    print(f"llm-distill: {_brief(message, 4000)}", file=sys.stderr)  # it may quote a server
     raise SystemExit(code)
 
 

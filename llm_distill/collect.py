@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ from llm_distill.ask import Group, ask_all
 from llm_distill.errors import FellShort
 from llm_distill.limits import Tally
 from llm_distill.logprob_table import beside
-from llm_distill.logprob_writer import writing
+from llm_distill.logprob_writer import Add, writing
 from llm_distill.merging import Candidate, merge, read
 from llm_distill.models import Model
 from llm_distill.records import MISFIT, Answer, Entry, Message, Prompt, Request, Sampling
@@ -57,34 +57,55 @@ def alone(role: str, model: Model, view: View, sampling: Sampling) -> Panel:
     return Panel({role: model}, lambda _prompt: (role,), view, sampling)
 
 
-def collect(run: Run, prompts: Sequence[Prompt], panel: Panel, table: str) -> list[Answer]:
+@dataclass
+class Counts:
+    """What became of a table's rows: `rows` that were settled, `failed` ones by their reason, and those still `owed`."""
+
+    rows: int = 0
+    owed: int = 0
+    failed: Counter[str | None] = field(default_factory=Counter)
+
+    def add(self, answer: Answer) -> None:
+        """Count one row."""
+        self.rows += 1
+        self.owed += answer.owed
+        if answer.status == "failed":
+            self.failed[answer.reason] += 1
+
+
+def collect(run: Run, prompts: Sequence[Prompt], panel: Panel, table: str) -> Counts:
     """Ask a panel for every prompt and write the answers, in prompt order. Written also when cut short."""
-    plan = run.plan
+    plan, counts = run.plan, Counts()
     who = [panel.who(prompt) for prompt in prompts]
     seats = {
         role: _Seat(run, role, panel, [p for p, roles in zip(prompts, who, strict=True) if role in roles])
         for role in panel.models
     }
-    answers: list[Answer] = []
+
+    def answers(add: Add) -> Iterator[Answer]:
+        found = {role: seat.candidates() for role, seat in seats.items()}
+        for prompt, roles in zip(prompts, who, strict=True):
+            parts = [next(found[role], None) for role in roles]
+            whole = [part for part in parts if part is not None]
+            if len(whole) < len(parts):
+                continue
+            candidates = [candidate for part in whole for candidate in part]
+            for c in candidates:
+                if (entry := c.entries[-1]).logprobs is not None:
+                    add(prompt.row_id, entry.key, entry.served_model, entry.logprobs, c.vocabulary)
+            answer = merge(plan.task, prompt, candidates, plan.pick)
+            counts.add(answer)
+            yield answer
+
     try:
         _settle(run, seats.values(), _Seat.firsts)
         if panel.sampling.schema is not None:
             _settle(run, seats.values(), _Seat.seconds)
     finally:
-        found = {role: seat.candidates() for role, seat in seats.items()}
         with writing(run.folder.file(beside(table))) as add:
-            for prompt, roles in zip(prompts, who, strict=True):
-                parts = [next(found[role], None) for role in roles]
-                whole = [part for part in parts if part is not None]
-                if len(whole) == len(parts):
-                    candidates = [candidate for part in whole for candidate in part]
-                    answers.append(merge(plan.task, prompt, candidates, plan.pick))
-                    for c in candidates:
-                        if (entry := c.entries[-1]).logprobs is not None:
-                            add(prompt.row_id, entry.key, entry.served_model, entry.logprobs, c.vocabulary)
-        store.write_table(run.folder.file(table), map(store.answer_row, answers), "answers")
-    _check_failed(answers, plan.answers.max_failed, table)
-    return answers
+            store.write_table(run.folder.file(table), map(store.answer_row, answers(add)), "answers")
+    _check_failed(counts, plan.answers.max_failed, table)
+    return counts
 
 
 def _settle(run: Run, seats: Iterable[_Seat], asked: Callable[[_Seat], Sized]) -> None:
@@ -195,12 +216,12 @@ class _Seat:
         return read(self.role, keys, entries, schema=schema, separate=separate, vocabulary=vocabulary)
 
 
-def _check_failed(answers: Sequence[Answer], most: float, table: str) -> None:
-    failed = [a for a in answers if a.status == "failed"]
-    if len(failed) <= most * len(answers):
+def _check_failed(counts: Counts, most: float, table: str) -> None:
+    failed = counts.failed.total()
+    if failed <= most * counts.rows:
         return
-    misfits = sum((a.reason or "").startswith(MISFIT) for a in failed)
-    ((reason, _),) = Counter(a.reason for a in failed).most_common(1)
+    misfits = sum(n for reason, n in counts.failed.items() if (reason or "").startswith(MISFIT))
+    ((reason, _),) = counts.failed.most_common(1)
     advice = "The others are kept; run again to ask for these."
     if misfits:
         advice = (
@@ -208,6 +229,6 @@ def _check_failed(answers: Sequence[Answer], most: float, table: str) -> None:
             "loosen the schema, say more in the template, or raise max_failed."
         )
     raise FellShort(
-        f"{table}: {len(failed)} of {len(answers)} rows failed, more than max_failed = {most:g} allows; "
+        f"{table}: {failed} of {counts.rows} rows failed, more than max_failed = {most:g} allows; "
         f"most often: {reason}. {advice}"
     )

@@ -36,6 +36,9 @@ LEASE_S = 30.0
 _CHUNK = 500
 
 _JSON = msgspec.json.Encoder()
+_PIDS = Path("/proc/self/ns/pid")
+#: Where a process number means this process: containers of one host may share its name, but not its numbers.
+_HERE = f"{socket.gethostname()}/{_PIDS.stat().st_ino if _PIDS.exists() else 0}"
 _ENTRY = msgspec.json.Decoder(Entry).decode
 
 
@@ -82,7 +85,7 @@ class Ledger:
             .where(REQUESTS.c.key == sa.bindparam("_key"), unanswered)  # an answer that came first stays
             .values({name: sa.bindparam(name) for name in answer} | {"owner": None, "lease_until": None})
         )
-        self.owner = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}"
+        self.owner = f"{_HERE}:{os.getpid()}:{uuid4().hex[:8]}"
 
     @contextmanager
     def _transaction(self, *, reading: bool = False) -> Iterator[sa.Connection]:
@@ -116,7 +119,7 @@ class Ledger:
         with self._transaction() as db:
             held_by = self._accounts(db, accounts)  # first, so that claims of one account wait for each other here
             keys = list(requests)
-            known = {row.key: row for chunk in _chunks(keys) for row in self._known(db, chunk)}
+            known = {row.key: row for chunk in _chunks(sorted(keys)) for row in self._known(db, chunk)}
             again: list[str] = []
             new: list[str] = []
             total = Charge()
@@ -178,7 +181,7 @@ class Ledger:
         if owner is None or lease_until is None or lease_until < time.time():
             return False
         host, pid, _ = owner.rsplit(":", 2)
-        if owner == self.owner or host != socket.gethostname():
+        if owner == self.owner or host != _HERE:
             return owner != self.owner
         try:
             os.kill(int(pid), 0)
@@ -189,22 +192,28 @@ class Ledger:
         return True
 
     def reserve(
-        self, accounts: Mapping[Per, str], charge: Charge, budgets: Sequence[Budget] = ()
-    ) -> tuple[Budget, Charge] | None:
-        """Reserve for a try whose forerunner may have been billed; the budget without room and its holdings, if any."""
+        self, accounts: Mapping[Per, str], charges: Sequence[Charge], budgets: Sequence[Budget] = ()
+    ) -> tuple[int, Budget | None, Charge]:
+        """Reserve for tries whose forerunners may have been billed, the first ones first.
+
+        Gives how many there was room for; and, if not for all, the budget that refused the next and what it holds.
+        """
         with self._transaction() as db:
-            held_by = self._accounts(db, accounts)
-            if refused := _refusing(budgets, held_by, charge):
-                return refused, held_by[refused.per]
-            self._add(db, accounts, [charge])
-        return None
+            held_by, total = self._accounts(db, accounts), Charge()
+            for count, charge in enumerate(charges):
+                if refused := _refusing(budgets, held_by, total + charge):
+                    self._add(db, accounts, charges[:count])
+                    return count, refused, held_by[refused.per] + total
+                total += charge
+            self._add(db, accounts, charges)
+        return len(charges), None, Charge()
 
     def renew(self) -> None:
         """Say that this process is alive and its claims hold."""
         with self._transaction() as db:
-            db.execute(
-                REQUESTS.update().where(REQUESTS.c.owner == self.owner).values(lease_until=time.time() + LEASE_S)
-            )
+            until = {"lease_until": time.time() + LEASE_S}
+            for chunk in _chunks(tables.locked(db, REQUESTS.c.owner == self.owner, REQUESTS.c.status.is_(None))):
+                db.execute(REQUESTS.update().where(REQUESTS.c.key.in_(chunk)).values(until))
 
     def settle(
         self,
@@ -249,7 +258,7 @@ class Ledger:
                 self._add(db, accounts, reserved, -1)
             for chunk in _chunks(sorted(keys)):
                 ours = REQUESTS.c.key.in_(chunk), REQUESTS.c.owner == self.owner, REQUESTS.c.status.is_(None)
-                db.execute(REQUESTS.delete().where(*ours))
+                db.execute(REQUESTS.delete().where(REQUESTS.c.key.in_(tables.locked(db, *ours))))
 
     def read(self, keys: Iterable[str], *, logprobs: bool = True) -> Iterator[Entry | None]:
         """The entries of keys, in their order; None where nothing is settled. Holds few of them at a time."""

@@ -15,7 +15,8 @@ from uuid import uuid4
 import msgspec
 import sqlalchemy as sa
 
-from llm_distill.ledger_tables import BATCHES, REQUESTS
+from llm_distill.errors import FellShort
+from llm_distill.ledger_tables import BATCHES, REQUESTS, locked
 from llm_distill.limits import Charge, Per
 from llm_distill.records import Request
 
@@ -103,7 +104,9 @@ class BatchBook:
         """Write down how far a batch got."""
         with self.ledger._transaction() as db:
             got = {"state": batch.state, "file_id": batch.file_id, "batch_id": batch.batch_id}
-            db.execute(BATCHES.update().where(BATCHES.c.id == batch.id).values(got))
+            mine = BATCHES.c.id == batch.id, BATCHES.c.owner == self.keeper
+            if not db.execute(BATCHES.update().where(*mine).values(got)).rowcount:
+                raise FellShort("this process stood still so long that another one looks after its batch; run again.")
         return batch
 
     def take(self, name: str) -> Batch | None:
@@ -220,8 +223,9 @@ def _hand_over(db: sa.Connection, keys: Sequence[str], giver: str, taker: str, u
     handed: set[str] = set()
     for chunk in _chunks(sorted(keys)):
         waiting = REQUESTS.c.key.in_(chunk), REQUESTS.c.owner == giver, REQUESTS.c.status.is_(None)
-        change = REQUESTS.update().where(*waiting).values(owner=taker, lease_until=until)
-        handed.update(db.scalars(change.returning(REQUESTS.c.key)))
+        mine = locked(db, *waiting)
+        db.execute(REQUESTS.update().where(REQUESTS.c.key.in_(mine)).values(owner=taker, lease_until=until))
+        handed.update(mine)
     return handed
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -154,6 +154,11 @@ def _make_durable(engine: sa.Engine) -> None:
     def _begin(connection: sa.Connection) -> None:
         reading = connection.get_execution_options().get("reading")
         connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
+
+
+def locked(db: sa.Connection, *which: sa.ColumnElement[bool]) -> Sequence[str]:
+    """The keys of these requests, in their order and locked in it: whoever locks rows in key order waits for no circle."""
+    return db.scalars(sa.select(REQUESTS.c.key).where(*which).order_by(REQUESTS.c.key).with_for_update()).all()
 
 
 @contextmanager

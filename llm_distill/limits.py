@@ -41,8 +41,8 @@ class Charge:
     tokens: int = 0
 
     def __add__(self, other: Charge) -> Charge:
-        """Both together."""
-        return Charge(self.usd + other.usd, self.tokens + other.tokens)
+        """Both together, to the nano-dollar, as accounts add them."""
+        return Charge((self.nano_usd + other.nano_usd) / NANO, self.tokens + other.tokens)
 
     @property
     def nano_usd(self) -> int:

@@ -127,7 +127,7 @@ class Pace:
             if self._stated[name] is None and f"x-ratelimit-remaining-{name}" in headers:
                 values = [headers.get(f"x-ratelimit-{part}-{name}", "") for part in ("limit", "remaining")]
                 reset_s = seconds(headers.get(f"x-ratelimit-reset-{name}", ""))
-                if reset_s is not None and all(v.replace(".", "", 1).isdigit() for v in values):
+                if reset_s is not None and all(v.isascii() and v.replace(".", "", 1).isdigit() for v in values):
                     rate.heed(float(values[0]), float(values[1]), min(reset_s, RESET_CAP_S), time.monotonic())
 
     def _open(self) -> float:

@@ -50,44 +50,35 @@ class Stage:
 
 
 STAGES = {
-    "prompts": Stage(make_prompts, ("seed", "prompts", "held_out"), (), ("prompts.parquet", "held_out.parquet")),
+    # Rows are checked against `task`, `teachers` and `evaluate` before anybody is asked for them.
+    "prompts": Stage(
+        make_prompts, ("seed", "prompts", "held_out", "task", "teachers", "evaluate"),
+        (), ("prompts.parquet", "held_out.parquet"),
+    ),
     "answers": Stage(
-        ask_teacher,
-        ("task", "teachers", "answers"),
-        ("prompts.parquet",),
-        ("answers.parquet", "logprobs.parquet", "logprob_tokens.parquet"),  # the latter two where there are logprobs
+        ask_teacher, ("task", "teachers", "answers"),
+        ("prompts.parquet",), ("answers.parquet", "logprobs.parquet", "logprob_tokens.parquet"),
         asks=lambda plan: plan.teachers.roles,
     ),
     "filter": Stage(
-        filter_answers,
-        ("task", "filter"),
-        ("answers.parquet", "held_out.parquet"),
-        ("kept.parquet", "dropped.parquet"),
+        filter_answers, ("task", "filter"),
+        ("answers.parquet", "held_out.parquet"), ("kept.parquet", "dropped.parquet"),
     ),
     "train": Stage(
-        train_student,
-        ("seed", "task", "train"),
-        ("kept.parquet",),
-        ("student",),
-        lambda plan: plan.trainer is not None,
-        lambda _plan: ("student",),
-        gate_training,
+        train_student, ("seed", "task", "train"),
+        ("kept.parquet",), ("student",),
+        lambda plan: plan.trainer is not None, lambda _plan: ("student",), gate_training,
     ),
     "evaluate": Stage(
-        evaluate,
-        ("seed", "task", "teachers", "answers", "evaluate"),
-        ("held_out.parquet", "student"),
-        ("eval",),
-        lambda plan: plan.evaluate is not None,
-        lambda plan: (*plan.teachers.roles, "student"),
+        evaluate, ("seed", "task", "teachers", "answers", "evaluate"),
+        ("held_out.parquet", "student"), ("eval",),
+        lambda plan: plan.evaluate is not None, lambda plan: (*plan.teachers.roles, "student"),
     ),
     "report": Stage(
-        write_report,
-        ("name", "report", "policy", "models", "prompts", "filter", "train"),
-        ("prompts.parquet", "answers.parquet", "kept.parquet", "dropped.parquet", "student", "eval"),
-        ("report",),
+        write_report, ("name", "report", "policy", "models", "prompts", "filter", "train"),
+        ("prompts.parquet", "answers.parquet", "kept.parquet", "dropped.parquet", "student", "eval"), ("report",),
     ),
-}
+}  # fmt: skip
 
 
 def run(
@@ -140,7 +131,7 @@ def _step(job: Run, name: str, *, forced: bool) -> dict[str, Any]:
         STAGES[name].gate(job)
         due = forced or not _holds(job, name)
         job.watch.stage(name, "running" if due else "kept")
-        if due and (forced or not _adopt(job, name)):
+        if due and (forced or name == "report" or not _adopt(job, name)):  # a report speaks of its own run
             _do(job, name)
         stamp = job.folder.stamp(name)
         if due:
@@ -194,7 +185,13 @@ def _holds(job: Run, name: str) -> bool:
 def _inputs(job: Run, name: str) -> str:
     stage = STAGES[name]
     files = [store.digest(job.folder.file(file)) for file in stage.reads]
-    template = job.plan.task.template
-    sources = [store.digest(template)] if name == "train" and template else list(job.plan.sources)
-    sources = sources if name in ("prompts", "answers", "train", "evaluate") else []
-    return content_id([__version__, store.FORMAT, job.plan.slice(stage.keys, stage.asks(job.plan)), files, sources])
+    plan, template = job.plan, job.plan.task.template
+    more: list[Any] = list(plan.sources)
+    if name == "train":
+        more = [store.digest(template)] if template else []
+    elif name == "filter":
+        more.append(plan.trainer is not None)  # which decides what there is to learn
+    elif name == "report":
+        more.append(plan.digest)
+    words = plan.slice(stage.keys, stage.asks(plan))
+    return content_id([__version__, store.FORMAT, words, files, more])

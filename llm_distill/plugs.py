@@ -72,7 +72,7 @@ Weights = Annotated[str, AfterValidator(_weights)]
 
 
 #: Knobs that change how fast a model answers, not what.
-_PACE = ("concurrency", "timeout_s", "batch_size", "requests_per_minute", "tokens_per_minute")
+_PACE = ("terms", "prices_usd", "concurrency", "timeout_s", "batch_size", "requests_per_minute", "tokens_per_minute")
 
 
 @dataclass(frozen=True)
@@ -152,6 +152,8 @@ def knob_model(function: Callable[..., Any]) -> type[BaseModel]:
 def bind(kind: str, spec: Spec, table: Mapping[str, str], reading: Reading) -> Plug:
     """Check a spec against its plug: a wrong name, knob or file is a UserError."""
     function = find(kind, spec.name, table, spec.where)
+    if spec.name not in table and (source := inspect.getsourcefile(function)):  # changed, it is another plug
+        reading["files"].add(Path(source))
     model = knob_model(function)
     try:
         checked = model.model_validate(spec.knobs, context=reading)

@@ -25,14 +25,16 @@ def describe(job: Run, roles: Sequence[str]) -> None:
     """
     plan, folder = job.plan, job.folder
     models = {role: {"plug": plug.spec.name, **plug.spec.knobs} for role, plug in plan.models.items()}
+    made = {role: job.model(role) for role in plan.models}  # also to find a secret before the recipe is copied
     for role in (role for role in roles if role in models):
-        model = job.model(role)
+        model = made[role]
         model.preflight()
         models[role]["identity"] = model.identity
         models[role]["counting"] = model.count.how
     for role, plug in plan.models.items():
         models[role] |= {"terms": plug.knobs.get("terms"), "prices": price_source(plug)}
-    shutil.copyfile(plan.path, folder.file("recipe.yaml"))
+    if plan.path.resolve() != folder.file("recipe.yaml").resolve():
+        shutil.copyfile(plan.path, folder.file("recipe.yaml"))
     store.write_json(folder.file("recipe.resolved.json"), plan.raw)
     folder.record |= {
         "recipe": plan.name,

@@ -186,8 +186,8 @@ class Plan:
 
     def slice(self, keys: Sequence[str], roles: Sequence[str]) -> Any:
         """The recipe's own words under some keys, and of some models, for a stage's stamp."""
-        models = [(role, plug.spec.name, plug.lasting) for role, plug in self.models.items()]
-        return [[self.raw.get(key) for key in keys], [model for model in models if model[0] in roles]]
+        models = [(role, plug.spec.name, plug.lasting) for role, plug in self.models.items() if role in roles]
+        return [[self.raw.get(key) for key in keys], models]
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Plan:

@@ -49,8 +49,8 @@ def override(raw: dict[str, Any], text: str) -> None:
     if not equals:
         raise UserError(f"-s {text}: write key.key=value.")
     try:
-        new = _yaml().load(value)
-    except YAMLError:
+        new = _plain(_yaml().load(value))
+    except (YAMLError, RecursionError):
         raise UserError(f"-s {text}: {value!r} is not a YAML value.") from None
     here: Any = raw
     steps = path.split(".")
@@ -84,6 +84,8 @@ def _entry_named(entries: list[Any], name: str, text: str) -> dict[str, Any]:
             return entries[i][name]  # type: ignore[no-any-return]
         if isinstance(entry, dict) and name in entry:
             entry[name] = entry[name] or {}
+            if not isinstance(entry[name], dict):
+                raise UserError(f"-s {text}: {name} holds {entry[name]!r} and has no keys.")
             return entry[name]  # type: ignore[no-any-return]
     raise UserError(f"-s {text}: no entry {name!r} in that list.")
 

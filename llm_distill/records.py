@@ -107,9 +107,9 @@ class Completion(msgspec.Struct, frozen=True):
         """ok, truncated, refused or filtered; a completion that never arrived is `failed`, decided by `ask`."""
         if self.refusal:
             return "refused"
-        if self.finish_reason == "content_filter":
+        if self.finish_reason.startswith("content_filter"):  # Gemini adds what it found
             return "filtered"
-        return "truncated" if self.finish_reason == "length" else "ok"
+        return "truncated" if self.finish_reason in ("length", "max_tokens", "model_length") else "ok"
 
 
 class Entry(msgspec.Struct, frozen=True):

@@ -97,9 +97,8 @@ def make_prompts(run: Run) -> Outcome:
 def ask_teacher(run: Run) -> Outcome:
     """answers.parquet: the teachers' answer to every prompt."""
     prompts = store.read_prompts(run.folder.file("prompts.parquet"))
-    answers = collect(run, prompts, teachers(run, prompts, run.plan.answers.sampling), "answers.parquet")
-    answered = sum(a.status != "failed" for a in answers)
-    return Outcome(len(prompts), answered, sum(a.owed for a in answers))
+    counts = collect(run, prompts, teachers(run, prompts, run.plan.answers.sampling), "answers.parquet")
+    return Outcome(len(prompts), counts.rows - counts.failed.total(), counts.owed)
 
 
 def filter_answers(run: Run) -> Outcome:
@@ -162,7 +161,8 @@ def train_student(run: Run) -> Outcome:
     for answer in store.read_answers(run.folder.file("kept.parquet")):
         (messages,) = plan.task.student_view.questions(answer.prompt, plan.task.labels)
         target = answer.prediction if plan.task.kind == "classify" else answer.text
-        samples.append(Sample(answer.prompt.row_id, messages, target or ""))
+        assert target is not None, answer.prompt.row_id  # the filter stage has taken out what has no label
+        samples.append(Sample(answer.prompt.row_id, messages, target))
     assert plan.trainer is not None
     job = TrainingJob(
         samples, plan.models["student"].knobs, run.folder.file("student"), plan.seed, run.watch.rows, run.watch.say
@@ -182,8 +182,8 @@ def evaluate(run: Run) -> Outcome:
         raise UserError("evaluate: the held-out set is empty; raise held_out.share or name a file.")
     task, taught = plan.task, plan.answers.sampling
     drawn = Sampling(
-        plan.evaluate.temperature, 1.0, plan.evaluate.max_tokens or taught.max_tokens, taught.stop, plan.seed,
-        taught.top_logprobs,
+        plan.evaluate.temperature, 1.0, plan.evaluate.max_tokens or taught.max_tokens, taught.stop,
+        plan.seed if plan.evaluate.temperature else taught.seed, taught.top_logprobs,
     )  # fmt: skip
     arms: dict[str, Panel] = {}
     if "student" in plan.models:
@@ -200,7 +200,8 @@ def evaluate(run: Run) -> Outcome:
     answers: dict[str, list[Answer]] = {}
     for arm, panel in arms.items():
         run.watch.say(f"evaluate: {arm.replace('_', ' ')}")
-        answers[arm] = collect(run, prompts, panel, f"eval/{arm}.parquet")
+        collect(run, prompts, panel, f"eval/{arm}.parquet")
+        answers[arm] = store.read_answers(run.folder.file(f"eval/{arm}.parquet"))
     numbers = compare(
         answers, task.kind, task.labels, seed=plan.seed, slices=plan.evaluate.slices,
         resamples=plan.evaluate.resamples, teachers=len(plan.teachers.roles),

@@ -67,7 +67,10 @@ def write_starter(name: str, folder: Path) -> list[Path]:
     for path in files:
         if path.exists():
             raise UserError(f"new: {path} exists; choose another name or remove it.")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"new: {folder} is no folder; choose another with --folder.") from None
     for path, text in files.items():
         path.write_text(text, encoding="utf-8")
     return list(files)

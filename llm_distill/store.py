@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import date
 from hashlib import blake2b
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from llm_distill.records import Answer, Message, Prompt
 
 #: Of run folders; a change of the tables or of run.json raises it.
 FORMAT = 2
+#: Rows of a table that are in memory as Python objects at once.
+_GROUP_ROWS = 2000
 
 
 def schema(kind: str, scores: Sequence[str] = ()) -> Any:
@@ -89,12 +92,14 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_table(path: Path, rows: Iterable[Mapping[str, Any]], kind: str, scores: Sequence[str] = ()) -> None:
-    """Write rows as a Parquet table."""
+    """Write rows as a Parquet table, holding few of them at a time."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with replacing(path) as temporary:
-        pq.write_table(pa.Table.from_pylist(list(rows), schema(kind, scores)), temporary, compression="zstd")
+    columns, rest = schema(kind, scores), iter(rows)
+    with replacing(path) as temporary, pq.ParquetWriter(temporary, columns, compression="zstd") as writer:
+        while group := list(islice(rest, _GROUP_ROWS)):
+            writer.write_table(pa.Table.from_pylist(group, columns))
 
 
 def prompt_row(prompt: Prompt) -> dict[str, Any]:
@@ -111,21 +116,32 @@ def answer_row(answer: Answer) -> dict[str, Any]:
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """A table's rows, with all columns or some."""
+    return list(_each_row(path, columns))
+
+
+def _each_row(path: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    return pq.read_table(path, columns=columns).to_pylist()  # type: ignore[no-any-return]
+    try:
+        with pq.ParquetFile(path) as file:
+            for group in file.iter_batches(_GROUP_ROWS, columns=columns):
+                yield from group.to_pylist()
+    except pa.ArrowInvalid as error:
+        why = " ".join(str(error).split())
+        raise UserError(f"{path} is no whole table: {why}. Run the recipe again with --from its stage.") from None
 
 
 def read_prompts(path: Path) -> list[Prompt]:
     """The rows of a table as prompts."""
-    return [_prompt(row) for row in read_table(path)]
+    return [_prompt(row) for row in _each_row(path)]
 
 
 def read_answers(path: Path) -> list[Answer]:
     """The rows of a table as answers."""
     own = [name for name in Answer.__struct_fields__ if name != "prompt"]
     answers = []
-    for row in read_table(path):
+    for row in _each_row(path):
         values: dict[str, Any] = {name: tuple(row[name]) if isinstance(row[name], list) else row[name] for name in own}
         answers.append(Answer(prompt=_prompt(row), **values))
     return answers

@@ -34,6 +34,8 @@ def fault(text: str, schema: str) -> str | None:
         return "$: nested too deeply"
     except ValueError as why:
         return _line(f"$: not JSON: {why}")
+    except ArithmeticError as why:  # a number of hundreds of digits
+        return _line(f"$: cannot be checked: {why}")
     return None if error is None else _line(f"{error.json_path}: {error.message}")
 
 

@@ -61,7 +61,7 @@ def render(
         text = _compiled(path)[0].render(
             prompt=prompt.text, messages=prompt.messages, tags=prompt.tags, labels=labels, examples=examples, **_MARKS
         )
-    except TemplateError as error:
+    except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
         raise UserError(f"{path}: cannot be filled in for row {prompt.row_id}: {error}.") from None
     head, *turns = _TURN.split(text)
     messages = [Message("user", head.strip())] if head.strip() else []

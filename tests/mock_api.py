@@ -86,8 +86,9 @@ class MockApi:
         if fault is not None and fault.endswith(":logprobs"):
             return _error(int(fault[:3]), "Invalid value for 'top_logprobs': it must be at most 20.", "invalid_value")
         if fault is not None and fault[0].isdigit():
-            status, _, wait = fault.partition(":")
-            return _error(int(status), "try again", "server_error", {"Retry-After": wait} if wait else {})
+            status, _, more = fault.partition(":")  # a number of seconds to wait, or the server's own words
+            wait = {"Retry-After": more} if more.isdigit() else {}
+            return _error(int(status), "try again" if wait or not more else more, "server_error", wait)
         if fault == "reset_after":  # generated, and lost on the way
             self.billed[prompt] += 1
             assert request.transport is not None

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import Desk
+from tests.conftest import ROOT, Desk
 from tests.mock_api import MockApi
 
 ROWS = [
@@ -376,3 +376,54 @@ def test_broken_runs_do_not_break_the_list(desk: Desk) -> None:
     listed = desk.llm_distill("runs")
     assert "not a run record" in listed
     assert "no report yet" in listed
+
+
+def test_rows_without_a_label_leave_once_there_is_something_to_train(desk: Desk) -> None:
+    desk.seeds([{"prompt": "good"}, {"prompt": "odd"}])
+    models = {
+        "teacher": {"scripted": {"rules": {"good": "positive"}, "default": "who knows"}},
+        "student": {"transformers": {"model": "org/name"}},
+    }
+    plain = desk.recipe(models=models)
+    assert len(desk.rows(desk.run(plain, "--until", "filter"), "kept")) == 2
+    trained = desk.run(desk.recipe(models=models, train="sft"), "--until", "filter")
+    assert [row["prediction"] for row in desk.rows(trained, "kept")] == ["positive"]
+
+
+def test_a_scorer_of_ones_own_that_was_changed_is_asked_again(desk: Desk) -> None:
+    desk.seeds([{"prompt": "good"}, {"prompt": "bad"}])
+    recipe = desk.recipe(filter=[{"mine:score": {"min": 1}}])
+    for code, kept in (("2", 2), ("0 if a.prompt.text == 'bad' else 2", 1)):
+        (desk.folder / "mine.py").write_text(f"def score(answers):\n    return [{code} for a in answers]\n")
+        summary = desk.run(recipe, PYTHONPATH=f"{desk.folder}:{ROOT}", PYTHONDONTWRITEBYTECODE="1")
+        assert len(desk.rows(summary, "kept")) == kept
+
+
+def test_a_report_speaks_of_its_own_run(desk: Desk) -> None:
+    desk.seeds([{"prompt": "good"}, {"prompt": "bad"}])
+    first, second = (desk.run(desk.recipe(answers={"max_tokens": 8, "retries": n})) for n in (1, 2))
+    assert first["run"] != second["run"]
+    for summary in (first, second):
+        folder = desk.folder / summary["run"]
+        told = json.loads((folder / "report" / "report.json").read_text())["provenance"]["recipe_digest"]
+        assert told == json.loads((folder / "run.json").read_text())["digest"]
+
+
+def test_a_mistake_in_the_task_is_found_before_a_finished_stage_is_taken_over(desk: Desk, api: MockApi) -> None:
+    desk.seeds([{"prompt": "good", "label": "positive"}, {"prompt": "bad", "label": "negative"}])
+    desk.seeds([{"prompt": "fine", "label": "positive"}], "held_out.jsonl")
+    knobs = {"model": "mock-large", "base_url": api.url, "api_key_env": None}
+    recipe = desk.recipe(models={"teacher": {"openai_api": knobs}}, held_out={"file": "held_out.jsonl"}, evaluate={})
+    desk.run(recipe)
+    asked = sum(api.asked.values())
+    assert "slice" in desk.llm_distill("run", recipe, "-s", "evaluate.slices=[nosuch]", code=2)
+    assert sum(api.asked.values()) == asked
+
+
+def test_what_a_server_says_does_not_steer_the_terminal(desk: Desk, api: MockApi) -> None:
+    desk.seeds([{"prompt": "row 0"}])
+    api.faults["row 0"] = ["400:\x1b]0;owned\x07\x1b[2J"]
+    knobs = {"model": "mock-large", "base_url": api.url, "api_key_env": None}
+    message = desk.llm_distill("run", desk.recipe(models={"teacher": {"openai_api": knobs}}), code=1)
+    assert "owned" in message
+    assert "\x1b" not in message

@@ -213,3 +213,19 @@ def test_a_row_without_the_tag_that_a_template_names_is_found_first(desk: Desk) 
     (desk.folder / "t.md").write_text("{{ tags.kind }}: {{ prompt }}", encoding="utf-8")
     recipe = desk.recipe(task={"classify": {"labels": ["positive", "negative"], "template": "t.md"}})
     assert "cannot be filled in for row" in desk.llm_distill("check", recipe, code=2)
+
+
+def test_an_override_is_as_plain_as_the_file(desk: Desk) -> None:
+    desk.seeds(['{"prompt": "x"}'])
+    terms = "{name: ours, url: https://x.example, read: 2026-11-01, allows: {train: yes}}"
+    desk.llm_distill("check", desk.recipe(), "-s", f"models.teacher.terms={terms}")
+    recipe = desk.recipe(filter=[{"length": 3}])
+    assert "has no keys" in desk.llm_distill("check", recipe, "-s", "filter.length.min=1", code=2)
+
+
+@pytest.mark.parametrize("template", ["{{ prompt + 1 }}", "{{ 1 / 0 }}", "{% include 'x.md' %}"])
+def test_a_template_that_cannot_be_filled_in_is_one_line(desk: Desk, template: str) -> None:
+    desk.seeds(['{"prompt": "x"}'])
+    (desk.folder / "t.md").write_text(template)
+    task = {"classify": {"labels": ["positive", "negative"], "template": "t.md"}}
+    assert "t.md" in desk.llm_distill("check", desk.recipe(task=task), code=2)

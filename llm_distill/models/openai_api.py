@@ -40,6 +40,8 @@ _THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 RETRYABLE = {408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529}
 #: Of these, what says that there are too many requests now.
 _CROWDED = {429, 503, 529}
+#: What a gateway says while the server behind it may still be at work.
+_PERHAPS_BILLED = {408, 502, 504, 520, 522, 524}
 
 
 class OpenAIModel(Model):
@@ -66,7 +68,11 @@ class OpenAIModel(Model):
         token_ids: bool = False,
         tokenizer: Weights | None = None,
     ) -> None:
-        parts = urlsplit(base_url)
+        try:
+            parts = urlsplit(base_url)
+            _ = parts.port
+        except ValueError as error:
+            raise UserError(f"base_url: found {base_url!r}: {error}; write http(s)://host[:port]/v1.") from None
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise UserError(f"base_url: found {base_url!r}; write http(s)://host[:port]/v1.")
         if parts.username or parts.password:
@@ -88,7 +94,7 @@ class OpenAIModel(Model):
         self._url = f"{self._base_url}/chat/completions"
         self._session: aiohttp.ClientSession | None = None
         self._proxy: str | None = None
-        self._reached = False
+        self._reached = self._answered = False
 
     @cached_property
     def pace(self) -> Pace:
@@ -177,7 +183,7 @@ class OpenAIModel(Model):
         data = msgspec.json.encode(self.body(request))
         try:
             url = f"{self._base_url}/completions" if request.raw else self._url
-            async with self._open().post(url, data=data, proxy=self._proxy) as response:
+            async with self._open().post(url, data=data, proxy=self._proxy, allow_redirects=False) as response:
                 answer = await response.read()
         except (aiohttp.ConnectionTimeoutError, aiohttp.ClientConnectorError) as error:
             raise Unavailable(f"connection: {type(error).__name__}", crowded=True) from None
@@ -189,15 +195,20 @@ class OpenAIModel(Model):
             self.pace.heed(response.headers)
         if response.status != 200:
             await self._refused(response.status, response.headers.get("Retry-After"), answer, request)
+        self._answered = True
         return wire.completion(answer, time.perf_counter() - start, token_ids=self._token_ids)
 
     async def _refused(
         self, status: int, retry_after: str | None, body: bytes, request: Request | None = None
     ) -> NoReturn:
         detail = wire.detail(body)
+        if 300 <= status < 400:
+            raise UserError(f"{self._base_url} redirects elsewhere (HTTP {status}); write that address as base_url.")
+        if status == 403 and self._answered:  # of this row alone: moderation, a firewall
+            raise Rejected(f"HTTP 403: {detail}")
         if status in (401, 403):
             key = f"the key in {self._key_env}" if self._key_env else "a request without a key (api_key_env is null)"
-            raise UserError(f"{self._base_url} refuses {key}: HTTP {status}.")
+            raise UserError(f"{self._base_url} refuses {key}: HTTP {status}.")  # its own words may repeat the key
         if status == 404 or (status == 400 and "model_not_found" in detail):
             offered = await self._offered()
             raise UserError(f"{self._base_url} does not know model {self._name!r} (HTTP {status}).{offered}")
@@ -210,7 +221,8 @@ class OpenAIModel(Model):
                 "endpoint allows, or remove it."
             )
         if status in RETRYABLE:
-            raise Unavailable(f"HTTP {status}: {detail}", retry_after_s(retry_after), crowded=status in _CROWDED)
+            crowded, billed = status in _CROWDED, status in _PERHAPS_BILLED
+            raise Unavailable(f"HTTP {status}: {detail}", retry_after_s(retry_after), crowded=crowded, billed=billed)
         raise Rejected(f"HTTP {status}: {detail}")
 
     async def _offered(self) -> str:

@@ -89,6 +89,10 @@ class VllmModel(Model):
     ) -> None:
         given = arguments(extra_args or ())
         for name in given:
+            if _SECRET.search(name):
+                raise UserError(
+                    f"extra_args: --{name} looks like a secret; export it, the server inherits the environment."
+                )
             if any(ours.startswith(name) for ours in _OURS):  # argparse takes a name's beginning
                 raise UserError(
                     f"extra_args: --{name} is a knob of its own, or is not given so that the server stays ours."

@@ -20,7 +20,8 @@ _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 #: Arguments that say on what, with how much memory and how fast vLLM computes, not what.
 _PACE = {
     "enforce_eager", "max_num_seqs", "max_num_batched_tokens", "kv_cache_memory_bytes", "tensor_parallel_size",
-    "pipeline_parallel_size", "data_parallel_size", "distributed_executor_backend", "cpu_offload_gb", "swap_space",
+    "pipeline_parallel_size", "data_parallel_size", "tp", "pp", "dp", "distributed_executor_backend",
+    "cpu_offload_gb", "swap_space",
     "enable_prefix_caching", "no_enable_prefix_caching", "max_parallel_loading_workers", "load_format",
     "safetensors_load_strategy", "disable_log_stats", "api_server_count",
 }  # fmt: skip

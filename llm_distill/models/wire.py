@@ -14,6 +14,10 @@ from llm_distill.models import wire_logprobs
 from llm_distill.records import Completion, Request, as_text
 
 _DETAIL = 300  # characters of a server's message that a reason keeps
+#: How servers say that they broke off: OpenRouter, vLLM and SGLang, DeepSeek.
+_BROKEN_OFF = ("error", "abort", "insufficient_system_resource")
+#: Why an answer may be empty and still be one.
+_EMPTY_FOR_A_REASON = ("length", "max_tokens", "model_length", "content_filter", "refusal", "safety", "SAFETY")
 
 
 class _Message(msgspec.Struct):
@@ -102,7 +106,42 @@ def _whole(body: bytes) -> Body:
     try:
         return _decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError):
-        return _decode(wire_logprobs.without_nan(body))
+        body = wire_logprobs.without_nan(body)
+    try:
+        return _decode(body)
+    except msgspec.ValidationError:
+        return _mended(msgspec.json.decode(body))
+
+
+def _mended(value: Any) -> Body:
+    """An answer whose side fields have types of their own: what was paid for is not thrown away for those."""
+    if not isinstance(value, dict):
+        raise ValueError("no object")
+    choices = [_mended_choice(c) for c in value.get("choices") or () if isinstance(c, dict)]
+    given = value.get("usage")
+    usage = given if isinstance(given, dict) else {}
+    counts = {k: int(n) for k, n in usage.items() if isinstance(n, int | float) and not isinstance(n, bool)}
+    texts = {k: str(value[k]) for k in ("model", "system_fingerprint") if value.get(k) is not None}
+    whole = {"choices": choices, "usage": counts, "error": value.get("error"), **texts}
+    try:
+        return _decode(msgspec.json.encode(whole))
+    except msgspec.ValidationError:  # its logprobs are none
+        return _decode(msgspec.json.encode(whole | {"choices": [{**c, "logprobs": None} for c in choices]}))
+
+
+def _mended_choice(choice: dict[str, Any]) -> dict[str, Any]:
+    given = choice.get("message")
+    message = given if isinstance(given, dict) else {}
+    content = message.get("content")
+    if isinstance(content, list):  # in parts, of which those of type `text` are the answer
+        parts = (p.get("text") for p in content if isinstance(p, dict) and p.get("type", "text") == "text")
+        content = "".join(p for p in parts if isinstance(p, str))
+    texts = {"content": content, "refusal": message.get("refusal")}
+    plain = {k: v for k, v in texts.items() if isinstance(v, str)}
+    apart = {k: message.get(k) for k in ("reasoning_content", "reasoning")}
+    own = {k: choice[k] for k in ("text", "finish_reason") if isinstance(choice.get(k), str)}
+    logprobs = choice.get("logprobs") if isinstance(choice.get("logprobs"), dict) else None
+    return {"message": plain | apart, "logprobs": logprobs, "token_ids": choice.get("token_ids"), **own}
 
 
 def completion(body: bytes, seconds: float = 0.0, *, token_ids: bool = False) -> Completion:
@@ -126,7 +165,10 @@ def completion(body: bytes, seconds: float = 0.0, *, token_ids: bool = False) ->
     apart = (message.reasoning_content, message.reasoning)
     reasoning = next((said for said in apart if isinstance(said, str) and said.strip()), None)
     ended = token_ids and made  # vLLM: the model did end at once
-    if not (text or reasoning or message.refusal or ended) and choice.finish_reason in (None, "stop"):
+    if choice.finish_reason in _BROKEN_OFF:
+        raise Unavailable(f"broken off: finish_reason {choice.finish_reason}", billed=True, usage=used)
+    said_why = (choice.finish_reason or "stop").startswith(_EMPTY_FOR_A_REASON)
+    if not (text or reasoning or message.refusal or ended or said_why):
         raise Unavailable("empty answer", billed=True, usage=used)
     return Completion(
         text=text,
