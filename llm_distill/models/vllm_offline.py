@@ -96,6 +96,7 @@ class VllmOfflineModel(Model):
     def preflight(self) -> None:
         """Check the weights and that vLLM is there. Loads nothing."""
         self._setup.folder()
+        _ = self.vocabulary
         if find_spec("vllm") is None:
             raise UserError(
                 "vllm_offline: vllm is not installed where llm-distill runs; `pip install vllm` there, or use "
@@ -138,10 +139,11 @@ class VllmOfflineModel(Model):
                     for one in flying.values():
                         one.resolve(outcomes)
                     return
+                for number in gone:  # let go of by now
+                    del flying[number]
                 for number, outcome in outcomes.items():
-                    flying.pop(number).resolve(outcome)
-                for number in gone:
-                    flying.pop(number, None)
+                    if number in flying:  # and not one of a round that was stopped
+                        flying.pop(number).resolve(outcome)
                 waiting = self._rounds.take()
         finally:
             engine.stale += flying
@@ -184,16 +186,17 @@ class _Engine:
         self._vocabulary = setup.vocabulary
         self._context: int = self._engine.model_config.max_model_len
         self._name, self._identity = setup.name, setup.identity
-        self._began: dict[str, float] = {}
-        self._asked: dict[str, int | None] = {}
+        self._asked: dict[str, tuple[int | None, float]] = {}  # how many alternatives, and since when
         self._lock = threading.Lock()  # a round that was stopped may still be in a step
         self.stale: list[str] = []
 
     def advance(self, new: Mapping[str, Request], gone: Sequence[str]) -> dict[str, Completion | Rejected]:
         """Take requests on board, drop others, move all on by a token or more; gives those that ended."""
         with self._lock:
-            self._engine.abort_request([*gone, *self.stale])
-            self.stale.clear()
+            dropped, self.stale = [*gone, *self.stale], []
+            self._engine.abort_request(dropped)
+            for number in dropped:
+                self._asked.pop(number, None)
             outcomes: dict[str, Completion | Rejected] = {}
             for number, request in new.items():
                 try:
@@ -201,7 +204,7 @@ class _Engine:
                 except (Rejected, ValueError) as error:
                     outcomes[number] = Rejected(str(error))
             if self._engine.has_unfinished_requests():
-                done = [output for output in self._engine.step() if output.finished]
+                done = [one for one in self._engine.step() if one.finished and one.request_id in self._asked]
                 outcomes |= {output.request_id: self._completion(output) for output in done}
             return outcomes
 
@@ -230,11 +233,10 @@ class _Engine:
             structured_outputs=StructuredOutputsParams(json=sampling.schema) if sampling.schema else None,
         )
         self._engine.add_request(number, {"prompt_token_ids": ids}, params, lora_request=self._lora)
-        self._began[number], self._asked[number] = time.perf_counter(), sampling.top_logprobs
+        self._asked[number] = sampling.top_logprobs, time.perf_counter()
 
     def _completion(self, output: Any) -> Completion:
-        made, number = output.outputs[0], output.request_id
-        wanted = self._asked.pop(number)
+        made, (wanted, began) = output.outputs[0], self._asked.pop(output.request_id)
         return Completion(
             text=made.text,
             finish_reason=made.finish_reason or "stop",
@@ -243,7 +245,7 @@ class _Engine:
             model=self._name,
             fingerprint=self._identity,
             logprobs=None if wanted is None else self._logprobs(list(made.token_ids), made.logprobs, wanted),
-            seconds=time.perf_counter() - self._began.pop(number),
+            seconds=time.perf_counter() - began,
         )
 
     def _logprobs(self, ids: list[int], steps: Sequence[Mapping[int, Any]], k: int) -> Logprobs | None:

@@ -73,16 +73,12 @@ def main() -> None:
         print("Traceback (most recent call last):\n  File 'x'\nValueError: no room for the KV cache", flush=True)
         print("(APIServer pid=1) RuntimeError: Engine core initialization failed. See root cause above.", flush=True)
         raise SystemExit(1)
-    sleeper = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
     for elsewhere in (False, True) if "children" in FAULTS else ():
-        # A child that starts one of its own and ends: an orphan, once in a session of its own.
-        starter = f"""import subprocess as s, sys
-print(s.Popen([sys.executable, "-c", {sleeper!r}], stdout=s.DEVNULL).pid, flush=True)"""
-        child = subprocess.Popen([sys.executable, "-c", starter], start_new_session=elsewhere, stdout=subprocess.PIPE)
-        assert child.stdout is not None
+        # A child that starts one of its own and ends: an orphan that ignores SIGTERM, once in a session of its own.
+        shell = ["sh", "-c", "trap '' TERM; sleep 600 >/dev/null & echo $!"]
+        made = subprocess.run(shell, start_new_session=elsewhere, stdout=subprocess.PIPE, check=True).stdout
         with (NOTES / "orphans").open("ab") as file:
-            file.write(child.stdout.readline())
-        child.wait()
+            file.write(made)
     if "stubborn" in FAULTS:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if "mute" in FAULTS:

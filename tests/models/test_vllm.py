@@ -255,6 +255,24 @@ def test_a_server_that_does_not_listen_is_killed(fake: Fake, monkeypatch: pytest
     assert gone(fake.processes, within_s=0)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /dev/shm")
+def test_shared_memory_of_a_killed_server_is_freed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(servers, "GRACE_S", 0.3)
+    code = """
+import multiprocessing.shared_memory as m, os, signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print(m.SharedMemory(create=True, size=9).name, flush=True)
+os.fork()
+time.sleep(600)
+"""
+    server = servers.Server([sys.executable, "-c", code], dict(os.environ), tmp_path / "a.log")
+    wait_for(lambda: "psm_" in server.log.read_text())
+    name = server.log.read_text().split()[0]
+    assert (Path("/dev/shm") / name).exists()
+    server.stop()
+    assert not (Path("/dev/shm") / name).exists()
+
+
 def test_the_server_dies_when_its_keeper_is_killed(fake: Fake) -> None:
     model = fake.model()
     ask(model, question())
@@ -461,6 +479,7 @@ def test_an_adapter_is_served_and_asked_by_its_name(fake: Fake, tmp_path: Path) 
         fake.model(adapter=str(adapter)).preflight()
 
 
+LABELLED = [("good", "positive"), ("bad", "negative"), ("lovely", "positive"), ("dull", "negative")]
 LOGS = {
     "api_server.py: error: unrecognized arguments: --x": (
         "usage: api_server.py [-h]\napi_server.py: error: unrecognized arguments: --x\n"
@@ -535,14 +554,43 @@ def test_the_command_line_starts_it_once_and_not_for_what_is_known(fake: Fake, d
     assert {row["prediction"] for row in desk.rows(summary, "answers")} == {"positive", "negative"}
     assert len(fake.notes("starts")) == 1
     assert gone(fake.processes, within_s=0)
-    again = desk.run(recipe("dies", port=servers.free_port(), concurrency=5), "--until", "answers")
+    elsewhere = {"port": servers.free_port(), "concurrency": 5, "extra_args": ["--tensor-parallel-size=2"]}
+    again = desk.run(recipe("dies", **elsewhere), "--until", "answers")
     assert again["run"] != summary["run"]  # the same questions in another run
-    assert again["asked"] == 0
+    assert (again["asked"], again["reused"]) == (0, 12)
     assert len(fake.notes("starts")) == 1
     said = desk.llm_distill("run", recipe("dies", dtype="float32"), code=2)
     assert said.startswith(
         "llm-distill: vllm: the server ended while it started: exit code 1, ValueError: no room for the KV"
     )
+
+
+def test_the_distilled_student_is_evaluated_on_a_server(fake: Fake, desk: Desk, llama: Path) -> None:
+    """Trained from the weights that the recipe names, served with its adapter; the base before it, without."""
+    desk.seeds([{"prompt": f"the film was {'good' if i % 2 else 'bad'}, {i}"} for i in range(8)])
+    desk.seeds([{"prompt": f"a {word} day", "label": label} for word, label in LABELLED], "held.jsonl")
+    recipe = desk.recipe(
+        models={
+            "teacher": {"scripted": {"rules": {"good": "positive"}, "default": "negative"}},
+            "student": {"vllm": {}},
+        },
+        held_out={"file": "held.jsonl"},
+        train={"sft": {"epochs": 1, "lora_rank": 9, "dtype": "float32"}},
+        evaluate={"resamples": 100},
+    )
+    knobs = json.dumps(fake.knobs(model=str(llama)))
+    summary = desk.run(recipe, "-s", f"models.student.vllm={knobs}")
+    folder = desk.folder / summary["run"]
+    base, student = (start["argv"] for start in fake.notes("starts"))
+    assert "--enable-lora" not in base
+    assert {"--enable-lora", "--max-lora-rank=16"} <= set(student)
+    (modules,) = [json.loads(part.partition("=")[2]) for part in student if part.startswith("--lora-modules=")]
+    assert modules == {"name": f"{llama.name}+student", "path": str(folder / "student")}
+    answers = {arm: desk.rows(summary, f"eval/{arm}") for arm in ("base_zero_shot", "student")}
+    assert {arm: {row["model"] for row in rows} for arm, rows in answers.items()} == {
+        "base_zero_shot": {llama.name}, "student": {modules["name"]}
+    }  # fmt: skip
+    assert gone(fake.processes, within_s=0)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import NoReturn
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
-#: What the command leaves behind gets this long to go by itself: multiprocessing's tracker frees shared memory then.
+#: What the command leaves behind gets this long to go by itself, and what frees its shared memory as long again.
 _LEFT_BEHIND_S = 0.5
 _LINUX = sys.platform == "linux"
 
@@ -67,13 +67,19 @@ def _closed(pipe: int, wait_s: float) -> bool:
 def _end_the_rest() -> None:
     if not _LINUX:
         os.killpg(0, signal.SIGKILL)
-    until = time.monotonic() + _LEFT_BEHIND_S
+    began = time.monotonic()
     while left := _descendants():
-        if time.monotonic() > until:
-            for process in left:
-                with suppress(ProcessLookupError):
+        waited_s = time.monotonic() - began
+        for process in left if waited_s > _LEFT_BEHIND_S else ():
+            with suppress(OSError):
+                if waited_s > 2 * _LEFT_BEHIND_S or not _tracks(process):
                     os.kill(process, signal.SIGKILL)
         time.sleep(0.02)
+
+
+def _tracks(process: int) -> bool:
+    """Whether it is multiprocessing's tracker, which frees the others' shared memory when all of them are gone."""
+    return b"resource_tracker" in Path(f"/proc/{process}/cmdline").read_bytes()
 
 
 def _descendants() -> set[int]:
