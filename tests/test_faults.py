@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import random
 import signal
 import socket
+import threading
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from llm_distill.errors import FellShort, UserError
-from llm_distill.limits import Limits
-from llm_distill.records import Sampling
+from llm_distill.ask import ask
+from llm_distill.errors import FellShort, Interrupted, Unavailable, UserError
+from llm_distill.ledger import Ledger
+from llm_distill.limits import Budget, Limits
+from llm_distill.models import Model
+from llm_distill.models.wire import completion
+from llm_distill.records import Completion, Request, Sampling
 from tests.conftest import Desk
 from tests.mock_api import MockApi, label_of, serving
-from tests.test_ask import PROMPTS, ask_mock
+from tests.test_ask import PROMPTS, ask_mock, requests_for
 
 
 def _closed_port() -> int:
@@ -174,3 +182,92 @@ def test_a_run_says_how_long_it_waits_when_stopped(desk: Desk) -> None:
 
 def test_limits_are_plain_values() -> None:
     assert Limits() == Limits(budgets=(), retries=6, max_failed=0.05, drain_s=20.0)
+
+
+def _body(choice: dict[str, Any], **more: Any) -> bytes:
+    whole: dict[str, Any] = {"model": "m", "choices": [choice], "usage": {"prompt_tokens": 3, "completion_tokens": 1}}
+    return json.dumps(whole | more).encode()
+
+
+_FINE: dict[str, Any] = {"message": {"content": "fine"}, "finish_reason": "stop"}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        _body({"message": {"content": [{"type": "thinking"}, {"type": "text", "text": "fine"}]}}),
+        _body(_FINE, usage={"prompt_tokens": 3.0, "completion_tokens": 1}),
+        _body(_FINE, system_fingerprint=5),
+        _body({"message": {"content": "fine", "refusal": False}, "finish_reason": "stop"}),
+        _body(_FINE | {"logprobs": []}),
+        _body(_FINE | {"logprobs": {"content": [{"token": 5}]}}),
+    ],
+)
+def test_a_paid_answer_is_kept_whatever_stands_beside_it(body: bytes) -> None:
+    answer = completion(body)
+    assert (answer.text, answer.status, answer.prompt_tokens, answer.completion_tokens) == ("fine", "ok", 3, 1)
+
+
+@pytest.mark.parametrize("reason", ["error", "abort", "insufficient_system_resource", "tool_calls", "stop"])
+def test_what_broke_off_or_is_empty_is_no_answer(reason: str) -> None:
+    text = "half an ans" if reason in ("error", "abort", "insufficient_system_resource") else None
+    with pytest.raises(Unavailable) as met:
+        completion(_body({"message": {"content": text}, "finish_reason": reason}))
+    assert (met.value.billed, met.value.usage) == (True, (3, 1))
+
+
+@pytest.mark.parametrize(
+    ("reason", "status"),
+    [("max_tokens", "truncated"), ("model_length", "truncated"), ("content_filter: PROHIBITED_CONTENT", "filtered")],
+)
+def test_the_words_of_other_servers_for_an_end(reason: str, status: str) -> None:
+    assert completion(_body({"message": {"content": "half"}, "finish_reason": reason})).status == status
+
+
+def test_one_flagged_row_does_not_stop_the_others(api: MockApi, tmp_path: Path) -> None:
+    api.faults["row 5"] = ["403"]
+    _, entries = ask_mock(api, tmp_path / "l", PROMPTS[:20], concurrency=1)
+    assert [e and e.status for e in entries] == ["failed" if i == 5 else "ok" for i in range(20)]
+
+
+def test_a_redirect_is_a_wrong_address(api: MockApi, tmp_path: Path) -> None:
+    api.faults = {p: ["301"] for p in PROMPTS}
+    with pytest.raises(UserError, match="redirects elsewhere"):
+        ask_mock(api, tmp_path / "l", PROMPTS, concurrency=2)
+
+
+class _Lossy(Model):
+    """Its first try is lost and may be billed; its second one never ends."""
+
+    identity, concurrency, terms, prices = "lossy", 1, None, None
+
+    def __init__(self, usage: tuple[int, int] | None = None) -> None:
+        self.tries, self.usage = 0, usage
+
+    async def complete(self, request: Request) -> Completion:
+        self.tries += 1
+        if self.tries == 1 or self.usage:
+            raise Unavailable("lost", 0.0, billed=True, usage=self.usage)
+        for wait_s in (0.0, 0.3):  # Ctrl-C, and once more
+            threading.Timer(wait_s, os.kill, (os.getpid(), signal.SIGINT)).start()
+        await asyncio.sleep(60)
+        raise AssertionError
+
+
+def test_a_try_that_a_second_ctrl_c_cuts_off_stays_charged(ledger_url: Path | str) -> None:
+    ledger, model = Ledger(ledger_url), _Lossy()
+    (request,) = requests_for(["row 0"])
+    with pytest.raises(Interrupted):
+        ask([(request.key("lossy"), request)], model, ledger, run="test")
+    assert ledger.spent("test").tokens == 2 * (model.count(request) + request.sampling.max_tokens)
+    ledger.close()
+
+
+def test_a_lost_try_that_cost_nothing_does_not_wait_for_ever(ledger_url: Path | str) -> None:
+    ledger, model = Ledger(ledger_url), _Lossy(usage=(0, 0))
+    (request,) = requests_for(["row 0"])
+    once = model.count(request) + request.sampling.max_tokens
+    with pytest.raises(FellShort, match="is reached"):
+        ask([(request.key("lossy"), request)], model, ledger, run="test", limits=Limits((Budget(tokens=once),)))
+    assert ledger.spent("test").tokens == 0
+    ledger.close()
