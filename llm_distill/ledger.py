@@ -32,8 +32,6 @@ from llm_distill.records import Entry, Request
 
 #: A claim whose owner has not renewed it for this long is free again; long enough for a machine that swaps.
 LEASE_S = 30.0
-#: SQLite allows 32,766 variables a statement and plans long IN lists well up to about this size.
-_CHUNK = 500
 
 _JSON = msgspec.json.Encoder()
 _PIDS = Path("/proc/self/ns/pid")
@@ -119,7 +117,7 @@ class Ledger:
         with self._transaction() as db:
             held_by = self._accounts(db, accounts)  # first, so that claims of one account wait for each other here
             keys = list(requests)
-            known = {row.key: row for chunk in _chunks(sorted(keys)) for row in self._known(db, chunk)}
+            known = {row.key: row for chunk in tables.chunks(sorted(keys)) for row in self._known(db, chunk)}
             again: list[str] = []
             new: list[str] = []
             total = Charge()
@@ -212,7 +210,7 @@ class Ledger:
         """Say that this process is alive and its claims hold."""
         with self._transaction() as db:
             until = {"lease_until": time.time() + LEASE_S}
-            for chunk in _chunks(tables.locked(db, REQUESTS.c.owner == self.owner, REQUESTS.c.status.is_(None))):
+            for chunk in tables.chunks(tables.locked(db, REQUESTS.c.owner == self.owner, REQUESTS.c.status.is_(None))):
                 db.execute(REQUESTS.update().where(REQUESTS.c.key.in_(chunk)).values(until))
 
     def settle(
@@ -256,7 +254,7 @@ class Ledger:
             if accounts:
                 self._accounts(db, accounts)
                 self._add(db, accounts, reserved, -1)
-            for chunk in _chunks(sorted(keys)):
+            for chunk in tables.chunks(sorted(keys)):
                 ours = REQUESTS.c.key.in_(chunk), REQUESTS.c.owner == self.owner, REQUESTS.c.status.is_(None)
                 db.execute(REQUESTS.delete().where(REQUESTS.c.key.in_(tables.locked(db, *ours))))
 
@@ -264,7 +262,7 @@ class Ledger:
         """The entries of keys, in their order; None where nothing is settled. Holds few of them at a time."""
         columns = [REQUESTS.c.key, REQUESTS.c.entry, *([REQUESTS.c.logprobs] if logprobs else [])]
         rest = iter(keys)
-        while chunk := list(islice(rest, _CHUNK)):
+        while chunk := list(islice(rest, tables.CHUNK)):
             with self._transaction(reading=True) as db:
                 rows = db.execute(
                     sa.select(*columns).where(REQUESTS.c.key.in_(chunk), REQUESTS.c.status.is_not(None))
@@ -290,8 +288,3 @@ def _refusing(budgets: Sequence[Budget], held: Mapping[Per, Charge], more: Charg
         if over_usd or (budget.tokens is not None and after.tokens > budget.tokens):
             return budget
     return None
-
-
-def _chunks(keys: Sequence[str]) -> Iterator[Sequence[str]]:
-    for start in range(0, len(keys), _CHUNK):
-        yield keys[start : start + _CHUNK]

@@ -8,7 +8,7 @@ takes the batch over once its keeper is gone, and goes on from the state that st
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import uuid4
 
@@ -16,7 +16,7 @@ import msgspec
 import sqlalchemy as sa
 
 from llm_distill.errors import FellShort
-from llm_distill.ledger_tables import BATCHES, REQUESTS, locked
+from llm_distill.ledger_tables import BATCHES, REQUESTS, chunks, locked
 from llm_distill.limits import Charge, Per
 from llm_distill.records import Request
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 #: How long rows wait for their batch: providers keep a batch's files for 30 days.
 KEEP_S = 30 * 86_400.0
-_CHUNK = 500
 
 #: `uploading`: the provider has no batch. `creating`: it may have one. `running`: it has the one named `batch_id`.
 State = Literal["uploading", "creating", "running", "ended"]
@@ -156,7 +155,7 @@ class BatchBook:
         """Which batch each row waits for, of those that wait for one."""
         found: dict[str, str] = {}
         with self.ledger._transaction(reading=True) as db:
-            for chunk in _chunks(keys):
+            for chunk in chunks(keys):
                 waiting = REQUESTS.c.key.in_(chunk), REQUESTS.c.owner.startswith(_MARK), REQUESTS.c.status.is_(None)
                 for row in db.execute(sa.select(REQUESTS.c.key, REQUESTS.c.owner).where(*waiting)):
                     found[row.key] = row.owner.removeprefix(_MARK)
@@ -221,14 +220,9 @@ class BatchBook:
 def _hand_over(db: sa.Connection, keys: Sequence[str], giver: str, taker: str, until: float) -> set[str]:
     """Change who holds unanswered rows; gives those that the giver did hold."""
     handed: set[str] = set()
-    for chunk in _chunks(sorted(keys)):
+    for chunk in chunks(sorted(keys)):
         waiting = REQUESTS.c.key.in_(chunk), REQUESTS.c.owner == giver, REQUESTS.c.status.is_(None)
         mine = locked(db, *waiting)
         db.execute(REQUESTS.update().where(REQUESTS.c.key.in_(mine)).values(owner=taker, lease_until=until))
         handed.update(mine)
     return handed
-
-
-def _chunks(keys: Sequence[str]) -> Iterator[Sequence[str]]:
-    for start in range(0, len(keys), _CHUNK):
-        yield keys[start : start + _CHUNK]

@@ -63,6 +63,8 @@ BATCHES = sa.Table(
 )
 FORMAT = sa.Table("format", META, sa.Column("version", sa.Integer, primary_key=True))
 VERSION = 2
+#: SQLite allows 32,766 variables a statement and plans long IN lists well up to about this size.
+CHUNK = 500
 
 
 def connect(url: str | Path) -> sa.Engine:
@@ -154,6 +156,12 @@ def _make_durable(engine: sa.Engine) -> None:
     def _begin(connection: sa.Connection) -> None:
         reading = connection.get_execution_options().get("reading")
         connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
+
+
+def chunks(keys: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Keys in as many as a statement takes."""
+    for start in range(0, len(keys), CHUNK):
+        yield keys[start : start + CHUNK]
 
 
 def locked(db: sa.Connection, *which: sa.ColumnElement[bool]) -> Sequence[str]:
