@@ -154,7 +154,7 @@ class Account:
             seconds=completion.seconds,
             charged_usd=charged.usd,
             charged_tokens=charged.tokens,
-            logprobs=None if completion.logprobs is None else completion.logprobs.pack(),
+            logprobs=completion.packed if completion.logprobs is None else completion.logprobs.pack(),
             reasoning=completion.reasoning,
         )
 

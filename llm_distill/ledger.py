@@ -64,7 +64,10 @@ class Ledger:
         self._engine = tables.connect(url)
         self._turn = threading.Lock()
         insert = postgresql.insert if self._engine.dialect.name == "postgresql" else sqlite.insert
-        self._insert = insert(REQUESTS).on_conflict_do_nothing(index_elements=["key"]).returning(REQUESTS.c.key)
+        claim: dict[str, Any] = {name: sa.bindparam(name) for name in ("run", "owner", "lease_until", "asked_at")}
+        new = claim | {name: sa.bindparam(name) for name in ("key", "model", "request")}
+        add = insert(REQUESTS).values(new).on_conflict_do_nothing(index_elements=["key"])
+        self._insert = tables.for_many_rows(self._engine, add)
         self._open_account = insert(ACCOUNTS).on_conflict_do_nothing(index_elements=["name"])
         self._charge = (
             ACCOUNTS.update()
@@ -74,14 +77,14 @@ class Ledger:
                 tokens=ACCOUNTS.c.tokens + sa.bindparam("_tokens"),
             )
         )
-        claim: dict[str, Any] = {name: sa.bindparam(name) for name in ("run", "owner", "lease_until", "asked_at")}
         self._retake = REQUESTS.update().where(REQUESTS.c.key == sa.bindparam("_key")).values(claim | {"status": None})
         answer = ("status", "entry", "logprobs", "nano_usd", "tokens", "answered_at")
-        unanswered = sa.or_(REQUESTS.c.status.is_(None), REQUESTS.c.status == "failed")
-        self._settle = (
+        unanswered = sa.or_(REQUESTS.c.status.is_(None), REQUESTS.c.status == sa.literal_column("'failed'"))
+        self._settle = tables.for_many_rows(
+            self._engine,
             REQUESTS.update()
             .where(REQUESTS.c.key == sa.bindparam("_key"), unanswered)  # an answer that came first stays
-            .values({name: sa.bindparam(name) for name in answer} | {"owner": None, "lease_until": None})
+            .values({n: sa.bindparam(n) for n in answer} | {"owner": sa.null(), "lease_until": sa.null()}),
         )
         self.owner = f"{_HERE}:{os.getpid()}:{uuid4().hex[:8]}"
 
@@ -143,10 +146,16 @@ class Ledger:
                 db.execute(self._retake, [{"_key": key, **mark} for key in sorted(again)])
             if new:
                 rows = [{"key": k, "model": model, "request": _JSON.encode(requests[k]), **mark} for k in sorted(new)]
-                ours = set(db.scalars(self._insert, rows))
-                # On PostgreSQL another process may have come first between the look and the insert.
-                claims.busy += [key for key in new if key not in ours]
-                new = [key for key in new if key in ours]
+                if self._insert(db, rows) < len(new):
+                    # On PostgreSQL another process may have come first between the look and the insert.
+                    since = REQUESTS.c.owner == self.owner, REQUESTS.c.asked_at == now
+                    ours = {
+                        key
+                        for chunk in tables.chunks(sorted(new))
+                        for key in tables.locked(db, REQUESTS.c.key.in_(chunk), *since)
+                    }
+                    claims.busy += [key for key in new if key not in ours]
+                    new = [key for key in new if key in ours]
             mine = {*again, *new}
             claims.mine = [key for key in keys if key in mine]
             self._add(db, accounts, [reserve.get(key, Charge()) for key in claims.mine])
@@ -241,7 +250,7 @@ class Ledger:
                 }
                 for e in sorted(entries, key=lambda e: e.key)
             ]
-            db.execute(self._settle, rows)
+            self._settle(db, rows)
             if accounts:
                 self._add(db, accounts, reserved, -1)
                 self._add(db, accounts, [Charge(e.charged_usd, e.charged_tokens) for e in entries])

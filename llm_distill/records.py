@@ -6,7 +6,7 @@ which is what lets a crash, a rerun or another recipe find an answer that was al
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -86,7 +86,8 @@ class Completion(msgspec.Struct, frozen=True):
     answer took: latency for a remote model, the answer's share of its batch for a local one. `reasoning` is what the
     server gave apart from the text; what a text itself holds of it is found when it is read (`reasoning.separate`).
     `cached_tokens` of the prompt's came from the provider's prompt cache, `cache_write_tokens` went into it; None where it
-    says nothing of them.
+    says nothing of them. `packed` are its logprobs in their compact bytes, in place of `logprobs`, where they were read in
+    another process.
     """
 
     text: str
@@ -101,6 +102,7 @@ class Completion(msgspec.Struct, frozen=True):
     logprobs: Logprobs | None = None
     seconds: float = 0.0
     reasoning: str | None = None
+    packed: bytes | None = None
 
     @property
     def status(self) -> Status:
@@ -179,6 +181,10 @@ class Sample(msgspec.Struct, frozen=True):
     row_id: str
     messages: tuple[Message, ...]
     completion: str
+
+
+#: Asks the model of a role: the entries of its questions, in their order; those without an answer are `failed`.
+Ask = Callable[[str, Sequence[Request]], list[Entry]]
 
 
 def as_text(messages: Sequence[Message]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import time
 from pathlib import Path
@@ -51,6 +52,26 @@ def test_what_was_in_flight_when_the_quota_ended_is_kept(ledger_url: Path | str)
         tally, _ = ask_mock(api, ledger_url, PROMPTS, concurrency=16)
         assert tally.reused == paid
         assert set(api.paid.values()) == {1}
+
+
+def test_who_comes_between_the_look_and_the_claim_has_the_row(
+    ledger_url: Path | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (Ledger(ledger_url) for _ in range(2))
+    requests = {request.key("m"): request for request in requests_for(PROMPTS[:10])}
+    keys = list(requests)
+    first.claim("run", "m", {key: requests[key] for key in keys[:4]})
+    monkeypatch.setattr(second, "_known", lambda _db, _keys: [])  # as if it had looked before
+    claims = second.claim("run", "m", requests)
+    assert (claims.mine, claims.busy) == (keys[4:], keys[:4])
+    first.close()
+    second.close()
+
+
+def test_the_garbage_collector_is_left_as_it_was(api: MockApi, tmp_path: Path) -> None:
+    before = gc.get_threshold(), gc.get_freeze_count()
+    ask_mock(api, tmp_path / "ledger", PROMPTS[:3])
+    assert (gc.get_threshold(), gc.get_freeze_count()) == before
 
 
 def test_a_late_loser_does_not_overwrite_a_paid_answer(ledger_url: Path | str) -> None:

@@ -24,6 +24,7 @@ from llm_distill.errors import Rejected, Unavailable, UserError, did_you_mean
 from llm_distill.models import Model, wire
 from llm_distill.models.vocabulary import Vocabulary
 from llm_distill.models.vocabulary_files import read_vocabulary
+from llm_distill.models.wire_process import Reading
 from llm_distill.pacing import Pace
 from llm_distill.plugs import SecretName, Weights
 from llm_distill.prices import Prices, listed
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 #: The paces of providers' models, shared by all who ask them.
 _PACES: dict[Any, Pace] = {}
+#: An answer with logprobs is read in one go: a socket that is paused in the middle of it is asked for twice.
+_READ_BYTES = 1 << 20
 #: What no proxy can reach.
 _THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 #: Worth another try: time-outs, conflicts, rate limits and the server's own troubles (529: overloaded).
@@ -93,6 +96,7 @@ class OpenAIModel(Model):
         self._rates = requests_per_minute, tokens_per_minute
         self._url = f"{self._base_url}/chat/completions"
         self._session: aiohttp.ClientSession | None = None
+        self._reading = Reading()
         self._proxy: str | None = None
         self._reached = self._answered = False
 
@@ -141,11 +145,13 @@ class OpenAIModel(Model):
                 timeout=aiohttp.ClientTimeout(total=self._timeout_s, sock_connect=min(self._timeout_s, 30.0)),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 headers=headers,
+                read_bufsize=_READ_BYTES,
             )
         return self._session
 
     async def close(self) -> None:
         """Close the connections; the next request opens new ones."""
+        self._reading.close()
         if self._session is not None:
             await self._session.close()
             self._session = None
@@ -196,7 +202,10 @@ class OpenAIModel(Model):
         if response.status != 200:
             await self._refused(response.status, response.headers.get("Retry-After"), answer, request)
         self._answered = True
-        return wire.completion(answer, time.perf_counter() - start, token_ids=self._token_ids)
+        seconds = time.perf_counter() - start
+        if request.sampling.top_logprobs is None:
+            return wire.completion(answer, seconds, token_ids=self._token_ids)
+        return await self._reading.completion(answer, seconds, self.pace.in_flight, token_ids=self._token_ids)
 
     async def _refused(
         self, status: int, retry_after: str | None, body: bytes, request: Request | None = None

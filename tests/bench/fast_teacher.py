@@ -14,7 +14,10 @@ import json
 import random
 import re
 from functools import lru_cache
+from typing import cast
 from zlib import crc32
+
+import uvloop
 
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d+)", re.IGNORECASE)
 _TAG = "00000000"
@@ -51,8 +54,7 @@ class Connection(asyncio.Protocol):
         self._latency_s, self._buffer = latency_s, b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.WriteTransport", transport)
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
@@ -100,4 +102,4 @@ if __name__ == "__main__":
     parser.add_argument("--port", type=int, default=8123)
     parser.add_argument("--latency", type=float, default=0.25)
     arguments = parser.parse_args()
-    asyncio.run(serve(arguments.port, arguments.latency))
+    uvloop.run(serve(arguments.port, arguments.latency))
