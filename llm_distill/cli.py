@@ -1,4 +1,4 @@
-"""The command line: the only module that prints or exits.
+"""The command line. It and `cli_runs`, its commands on runs, are the only modules that print; this one alone exits.
 
 Exit codes: 0 done, 1 finished but something fell short, 2 the user's mistake, 130 interrupted.
 """
@@ -10,15 +10,13 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
-from llm_distill import __version__
+from llm_distill import __version__, cli_runs
+from llm_distill.cli_runs import AsJson, Overrides, RecipeArg, Workspace, brief, headline
 from llm_distill.errors import DistillError, FellShort, Interrupted, UserError
-
-if TYPE_CHECKING:
-    from llm_distill.store import RunFolder
 
 app = typer.Typer(
     help="Distil a large teacher LLM into a small specialised model.",
@@ -26,16 +24,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-RecipeArg = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", show_default=False)]
-Overrides = Annotated[
-    list[str] | None, typer.Option("-s", "--set", help="Override one value: key.key=value. May be repeated.")
-]
-Workspace = Annotated[
-    Path, typer.Option("--workspace", "-w", help="Folder for runs and the ledger.", envvar="LLM_DISTILL_WORKSPACE")
-]
-RunArg = Annotated[str, typer.Argument(help="A run folder, or a recipe's name for its latest run.", show_default=False)]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
 def _version(wanted: bool) -> None:
@@ -95,16 +83,9 @@ def _tell(summary: dict[str, Any]) -> None:
     if summary["status"] == "done" and not any(stage["ran"] for stage in summary["stages"].values()):
         print(f"Nothing to do: {', '.join(summary['stages'])} are done.")
     if summary["status"] == "done" and "report" in summary["stages"]:
-        print(_headline(folder))
+        print(headline(folder))
         print(f"Report: {folder / 'report' / 'report.html'}")
     print(f"Run: {folder}")
-
-
-def _headline(folder: Path) -> str:
-    try:
-        return str(json.loads((folder / "report" / "report.json").read_text(encoding="utf-8"))["headline"])
-    except (OSError, ValueError, KeyError):
-        return "no report yet"
 
 
 @app.command()
@@ -124,12 +105,18 @@ def check(recipe: RecipeArg, overrides: Overrides = None, as_json: AsJson = Fals
         print(json.dumps(found, sort_keys=True))
         return
     print(f"{plan.name}: the recipe is sound.")
-    print(f"  prompts    {found['prompts']:,} to ask, {found['held_out']:,} held out")
+    made, aside = found["prompts_to_write_at_most"], found["set_aside"]
+    more = f", up to {made:,} to be written" if made else ""
+    print(f"  prompts    {found['prompts']:,} to ask{more}, {found['held_out']:,} held out")
+    if aside:
+        print(f"             {aside:,} nearly equal held-out rows and are set aside")
     if len(found["teachers"]) > 1:
         print(f"  teachers   {plan.teachers.described}")
     for role, asked in found["teachers"].items():
         more = f"; prices: {asked['prices']}" if asked["prices"] else ""
         print(f"  {role:<10} {asked['model']}, {asked['requests']:,} requests; {asked['counting']}{more}")
+    for asked in found["others"]:
+        print(f"  {asked['plug']:<10} up to {asked['requests']:,} requests to {', '.join(asked['roles'])}")
     print(
         f"  tokens     about {found['teacher_prompt_tokens']:,} of prompt, "
         f"at most {found['teacher_completion_tokens_at_most']:,} of completion"
@@ -139,7 +126,11 @@ def check(recipe: RecipeArg, overrides: Overrides = None, as_json: AsJson = Fals
     print(f"  filters    {', '.join(f.name for f in plan.filters) or 'none'}")
     print(f"  training   {plan.trainer.spec.name if plan.trainer else 'none: this recipe makes data'}")
     print(f"  evaluation {'yes' if plan.evaluate else 'none'}")
-    for note in (*found["open_terms"], *(f"export {name}, which `run` will need" for name in found["missing_keys"])):
+    for note in (
+        *found["open_terms"],
+        *found["notes"],
+        *(f"export {name}, which `run` will need" for name in found["missing_keys"]),
+    ):
         print(f"  note       {note}")
 
 
@@ -155,86 +146,10 @@ def fetch(recipe: RecipeArg, overrides: Overrides = None) -> None:
         print(f"{role}: ready; {model.count.how}")
 
 
-@app.command()
-def runs(workspace: Workspace = Path("data"), as_json: AsJson = False) -> None:
-    """List the runs of a workspace."""
-    found = []
-    for record in sorted(workspace.glob("runs/*/*/run.json")):
-        try:
-            stages = _folder(str(record.parent), workspace).record["stages"]
-        except UserError as error:
-            found.append({"run": str(record.parent), "stages": [], "headline": str(error)})
-            continue
-        done = [name for name, stamp in stages.items() if stamp]
-        found.append({"run": str(record.parent), "stages": done, "headline": _headline(record.parent)})
-    if as_json:
-        print(json.dumps(found))
-    for entry in [] if as_json else found:
-        print(f"{entry['run']}  {' '.join(entry['stages'])}\n    {entry['headline']}")
-    if not found and not as_json:
-        print(f"No runs in {workspace / 'runs'}.")
-
-
-@app.command()
-def show(
-    run: RunArg,
-    table: Annotated[
-        str,
-        typer.Argument(help="prompts, held_out, answers, kept, dropped, eval/<arm>; logprobs, eval/<arm>/logprobs."),
-    ],
-    where: Annotated[
-        str | None, typer.Option(help="A pandas query, e.g. \"status == 'ok' and `score.confidence` < 0.7\".")
-    ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Rows at most.")] = 20,
-    workspace: Workspace = Path("data"),
-    as_json: AsJson = False,
-) -> None:
-    """Look at rows: what was asked and answered, kept or dropped, and why. Tags are columns `tags.<name>`.
-
-    `logprobs` shows answers token by token; its --where is one of answers.
-    """
-    from llm_distill.tables import look, look_logprobs, token_lines
-
-    if table.split("/")[-1] == "logprobs":
-        for row in look_logprobs(_folder(run, workspace), table, where, limit):
-            print(json.dumps(row) if as_json else "\n".join(token_lines(row)))
-        return
-    rows = look(_folder(run, workspace), table, where)
-    if as_json:
-        for row in rows[:limit]:
-            print(json.dumps(row, default=str))
-        return
-    for row in rows[:limit]:
-        print(f"{row['row_id'][:10]}  " + "  ".join(f"{_brief(k)}={_brief(v)}" for k, v in row.items() if _worth(k, v)))
-        print(f"    asked     {_brief(row['messages'][-1]['content'], 300)}")
-        if row.get("text") is not None:
-            print(f"    answered  {_brief(row['text'], 300)}")
-    print(f"{min(limit, len(rows))} of {len(rows):,} rows")
-
-
-def _worth(column: str, value: Any) -> bool:
-    named = column in ("status", "reason", "prediction", "agreement", "label", "dropped_by") or column.startswith(
-        ("score.", "tags.")
-    )
-    return named and value is not None
-
-
-def _brief(value: Any, most: int = 60) -> str:
-    """One line of printable characters: what a model wrote must not steer the terminal."""
-    text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    text = "".join(c if c.isprintable() else " " for c in text)
-    return text if len(text) <= most else text[: most - 1] + "…"
-
-
-@app.command()
-def report(run: RunArg, workspace: Workspace = Path("data")) -> None:
-    """Build a run's report again from its folder, and print where it is."""
-    from llm_distill.report.build import write
-
-    folder = _folder(run, workspace)
-    if not folder.file("kept.parquet").exists():
-        raise UserError(f"{folder.path} has no kept.parquet yet; run the recipe as far as its filter stage first.")
-    print(write(folder))
+for command in (
+    cli_runs.runs, cli_runs.show, cli_runs.report, cli_runs.refilter, cli_runs.review, cli_runs.ablate
+):  # fmt: skip
+    app.command()(command)
 
 
 @app.command()
@@ -259,22 +174,8 @@ def doctor() -> None:
         print(f"{subject:<14} {finding}")
 
 
-def _folder(run: str, workspace: Path) -> RunFolder:
-    """A run by its folder, or the latest run of a recipe by its name."""
-    from llm_distill.store import RunFolder
-
-    if (Path(run) / "run.json").exists():
-        return RunFolder(Path(run))
-    found = sorted(workspace.glob("runs/*/*/run.json"), key=lambda p: p.stat().st_mtime)
-    named = [p for p in found if run in (p.parent.parent.name, p.parent.name)]
-    if not named:
-        names = sorted({p.parent.parent.name for p in found})
-        raise UserError(f"no run {run!r} in {workspace / 'runs'}. There is: {', '.join(names) or 'none'}.")
-    return RunFolder(named[-1].parent)
-
-
 def _quit(message: str, code: int) -> NoReturn:
-    print(f"llm-distill: {_brief(message, 4000)}", file=sys.stderr)  # it may quote a server
+    print(f"llm-distill: {brief(message, 4000)}", file=sys.stderr)  # it may quote a server
     raise SystemExit(code)
 
 

@@ -109,15 +109,22 @@ def collect(run: Run, prompts: Sequence[Prompt], panel: Panel, table: str) -> Co
 
 
 def _settle(run: Run, seats: Iterable[_Seat], asked: Callable[[_Seat], Sized]) -> None:
-    """Ask every seat's model for its share: all side by side, but weights in this process one after the other.
-
-    Seats of one model ask together, so that a question which two of them have is asked once.
-    """
+    """Ask every seat's model for its share. Seats of one model ask together: a question of two of them is asked once."""
     groups: dict[str, Group] = {}
     for seat in seats:
         requests, size = asked(seat)
         model, before, known = groups.get(seat.model.identity, (seat.model, (), 0))
         groups[seat.model.identity] = (model, chain(before, requests), (known or 0) + size)
+    settle(run, groups)
+
+
+def salt(run: Run, model: Model) -> str:
+    """What a question's key is made with besides the question: `fresh` runs share no answers with others."""
+    return f"{model.identity}#{run.id}" if run.plan.answers.fresh else model.identity
+
+
+def settle(run: Run, groups: Mapping[str, Group]) -> None:
+    """Ask each model (by identity) its questions: all side by side, but weights in this process one after the other."""
     here = [group for group in groups.values() if group[0].holds_weights and group[2]]
     away = [group for group in groups.values() if not group[0].holds_weights and group[2]]
     done, total = Tally(), sum(size or 0 for _, _, size in groups.values())
@@ -150,8 +157,7 @@ class _Seat:
         self.run, self.role, self.panel, self.prompts = run, role, panel, prompts
         self.model = panel.models[role]
         self._keys: list[list[str]] = []  # of each row, as far as it was asked for
-        identity = self.model.identity
-        self._salt = f"{identity}#{run.id}" if run.plan.answers.fresh else identity
+        self._salt = salt(run, self.model)
 
     def _questions(self, prompt: Prompt) -> list[Request]:
         panel = self.panel

@@ -115,6 +115,16 @@ def counter(model_name: str | None, tokenizer: str | None = None) -> TokenCounte
     return TokenCounter(model_name, tokenizer)
 
 
+def tokens_of(tokenizer: Path | None = None) -> Callable[[str], int]:
+    """Counts a text's tokens by a tokenizer.json, or by the vocabulary of GPT-4o; UserError where that is not at hand."""
+    if tokenizer is not None:
+        return _own(tokenizer)
+    usual = TokenCounter("gpt-4o")
+    if (tokens := usual._load()) is None:
+        raise UserError(f"{usual.how}; or name a model's tokenizer.json as `tokenizer`.")
+    return tokens
+
+
 #: For models that cost nothing: the bound alone.
 BY_BYTES = TokenCounter()
 

@@ -6,10 +6,13 @@ import os
 from math import ceil
 from typing import Any
 
+from llm_distill.generators import AtMost
+from llm_distill.plugs import Plug, find
 from llm_distill.recipe import Plan
-from llm_distill.recipe_checks import known_prices, open_terms, price_source
+from llm_distill.recipe_checks import kindred_judges, known_prices, open_terms, price_source
 from llm_distill.records import Prompt
-from llm_distill.splits import check_rows, split_held_out
+from llm_distill.scorers import ASKS
+from llm_distill.splits import Rows, check_rows, gather
 
 #: Bytes of English a token, about, over today's vocabularies; the real count comes back with each answer.
 BYTES_PER_TOKEN = 4.0
@@ -24,34 +27,77 @@ def estimate(plan: Plan) -> dict[str, Any]:
 
     With a schema, at most means that every question is asked a second time.
     """
-    prompts, held_out = split_held_out(plan)
-    check_rows(plan, prompts, held_out)
+    found = gather(plan)
+    prompts, held_out = found.asked, found.held_out
+    check_rows(plan, prompts, held_out, more=bool(found.at_most))
     rows = [*prompts, *(held_out if plan.evaluate else ())]
     who = [plan.teachers.of(prompt) for prompt in rows]
-    teachers = {
-        role: _asked(plan, role, [p for p, roles in zip(rows, who, strict=True) if role in roles])
-        for role in plan.teachers.roles
-    }
-    costs = [teacher["cost_usd_at_most"] for teacher in teachers.values()]
+    made = sum(most.rows for _, most in found.at_most)
+    kept = min(len(prompts) + made, plan.mix.rows or len(prompts) + made)
+    # Rows that are yet to be written count like those here; where there are none, as what they may be at most.
+    unseen, each = kept - len(prompts), max((most.max_tokens for _, most in found.at_most), default=0)
+    teachers = {}
+    for role in plan.teachers.roles:
+        own = [p for p, roles in zip(rows, who, strict=True) if role in roles]
+        share = len(own) / len(rows) if rows else 1.0
+        teachers[role] = _asked(plan, role, own, round(unseen * share), each)
+    others = _writing(plan, found) + _judging(plan, kept)
+    costs = [asked["cost_usd_at_most"] for asked in (*teachers.values(), *others)]
     return {
         "prompts": len(prompts),
+        "prompts_to_write_at_most": made,
         "held_out": len(held_out),
+        "set_aside": found.aside,
         "teachers": teachers,
+        "others": others,
         "teacher_requests": sum(t["requests"] for t in teachers.values()),
         "teacher_prompt_tokens": sum(t["prompt_tokens"] for t in teachers.values()),
         "teacher_completion_tokens_at_most": sum(t["completion_tokens_at_most"] for t in teachers.values()),
         "cost_usd_at_most": None if None in costs else round(sum(costs), 4),
         "open_terms": open_terms(plan),
+        "notes": kindred_judges(plan),
     }
 
 
-def _asked(plan: Plan, role: str, prompts: list[Prompt]) -> dict[str, Any]:
-    """What one teacher is asked for these rows."""
+def _writing(plan: Plan, found: Rows) -> list[dict[str, Any]]:
+    """What the generators that ask come to."""
+    return [_errand(plan, plug, most) for plug, most in found.at_most]
+
+
+def _judging(plan: Plan, rows: int) -> list[dict[str, Any]]:
+    """What the scorers that ask come to, were no row dropped before them."""
+    asking = [f.plug for f in plan.filters if f.plug.spec.name in ASKS and f.plug.roles]
+    return [
+        _errand(plan, plug, find("scorer", plug.spec.name, ASKS, plug.spec.where)(rows, **plug.knobs))
+        for plug in asking
+    ]
+
+
+def _errand(plan: Plan, plug: Plug, most: AtMost) -> dict[str, Any]:
+    costs = []
+    for role in plug.roles:
+        prices = known_prices(plan.models[role])
+        batch = getattr(plan.models[role].function, "batches", False)
+        each = None if prices is None else prices.at_most_usd(most.prompt_tokens, most.max_tokens, batch=batch)
+        costs.append(None if each is None else most.questions * each)
+    return {
+        "plug": plug.spec.name,
+        "roles": list(plug.roles),
+        "requests": most.questions,
+        "prompt_tokens": most.questions * most.prompt_tokens,
+        "completion_tokens_at_most": most.questions * most.max_tokens,
+        "cost_usd_at_most": None if None in costs else sum(cost or 0.0 for cost in costs),
+    }
+
+
+def _asked(plan: Plan, role: str, prompts: list[Prompt], unseen: int, unseen_tokens: int) -> dict[str, Any]:
+    """What one teacher is asked for these rows, and for others of which nothing is known but their number and bound."""
     view, answers, prices = plan.task.teacher_view, plan.answers, known_prices(plan.models[role])
     sample = prompts[:: max(1, len(prompts) // _SAMPLE)][:_SAMPLE]
     rendered = [question for prompt in sample for question in view.questions(prompt, plan.task.labels)]
-    requests = len(prompts) * answers.samples * max(1, len(view.examples))
+    requests = (len(prompts) + unseen) * answers.samples * max(1, len(view.examples))
     size = sum(len(m.content.encode()) for question in rendered for m in question) / max(1, len(rendered))
+    size = size if rendered else unseen_tokens * BYTES_PER_TOKEN
     size += len((answers.json_schema or "").encode())
     given, made = round(requests * size / BYTES_PER_TOKEN), requests * answers.max_tokens
     if answers.json_schema:  # the second question repeats the first, with the answer and what is wrong with it

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_distill import __version__, store
+from llm_distill import __version__, review, store
 from llm_distill.errors import FellShort, Interrupted, UserError
 from llm_distill.ledger import Ledger
 from llm_distill.provenance import describe
@@ -52,8 +52,9 @@ class Stage:
 STAGES = {
     # Rows are checked against `task`, `teachers` and `evaluate` before anybody is asked for them.
     "prompts": Stage(
-        make_prompts, ("seed", "prompts", "held_out", "task", "teachers", "evaluate"),
+        make_prompts, ("seed", "prompts", "mix", "held_out", "task", "teachers", "evaluate"),
         (), ("prompts.parquet", "held_out.parquet"),
+        asks=lambda plan: plan.writers,
     ),
     "answers": Stage(
         ask_teacher, ("task", "teachers", "answers"),
@@ -63,6 +64,7 @@ STAGES = {
     "filter": Stage(
         filter_answers, ("task", "filter"),
         ("answers.parquet", "held_out.parquet"), ("kept.parquet", "dropped.parquet"),
+        asks=lambda plan: plan.judges,
     ),
     "train": Stage(
         train_student, ("seed", "task", "train"),
@@ -132,14 +134,15 @@ def _step(job: Run, name: str, *, forced: bool) -> dict[str, Any]:
         due = forced or not _holds(job, name)
         job.watch.stage(name, "running" if due else "kept")
         if due and (forced or name == "report" or not _adopt(job, name)):  # a report speaks of its own run
-            _do(job, name)
+            do(job, name)
         stamp = job.folder.stamp(name)
         if due:
             job.watch.stage(name, "owed" if stamp["owed"] else "done")
     return {key: stamp[key] for key in ("rows_in", "rows_out", "seconds")} | {"ran": due}
 
 
-def _do(job: Run, name: str) -> None:
+def do(job: Run, name: str) -> None:
+    """Do one stage, whatever was done of it before, and stamp it."""
     stage, folder = STAGES[name], job.folder
     folder.save(name)  # whatever is there now is no longer vouched for
     start = time.perf_counter()
@@ -190,7 +193,7 @@ def _inputs(job: Run, name: str) -> str:
     if name == "train":
         more = [store.digest(template)] if template else []
     elif name == "filter":
-        more.append(plan.trainer is not None)  # which decides what there is to learn
+        more += [plan.trainer is not None, review.digest(job.folder)]  # which decide what there is to learn
     elif name == "report":
         more.append(plan.digest)
     words = plan.slice(stage.keys, stage.asks(plan))

@@ -10,10 +10,10 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, TypedDict, cast, get_type_hints
+from typing import Annotated, Any, TypedDict, cast, get_args, get_type_hints
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, ValidationInfo, create_model
 
@@ -21,10 +21,13 @@ from llm_distill.errors import UserError, did_you_mean
 
 
 class Reading(TypedDict):
-    """What validation is told: the folder that relative paths start from; it notes the input files it met."""
+    """What validation is told: the folder that relative paths start from, and the recipe's models by role; it notes the
+    input files it met.
+    """
 
     folder: Path
     files: set[Path]
+    roles: Sequence[str]
 
 
 def input_file(path: Path, info: ValidationInfo) -> Path:
@@ -71,6 +74,17 @@ Program = Annotated[str, AfterValidator(_program)]
 Weights = Annotated[str, AfterValidator(_weights)]
 
 
+def _role(role: str, info: ValidationInfo) -> str:
+    roles = cast(Reading, info.context)["roles"]
+    if role not in roles:
+        raise ValueError(f"no model {role!r} in `models`.{did_you_mean(role, roles)}")
+    return role
+
+
+#: The role of one of the recipe's models, which the plug will ask.
+Role = Annotated[str, AfterValidator(_role)]
+
+
 #: Knobs that change how fast a model answers, not what.
 _PACE = ("terms", "prices_usd", "concurrency", "timeout_s", "batch_size", "requests_per_minute", "tokens_per_minute")
 
@@ -109,11 +123,28 @@ class Plug:
         passing = (*_PACE, *getattr(self.function, "pace_knobs", ()))
         return {name: value for name, value in self.spec.knobs.items() if name not in passing}
 
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The models that it asks, by role."""
+        declared = _declared(self.function).items()
+        named = {role for name, (hint, _) in declared if _asks(hint) and (role := self.knobs.get(name))}
+        inner = {role for value in self.knobs.values() if isinstance(value, Plug) for role in value.roles}
+        return tuple(sorted(named | inner))
+
     def __call__(self, *house: Any) -> Any:
         """Call the function with as many of the house's arguments as it has positional parameters."""
         parameters = inspect.signature(self.function).parameters.values()
         takes = sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
         return self.function(*house[:takes], **self.knobs)
+
+
+def _asks(hint: Any) -> bool:
+    """Whether a knob is a role: `Role`, or `Role | None`."""
+    return any(_role in map(_function, getattr(part, "__metadata__", ())) for part in (hint, *get_args(hint)))
+
+
+def _function(annotation: Any) -> Any:
+    return getattr(annotation, "func", None)
 
 
 def find(kind: str, name: str, table: Mapping[str, str], where: str) -> Callable[..., Any]:
@@ -132,21 +163,29 @@ def find(kind: str, name: str, table: Mapping[str, str], where: str) -> Callable
     return cast(Callable[..., Any], found)
 
 
+#: Defaults are checked too: that of a role may be a model which the recipe does not have.
+_KNOBS = ConfigDict(extra="forbid", arbitrary_types_allowed=True, validate_default=True)
+
+
 def knob_model(function: Callable[..., Any]) -> type[BaseModel]:
     """A pydantic model of a function's keyword-only parameters; unknown keys are errors."""
+    fields: dict[str, Any] = _declared(function)
+    return create_model("Knobs", __config__=_KNOBS, **fields)
+
+
+def _declared(function: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
+    """A function's knobs, each with its type and its default (`...` where it must be given)."""
     target = function.__init__ if inspect.isclass(function) else function
+    knobs = [p for p in inspect.signature(target).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    # Of the knobs alone: what the house hands over may be typed by names that only a type checker imports.
+    only = type("Knobs", (), {"__annotations__": {k.name: k.annotation for k in knobs if k.annotation is not k.empty}})
     try:
-        hints = get_type_hints(target, include_extras=True)
+        hints = get_type_hints(only, getattr(target, "__globals__", {}), include_extras=True)
     except NameError as error:
         raise UserError(
             f"{function.__module__}:{function.__name__}: its annotations cannot be read: {error}."
         ) from None
-    fields: dict[str, Any] = {}
-    for parameter in inspect.signature(target).parameters.values():
-        if parameter.kind is parameter.KEYWORD_ONLY:
-            default = ... if parameter.default is parameter.empty else parameter.default
-            fields[parameter.name] = (hints.get(parameter.name, Any), default)
-    return create_model("Knobs", __config__=ConfigDict(extra="forbid", arbitrary_types_allowed=True), **fields)
+    return {k.name: (hints.get(k.name, Any), ... if k.default is k.empty else k.default) for k in knobs}
 
 
 def bind(kind: str, spec: Spec, table: Mapping[str, str], reading: Reading) -> Plug:

@@ -38,6 +38,7 @@ def describe(job: Run, roles: Sequence[str]) -> None:
     store.write_json(folder.file("recipe.resolved.json"), plan.raw)
     folder.record |= {
         "recipe": plan.name,
+        "recipe_file": str(plan.path.resolve()),
         "digest": plan.digest,
         "seed": plan.seed,
         "versions": {"llm_distill": __version__, "python": python_version()} | _versions(),

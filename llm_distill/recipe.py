@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from datetime import datetime
 from hashlib import blake2b
@@ -20,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from llm_distill.errors import UserError
 from llm_distill.generators import GENERATORS
 from llm_distill.limits import Budget, Limits, Per
+from llm_distill.mixing import Mix
 from llm_distill.models import MODELS
 from llm_distill.plugs import InputFile, Plug, Reading, Spec, bind, one_line
 from llm_distill.recipe_checks import check_across
@@ -52,10 +54,14 @@ def checked_name(name: str) -> str:
 
 
 class HeldOut(_Strict):
-    """Rows that only evaluation sees: a labelled file, or a share of the prompts picked by a hash of their content."""
+    """Rows that only evaluation sees: a labelled file, or a share of the prompts picked by a hash of their content.
+
+    near: rows whose word 3-grams are alike by so much (Jaccard) stay on one side; null compares nothing.
+    """
 
     file: InputFile | None = None
     share: float | None = Field(None, gt=0, lt=1)
+    near: float | None = Field(0.7, gt=0, le=1)
 
     def model_post_init(self, _context: Any) -> None:
         """Exactly one way."""
@@ -129,6 +135,7 @@ class _Recipe(_Strict):
     models: dict[str, str | dict[str, Any]]
     teachers: Teachers | None = None
     prompts: list[str | dict[str, Any]] = Field(min_length=1)
+    mix: Mix = Mix()
     held_out: HeldOut | None = None
     answers: Answers = Answers()
     filter: list[str | dict[str, Any]] = []
@@ -167,17 +174,30 @@ class Plan:
     teachers: Teachers
     generators: list[Plug]
     prompt_terms: tuple[str | None, ...]  # of each generator
+    mix: Mix
+    fill: Plug | None  # the generator of mix.balance
     terms: Mapping[str, Record]
     held_out: HeldOut | None
     answers: Answers
     pick: Pick | None
     filters: list[Filter]
     trainer: Plug | None
+    train_seed: int  # `seed` among the trainer's knobs; the recipe's unless given
     evaluate: Evaluate | None
     report: Report
     digest: str
     account: str
     sources: tuple[str, ...]
+
+    @property
+    def writers(self) -> tuple[str, ...]:
+        """The roles whose models write prompts."""
+        return tuple(sorted({role for plug in (*self.generators, self.fill) if plug for role in plug.roles}))
+
+    @property
+    def judges(self) -> tuple[str, ...]:
+        """The roles whose models the filters ask or look into."""
+        return tuple(sorted({role for filter_ in self.filters for role in filter_.plug.roles}))
 
     @property
     def questions_a_row(self) -> int:
@@ -190,12 +210,12 @@ class Plan:
         return [[self.raw.get(key) for key in keys], models]
 
 
-def load(path: Path, overrides: Sequence[str] = ()) -> Plan:
-    """Read, override (`key.key=value`), check and bind a recipe."""
-    raw = read_recipe(path)
+def load(path: Path, overrides: Sequence[str] = (), raw: Mapping[str, Any] | None = None) -> Plan:
+    """Read, override (`key.key=value`), check and bind a recipe; or other words in its place, with its folder's files."""
+    raw = read_recipe(path) if raw is None else deepcopy(dict(raw))
     for text in overrides:
         override(raw, text)
-    reading = Reading(folder=path.resolve().parent, files=set())
+    reading = Reading(folder=path.resolve().parent, files=set(), roles=[])
     recipe = _checked(_Recipe, raw, "", reading)
     own: dict[str, Record] = {}  # the recipe's own records of terms
     specs = {role: with_name(Spec.read(value, f"models.{role}"), own, reading) for role, value in recipe.models.items()}
@@ -207,8 +227,10 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Plan:
         )
     teachers = recipe.teachers or Teachers.model_validate(["teacher"])
     teachers.check_roles(specs)
-    best_by = recipe.answers.best_by
+    reading["roles"] = sorted(specs)
+    best_by, fill = recipe.answers.best_by, recipe.mix.balance.fill if recipe.mix.balance else None
     kind = Spec.read(recipe.task, "task")
+    train, train_seed = _training(recipe)
     plan = Plan(
         path=path,
         raw=raw,
@@ -224,12 +246,15 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Plan:
             for spec in prompts
         ],
         prompt_terms=tuple(spec.knobs.get("terms") for spec in prompts),
+        mix=recipe.mix,
+        fill=None if fill is None else bind("generator", Spec.read(fill, "mix.balance.fill"), GENERATORS, reading),
         terms=shipped() | own,
         held_out=recipe.held_out,
         answers=recipe.answers,
         pick=None if best_by is None else bind_pick(best_by, "answers.best_by", SCORERS, reading),
         filters=bind_filters([Spec.read(v, f"filter[{i}]") for i, v in enumerate(recipe.filter)], SCORERS, reading),
-        trainer=None if recipe.train is None else bind("trainer", Spec.read(recipe.train, "train"), TRAINERS, reading),
+        trainer=None if train is None else bind("trainer", train, TRAINERS, reading),
+        train_seed=train_seed,
         evaluate=recipe.evaluate,
         report=recipe.report,
         digest="",
@@ -242,6 +267,16 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Plan:
         files.append(content_id(plan.answers.json_schema))
     words = raw | {"answers": _without(raw.get("answers") or {}, _BOUNDS)}
     return replace(plan, digest=content_id([raw, files]), account=content_id([words, files]), sources=tuple(files))
+
+
+def _training(recipe: _Recipe) -> tuple[Spec | None, int]:
+    if recipe.train is None:
+        return None, recipe.seed
+    spec = Spec.read(recipe.train, "train")
+    seed = spec.knobs.get("seed", recipe.seed)
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise UserError(f"{spec.where}.seed: found {seed!r}; write a whole number.")
+    return replace(spec, knobs=_without(spec.knobs, ["seed"])), seed
 
 
 def _without(mapping: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any]:

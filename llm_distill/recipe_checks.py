@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from llm_distill.errors import UserError
@@ -38,10 +39,31 @@ def open_terms(plan: Plan) -> list[str]:
     return judge(plan.policy, plan.terms, named_sources(plan.models, plan.generators, plan.prompt_terms))
 
 
+def kindred_judges(plan: Plan) -> list[str]:
+    """A note for each judge of the filters that is of a teacher's family: such judges favour what sounds like themselves
+    (Li et al. 2025, arXiv 2502.01534).
+    """
+    families = {role: _family(plan.models[role]) for role in {*plan.teachers.roles, *plan.judges}}
+    return [
+        f"models.{judge} judges answers of models.{role}, and both are of the family {families[judge]!r}: such a judge favours "
+        "what sounds like itself; name one of another family"
+        for judge in plan.judges
+        for role in plan.teachers.roles
+        if families[judge] and families[judge] == families[role]
+    ]
+
+
+def _family(model: Plug) -> str | None:
+    """What a model's name begins with: `qwen` of Qwen/Qwen3-32B, `gpt` of gpt-4.1-mini; its provider is no part of it."""
+    name = str(model.knobs.get("model", "")).rstrip("/").rsplit("/", 1)[-1]
+    found = re.match(r"[A-Za-z]+", name.removeprefix("Meta-").removeprefix("meta-"))
+    return found[0].casefold() if found else None
+
+
 def check_across(plan: Plan) -> None:
     """UserError for keys that do not fit together."""
     student = plan.models.get("student")
-    for role in plan.teachers.roles:
+    for role in sorted({*plan.teachers.roles, *plan.writers, *plan.judges}):
         teacher = plan.models[role]
         if any(b.usd is not None for b in plan.answers.budgets) and known_prices(teacher) is None:
             raise UserError(

@@ -1,39 +1,245 @@
-"""What is asked and what is held out, and the mistakes that would spoil the comparison between them."""
+"""What is asked and what is held out: rows are made, put on their side at once, and only then shown to other generators.
+
+A row's side never depends on later rows, so a held-out row stays one whatever is appended. It goes, by the first of these
+that knows a side, with its counterfactual group, with the row it was made from, with an earlier row that it nearly equals,
+or where a hash of its content puts it. A row that is near both sides is set aside: it would leak from one to the other.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
+import msgspec
+
+from llm_distill.coverage import coverage
 from llm_distill.errors import UserError
 from llm_distill.evals.gold import check_labels, check_slices
-from llm_distill.recipe import Plan
-from llm_distill.records import Prompt, content_id
+from llm_distill.generators import AT_MOST, AtMost, Context
+from llm_distill.mixing import balanced, mixed, unit
+from llm_distill.models import Model
+from llm_distill.near import NearIndex
+from llm_distill.plugs import Plug, find
+from llm_distill.recipe import HeldOut, Plan
+from llm_distill.records import Ask, Prompt, make_prompt
 from llm_distill.seeds import numbered, read_rows
 
-
-def split_held_out(plan: Plan) -> tuple[list[Prompt], list[Prompt]]:
-    """What is to be asked, and the held-out rows: from their file, or those whose gist's hash falls within the share."""
-    prompts = list(numbered(prompt for generator in plan.generators for prompt in generator()))
-    if plan.held_out is None:
-        return prompts, []
-    if plan.held_out.file:
-        return prompts, list(numbered(read_rows(plan.held_out.file)))
-    share = plan.held_out.share or 0.0
-    sides = {p.row_id: int(content_id(p.gist)[:8], 16) / 2**32 < share for p in prompts}
-    return [p for p in prompts if not sides[p.row_id]], [p for p in prompts if sides[p.row_id]]
+Side = Literal["asked", "held_out", "aside"]
+#: A row with so many near neighbours is not looked at by later ones, which find those: thousands of rows made from one
+#: template would otherwise all be compared with each other.
+_CROWD = 8
+#: Generators that work on held-out rows too, each new row on its parent's side: groups are compared in evaluation as well.
+_BOTH_SIDES = {"counterfactual"}
 
 
-def check_rows(plan: Plan, prompts: Sequence[Prompt], held_out: Sequence[Prompt]) -> None:
-    """UserError for rows that nothing can be asked for, that their templates cannot show, or that spoil the evaluation."""
-    if not prompts:
+@dataclass
+class Rows:
+    """What a recipe's generators made.
+
+    at_most: of the generators that would ask a model (none was asked), the roles and what they may come to. aside: rows
+    that are near held-out ones. made: for each entry of `prompts`, its name and coverage.
+    """
+
+    asked: list[Prompt] = field(default_factory=list)
+    held_out: list[Prompt] = field(default_factory=list)
+    aside: int = 0
+    at_most: list[tuple[Plug, AtMost]] = field(default_factory=list)
+    made: list[dict[str, Any]] = field(default_factory=list)
+
+
+def gather(
+    plan: Plan,
+    ask: Ask | None = None,
+    say: Callable[[str], None] = lambda _line: None,
+    embed: Callable[[Sequence[str]], Any] | None = None,
+    model: Callable[[str], Model] | None = None,
+) -> Rows:
+    """Every row of a recipe, on its side and mixed. Without `ask` the generators that ask are left out and estimated."""
+    found = Rows()
+    sides = _Sides(plan.held_out)
+    entries: list[list[Prompt]] = []
+
+    def made_by(generator: Plug, before: Sequence[Prompt]) -> list[Prompt]:
+        """A generator's new rows, numbered and tagged."""
+        if generator.roles and ask is None:
+            most = _at_most(generator, len(before))
+            if most is None or most.questions:
+                found.at_most.append((generator, most or AtMost(0, 0, 0, 0)))
+                return []
+        name = generator.spec.name
+        context = Context(before, plan.task, ask or _nobody, model or _nobody, say, plan.seed)
+        new = iter(generator(context))
+        return [row if name == "seeds" else _tagged(row, name) for row in new]
+
+    for generator in plan.generators:
+        before = [row for entry in entries for row in entry]
+        if generator.spec.name in _BOTH_SIDES:
+            before = [*before, *found.held_out]
+        new = made_by(generator, before)
+        if generator.spec.name != "seeds":
+            new = _retagged(new, [*entries, found.held_out])
+            found.aside += sides.reunite(entries, found.held_out)
+        mine: list[Prompt] = []
+        for row in sides.numbered(new):
+            side = sides.of(row)
+            found.aside += side == "aside"
+            if side != "aside":
+                (mine if side == "asked" else found.held_out).append(row)
+        entries.append(mine)
+        found.made.append({"generator": generator.spec.name, **coverage(new, embed)})
+    found.asked = _mix(plan, entries, made_by, sides, say, mixes=ask is not None or not found.at_most)
+    if plan.held_out and plan.held_out.file:
+        found.held_out = sides.given
+    if found.aside:
+        say(f"prompts: {found.aside:,} rows nearly equal held-out ones and are set aside, before anybody is asked")
+    return found
+
+
+def _mix(
+    plan: Plan,
+    entries: Sequence[Sequence[Prompt]],
+    made_by: Callable[[Plug, Sequence[Prompt]], list[Prompt]],
+    sides: _Sides,
+    say: Callable[[str], None],
+    *,
+    mixes: bool,
+) -> list[Prompt]:
+    if not mixes:  # an estimate, in which some entries have no rows yet
+        return [row for entry in entries for row in entry]
+    balance = plan.mix.balance
+    shares = plan.mix.of([generator.spec.name for generator in plan.generators])
+    rows = mixed(entries, shares, None if balance else plan.mix.rows)
+    if balance is None:
+        return rows
+    filler = plan.fill
+
+    def fill(of: Sequence[Prompt], count: int) -> Iterator[Prompt]:
+        assert filler is not None
+        knobs = filler.knobs | ({"rows": count} if "rows" in filler.knobs else {})
+        new = made_by(replace(filler, knobs=knobs), of)
+        # What is made from rows of one value is of that value, whatever the generator knows of tags.
+        value = {balance.tag: of[0].tags[balance.tag]}
+        for row in sides.numbered([msgspec.structs.replace(row, tags={**row.tags, **value}) for row in new]):
+            if sides.of(row, chance=False) == "asked":
+                yield row
+
+    return balanced(rows, balance, plan.mix.rows, fill if filler else None, say)
+
+
+def _nobody(role: str, *_questions: Any) -> Any:
+    raise UserError(f"this generator asks models.{role} although it names no role; give it a knob `model: Role`.")
+
+
+def _at_most(generator: Plug, before: int) -> AtMost | None:
+    """What a generator may come to. One of somebody's own says nothing of it."""
+    name = generator.spec.name
+    if name not in AT_MOST:
+        return None
+    found: AtMost = find("generator", name, AT_MOST, generator.spec.where)(before, **generator.knobs)
+    return found
+
+
+def _tagged(row: Prompt, generator: str) -> Prompt:
+    return msgspec.structs.replace(row, tags={"generator": generator, **row.tags})
+
+
+def _retagged(new: Sequence[Prompt], known: Sequence[list[Prompt]]) -> list[Prompt]:
+    """The rows that are new; one that stands already is given the new tags (a counterfactual group takes it in)."""
+    places = {row.prompt_id: (rows, i) for rows in known for i, row in enumerate(rows)}
+    fresh = []
+    for row in new:
+        if row.prompt_id not in places:
+            fresh.append(row)
+            continue
+        rows, i = places[row.prompt_id]
+        tags = {tag: value for tag, value in row.tags.items() if tag not in ("generator", "parent")}
+        rows[i] = msgspec.structs.replace(rows[i], tags={**rows[i].tags, **tags})
+    return fresh
+
+
+class _Sides:
+    """Who is on which side."""
+
+    def __init__(self, held_out: HeldOut | None) -> None:
+        self._share = 0.0 if held_out is None or held_out.share is None else held_out.share
+        near = held_out.near if held_out else None
+        self._index = None if near is None else NearIndex(near)
+        self._side: dict[str, Side] = {}  # of units and of row_ids
+        self._sides: list[Side] = []  # of what is in the index
+        self._seen: dict[str, int] = {}
+        self._file = held_out is not None and held_out.file is not None
+        self.given = list(numbered(read_rows(held_out.file))) if held_out and held_out.file else []
+        for row in self.given:
+            self._place(row, "held_out")
+        self._taken = {row.gist for row in self.given}
+
+    def numbered(self, rows: Sequence[Prompt]) -> Iterator[Prompt]:
+        """The same rows; those whose words stood there before get row_ids of their own."""
+        for row in rows:
+            n = self._seen.get(row.prompt_id, 0)
+            self._seen[row.prompt_id] = n + 1
+            yield make_prompt(row.messages, row.tags, row.label, row.reference, occurrence=n) if n else row
+
+    def of(self, row: Prompt, *, chance: bool = True) -> Side:
+        """The side of a row that was not seen before. Without `chance` only its neighbours can hold it out."""
+        if row.gist in self._taken:  # also a given row, which is the user's to repair
+            return "asked"
+        known = self._side.get(unit(row)) or self._side.get(row.tags.get("parent", ""))
+        near = [] if self._index is None else self._index.near(row.text)
+        joins = {*(self._sides[i] for i in near), *([known] if known else [])}
+        if not joins:
+            chosen = chance and int(unit(row)[:8], 16) / 2**32 < self._share
+            joins = {"held_out"} if chosen else {"asked"}
+        elif self._file:  # which rows are held out is given, all of them
+            joins = joins if joins == {"asked"} else {"aside"}
+        side: Side = joins.pop() if len(joins) == 1 else "aside"
+        self._place(row, side, crowded=len(near) >= _CROWD)
+        return side
+
+    def reunite(self, asked: Sequence[list[Prompt]], held_out: Sequence[Prompt]) -> int:
+        """Let groups that were formed of rows which stood already lie on one side: where some members are held out, the
+        others are set aside. Gives how many.
+        """
+        held = {row.tags["group"] for row in held_out if "group" in row.tags}
+        aside = 0
+        for rows in asked:
+            apart = [row for row in rows if row.tags.get("group") in held]
+            aside += len(apart)
+            rows[:] = [row for row in rows if row.tags.get("group") not in held]
+            for row in apart:
+                self._side[row.row_id] = "aside"
+        still = [row for rows in asked for row in rows]
+        self._side |= {unit(row): "asked" for row in still if "group" in row.tags}
+        self._side |= {unit(row): "held_out" for row in held_out if "group" in row.tags}
+        return aside
+
+    def _place(self, row: Prompt, side: Side, *, crowded: bool = False) -> None:
+        self._side[unit(row)] = self._side[row.row_id] = side
+        if self._index is not None and side != "aside" and not crowded:
+            self._index.add(len(self._sides), row.text)
+            self._sides.append(side)
+
+
+def check_rows(plan: Plan, prompts: Sequence[Prompt], held_out: Sequence[Prompt], *, more: bool = False) -> None:
+    """UserError for rows that nothing can be asked for, that their templates cannot show, or that spoil the evaluation.
+
+    `more`: others will be made by asking, so that none may be there yet.
+    """
+    if not prompts and not more:
         raise UserError("prompts: no rows are left to ask; raise a `limit`, or lower the held-out share.")
+    if plan.held_out and plan.held_out.share and not held_out and not more and plan.evaluate:
+        raise UserError(
+            f"held_out: a share of {plan.held_out.share:g} of {len(prompts):,} rows held none out; rows that nearly equal each "
+            f"other (near: {plan.held_out.near}) stay together. Raise the share, set `near: null`, or name a file."
+        )
     plan.teachers.check_rows([*prompts, *(held_out if plan.evaluate else ())])
     known = {p.gist for p in prompts}
     _disjoint("prompts", held_out, known)
     known |= {p.gist for p in held_out}
     if plan.task.kind == "classify":
         check_labels(held_out, plan.task.labels)
-    if plan.evaluate and held_out:
+    if plan.evaluate and held_out and not more:
         check_slices(held_out, plan.evaluate.slices)
     for view in (plan.task.student_view, plan.task.teacher_view, plan.task.few_shot):
         for file in view.examples if view else ():

@@ -14,15 +14,19 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from llm_distill import store
+from llm_distill import review, store
 from llm_distill.collect import Panel, alone, collect, teachers
+from llm_distill.coverage import embedding
+from llm_distill.errand import Errand
 from llm_distill.errors import FellShort, UserError
+from llm_distill.fairness import fairness, unfair
 from llm_distill.limits import Tally
 from llm_distill.models import Model
 from llm_distill.recipe import Plan
 from llm_distill.records import Answer, Sample, Sampling
 from llm_distill.scorers import Context
-from llm_distill.splits import check_rows, split_held_out
+from llm_distill.sieve import earlier_scores, scorer_identity, sieve
+from llm_distill.splits import check_rows, gather
 from llm_distill.terms import gate
 from llm_distill.trainers import TrainingJob
 
@@ -51,6 +55,7 @@ class Run:
     folder: store.RunFolder
     ledger: Ledger
     watch: Watch
+    may_ask: bool = True  # otherwise its stages' own questions are answered from the ledger alone
     models: dict[str, Model] = field(default_factory=dict)
     tally: Tally = field(default_factory=Tally)
 
@@ -87,11 +92,13 @@ class Outcome:
 
 def make_prompts(run: Run) -> Outcome:
     """prompts.parquet and held_out.parquet: what will be asked, and what only evaluation will see."""
-    prompts, held_out = split_held_out(run.plan)
-    check_rows(run.plan, prompts, held_out)
-    store.write_table(run.folder.file("prompts.parquet"), map(store.prompt_row, prompts), "prompts")
-    store.write_table(run.folder.file("held_out.parquet"), map(store.prompt_row, held_out), "prompts")
-    return Outcome(len(prompts) + len(held_out), len(prompts))
+    ask = Errand(run, "prompts")
+    rows = gather(run.plan, ask, run.watch.say, embedding(), run.model)
+    check_rows(run.plan, rows.asked, rows.held_out)
+    store.write_table(run.folder.file("prompts.parquet"), map(store.prompt_row, rows.asked), "prompts")
+    store.write_table(run.folder.file("held_out.parquet"), map(store.prompt_row, rows.held_out), "prompts")
+    notes = {"made": rows.made, "set_aside": rows.aside}
+    return Outcome(len(rows.asked) + len(rows.held_out), len(rows.asked), ask.owed, notes)
 
 
 def ask_teacher(run: Run) -> Outcome:
@@ -103,39 +110,54 @@ def ask_teacher(run: Run) -> Outcome:
 
 def filter_answers(run: Run) -> Outcome:
     """kept.parquet and dropped.parquet: which answers are worth learning from, and why the others are not."""
-    answers = store.read_answers(run.folder.file("answers.parquet"))
-    context = Context(run.plan.task, store.read_prompts(run.folder.file("held_out.parquet")))
-    scores: dict[str, dict[str, float]] = {a.prompt.row_id: {} for a in answers}
-    dropped = {a.prompt.row_id: why for a in answers if (why := _nothing_to_learn(a, run.plan))}
-    funnel = []
-    for filter_ in run.plan.filters:
-        survivors = [a for a in answers if a.prompt.row_id not in dropped]
-        measured = filter_.scores(survivors, context)
-        for answer, score, stays in zip(survivors, measured.tolist(), filter_.keeps(measured).tolist(), strict=True):
-            scores[answer.prompt.row_id][f"score.{filter_.name}"] = score
-            if not stays:
-                dropped[answer.prompt.row_id] = filter_.name
-        left = len(answers) - len(dropped)
-        bounds = {"min": filter_.min, "max": filter_.max}
-        funnel.append(
-            {
-                "name": filter_.name,
-                "bounds": bounds,
-                "rows_in": len(survivors),
-                "dropped": len(survivors) - left,
-                "rows_out": left,
-            }
-        )
-    names = [filter_.name for filter_ in run.plan.filters]
-    rows = [store.answer_row(a) | scores[a.prompt.row_id] for a in answers]
-    kept = [row for row in rows if row["row_id"] not in dropped]
-    gone = [row | {"dropped_by": dropped[row["row_id"]]} for row in rows if row["row_id"] in dropped]
-    store.write_table(run.folder.file("kept.parquet"), kept, "kept", names)
-    store.write_table(run.folder.file("dropped.parquet"), gone, "dropped", names)
+    plan, folder, ask = run.plan, run.folder, Errand(run, "filter")
+    answers = store.read_answers(folder.file("answers.parquet"))
+    context = Context(
+        plan.task,
+        store.read_prompts(folder.file("held_out.parquet")),
+        answers,
+        ask,
+        run.model,
+        run.watch.say,
+        plan.seed,
+    )
+    dropped = {a.prompt.row_id: why for a in answers if (why := _nothing_to_learn(a, plan))}
+    identities = {f.name: scorer_identity(f, plan) for f in plan.filters}
+    known = earlier_scores(folder, identities)
+    sifted = sieve(answers, plan.filters, dropped, context, known)
+    own, said = sifted, review.said(answers, folder)
+    if said:  # once more, with what reviewers decided; what the filters do by themselves is held against it
+        keep = {row_id for row_id, decision in said.items() if decision.decision == "keep"}
+        out = dict.fromkeys(said.keys() - keep, review.REVIEW)
+        known = review.scores_of(answers, own)
+        sifted = sieve(answers, plan.filters, out | dropped, context, known, keep)
+    names = [name for name in identities if name in sifted.scores]
+    kept: list[dict[str, Any]] = []
+    gone: list[dict[str, Any]] = []
+    for answer in answers:
+        row_id = answer.prompt.row_id
+        prompt = sifted.prompts.get(row_id)
+        row = store.answer_row(answer if prompt is None else msgspec.structs.replace(answer, prompt=prompt))
+        row |= {f"score.{name}": sifted.scores[name].get(row_id) for name in names}
+        row |= {f"why.{name}": sifted.why[name].get(row_id) for name in sifted.why}
+        if row_id in said and row_id not in dropped:
+            row |= {"review": said[row_id].decision, "filtered_by": own.dropped.get(row_id)}
+        (gone if row_id in sifted.dropped else kept).append(row | {"dropped_by": sifted.dropped.get(row_id)})
+    for name, rows in (("kept", kept), ("dropped", gone)):
+        store.write_table(folder.file(f"{name}.parquet"), rows, name, identities, list(sifted.why))
     if answers and not kept:
-        reasons = ", ".join(f"{name} {count}" for name, count in Counter(dropped.values()).most_common())
+        reasons = ", ".join(f"{name} {count}" for name, count in Counter(sifted.dropped.values()).most_common())
         raise FellShort(f"filter: every row was dropped ({reasons}); loosen a filter, or look with `llm-distill show`.")
-    return Outcome(len(answers), len(kept), notes={"filters": funnel})
+    notes: dict[str, Any] = {"filters": sifted.funnel, "fairness": fairness(answers, sifted)}
+    if said:
+        verdicts = {
+            a.prompt.row_id: own.dropped.get(a.prompt.row_id) for a in answers if a.prompt.row_id not in dropped
+        }
+        notes["review"] = review.agreement(verdicts, said, [filter_.name for filter_ in plan.filters])
+        notes["review"]["dropped"] = sum(by == review.REVIEW for by in sifted.dropped.values())
+    for line in unfair(notes["fairness"]):
+        run.watch.say(f"filter: {line}")
+    return Outcome(len(answers), len(kept), ask.owed, notes)
 
 
 def _nothing_to_learn(answer: Answer, plan: Plan) -> str | None:
@@ -165,7 +187,12 @@ def train_student(run: Run) -> Outcome:
         samples.append(Sample(answer.prompt.row_id, messages, target))
     assert plan.trainer is not None
     job = TrainingJob(
-        samples, plan.models["student"].knobs, run.folder.file("student"), plan.seed, run.watch.rows, run.watch.say
+        samples,
+        plan.models["student"].knobs,
+        run.folder.file("student"),
+        plan.train_seed,
+        run.watch.rows,
+        run.watch.say,
     )
     plan.trainer(job)
     return Outcome(len(samples), len(samples))

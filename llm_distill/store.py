@@ -19,6 +19,7 @@ from datetime import date
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -32,8 +33,11 @@ FORMAT = 2
 _GROUP_ROWS = 2000
 
 
-def schema(kind: str, scores: Sequence[str] = ()) -> Any:
-    """The Arrow schema of a table: `prompts`, `answers` (also the arms of an evaluation), `kept` or `dropped`."""
+def schema(kind: str, scores: Mapping[str, str] = MappingProxyType({}), why: Sequence[str] = ()) -> Any:
+    """The Arrow schema of a table: `prompts`, `answers` (also the arms of an evaluation), `kept` or `dropped`.
+
+    scores: of each filter, who measured: kept with its column, so that another run can tell whether its numbers hold there.
+    """
     import pyarrow as pa
 
     text, integer, real = pa.string(), pa.int64(), pa.float64()
@@ -65,10 +69,12 @@ def schema(kind: str, scores: Sequence[str] = ()) -> Any:
             "agreement": real,
             "reasoning": text,
         }
-    fields |= {f"score.{name}": real for name in scores}
-    if kind == "dropped":
-        fields["dropped_by"] = text
-    return pa.schema(list(fields.items()))
+    columns = [pa.field(name, form) for name, form in fields.items()]
+    columns += [pa.field(f"score.{name}", real, metadata={"scorer": scorer}) for name, scorer in scores.items()]
+    columns += [pa.field(f"why.{name}", text) for name in why]
+    if kind in ("kept", "dropped"):  # what a reviewer decided, and which filter drops the row by itself
+        columns += [pa.field("review", text), pa.field("filtered_by", text)]
+    return pa.schema([*columns, *([pa.field("dropped_by", text)] if kind == "dropped" else [])])
 
 
 @contextmanager
@@ -76,6 +82,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """A temporary name beside `path`; when the block ends well it is synced to disk and takes the path's place."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)  # a dead process's, which may be another run's table by a second name
     try:
         yield temporary
         with temporary.open("rb+") as file:
@@ -91,12 +98,18 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def write_table(path: Path, rows: Iterable[Mapping[str, Any]], kind: str, scores: Sequence[str] = ()) -> None:
+def write_table(
+    path: Path,
+    rows: Iterable[Mapping[str, Any]],
+    kind: str,
+    scores: Mapping[str, str] = MappingProxyType({}),
+    why: Sequence[str] = (),
+) -> None:
     """Write rows as a Parquet table, holding few of them at a time."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    columns, rest = schema(kind, scores), iter(rows)
+    columns, rest = schema(kind, scores, why), iter(rows)
     with replacing(path) as temporary, pq.ParquetWriter(temporary, columns, compression="zstd") as writer:
         while group := list(islice(rest, _GROUP_ROWS)):
             writer.write_table(pa.Table.from_pylist(group, columns))
@@ -168,14 +181,21 @@ def digest(path: Path) -> str:
 
 
 def copy(source: Path, target: Path) -> None:
-    """A file or folder of another run, copied; a folder is emptied first, a file that is not there removed."""
+    """A file or folder of another run, copied, tables without taking room twice; a folder is emptied first, a file that is
+    not there removed.
+    """
     if source.is_dir():
         shutil.rmtree(target, ignore_errors=True)
         for file in sorted(p for p in source.rglob("*") if p.is_file() and not p.name.startswith(".")):
             copy(file, target / file.relative_to(source))
     elif source.is_file():
         with replacing(target) as temporary:
-            shutil.copyfile(source, temporary)
+            try:  # a table is replaced, never changed, so that two runs can share one
+                if source.suffix != ".parquet":
+                    raise OSError
+                os.link(source, temporary)
+            except OSError:  # or another disk, or one without links
+                shutil.copyfile(source, temporary)
     else:
         target.unlink(missing_ok=True)
 

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+from llm_distill.generators import GENERATORS
 from llm_distill.recipe import load
+from llm_distill.scorers import SCORERS
 from tests.conftest import ROOT, Desk
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -25,6 +27,10 @@ COMMANDS = [
 ]
 
 
+#: Recipes whose models and rows `make setup` brings.
+NEEDS_SETUP = ("quickstart.yaml", "bias_audit.yaml", "generated.yaml")
+
+
 def _text(kind: str) -> list[str]:
     return [re.sub(f"^{indent}", "", block, flags=re.MULTILINE) for indent, k, block in BLOCKS if k == kind]
 
@@ -32,7 +38,7 @@ def _text(kind: str) -> list[str]:
 def test_the_make_targets_exist() -> None:
     targets = [shlex.split(c)[1] for c in COMMANDS if c.startswith("make ")]
     assert targets == ["quickstart", "test"]
-    for target in [*targets, "check", "bench", "setup", "vllm-cpu"]:
+    for target in [*targets, "check", "bench", "setup", "probes", "vllm-cpu"]:
         subprocess.run(["make", "--dry-run", target], cwd=ROOT, check=True, capture_output=True)
 
 
@@ -83,6 +89,23 @@ def test_the_teachers_that_are_explained_are_sound(desk: Desk) -> None:
     assert plan.questions_a_row == 6
 
 
+def test_the_mix_that_is_explained_is_sound(desk: Desk) -> None:
+    blocks = [YAML(typ="safe", pure=True).load(block) for block in _text("yaml")]
+    (explained,) = (b for b in blocks if "mix" in b)
+    desk.seeds([{"prompt": "x"}])
+    prompts = [{name: {"rows": 9} if name == "evol_instruct" else {}} for name in explained["mix"]["shares"]]
+    prompts[0] = {"seeds": {"file": "seeds.jsonl"}}
+    prompts[2] = {"templates": {"text": "{{ a }}", "values": {"a": [1, 2]}}}
+    plan = load(desk.recipe(prompts=prompts, **explained))
+    assert plan.mix.of([g.spec.name for g in plan.generators]) == [0.5, 0.3, 0.2]
+    assert plan.fill
+
+
+def test_the_generators_and_scorers_are_all_named() -> None:
+    for name in (*GENERATORS, *SCORERS):
+        assert f"`{name}`" in README, name
+
+
 def test_the_models_on_vllm_that_are_explained_are_sound(desk: Desk) -> None:
     blocks = [YAML(typ="safe", pure=True).load(block) for block in _text("yaml")]
     (explained,) = (b for b in blocks if "vllm" in str(b.get("student", "")))
@@ -104,7 +127,7 @@ def test_the_scorer_that_is_explained_works(desk: Desk) -> None:
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "jobs").glob("*.yaml")), ids=lambda p: p.name)
 def test_every_recipe_passes_check(desk: Desk, recipe: Path) -> None:
-    if recipe.name == "quickstart.yaml" and not (ROOT / "data/quickstart/cache/prepared.json").exists():
+    if recipe.name in NEEDS_SETUP and not (ROOT / "data/quickstart/cache/prepared.json").exists():
         pytest.skip("needs `make setup`")
     assert "sound" in desk.llm_distill("check", recipe)
 

@@ -1,4 +1,4 @@
-"""Every scorer, with texts it should find and texts it should not."""
+"""The plainest scorers, with texts they should find and texts they should not; tests/scorers has the others."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from llm_distill.records import Answer, Message, make_prompt
 from llm_distill.scorers import Context
 from llm_distill.scorers.overlap import leakage
 from llm_distill.scorers.teacher import confidence, unparsed
-from llm_distill.scorers.text import empty, exact_duplicate, length, refusal, truncated
+from llm_distill.scorers.text import empty, exact_duplicate, length, truncated
 from llm_distill.tasks import Task
 
 CONTEXT = Context(Task(kind="classify", labels=["positive", "negative"]))
@@ -18,43 +18,6 @@ CONTEXT = Context(Task(kind="classify", labels=["positive", "negative"]))
 
 def _answer(text: str = "positive", prompt: str = "p", **fields: object) -> Answer:
     return Answer(make_prompt((Message("user", prompt),)), text, **{"status": "ok", **fields})  # type: ignore[arg-type]
-
-
-REFUSALS = [
-    "I'm sorry, but I can't help with that.",
-    "I\u2019m sorry, I cannot assist with this request.",
-    "I cannot provide instructions for that.",
-    "As an AI language model, I don't have opinions and cannot answer.",
-    "Sorry, but I am unable to help with this.",
-    "I won't help with that.",
-    "Lo siento, pero no puedo ayudarte con eso.",
-    "Es tut mir leid, dabei kann ich nicht helfen.",
-    "Je suis désolé, mais je ne peux pas vous aider.",
-]
-ANSWERS = [
-    "I'm sorry for your loss. Here is a letter you could send.",
-    "He said he was sorry, but the shop could not refund him.",
-    "The function returns None when it cannot parse the text.",
-    "I can help with that: first, open the lid.",
-    "Cannot is written as one word.",
-    "positive",
-    "Sorry seems to be the hardest word is a song by Elton John.",
-    "An assistant may refuse by writing that it is unable to help.",
-]
-
-
-@pytest.mark.parametrize("text", REFUSALS)
-def test_refusals_are_found(text: str) -> None:
-    assert refusal([_answer(text)]) == [1.0]
-
-
-@pytest.mark.parametrize("text", ANSWERS)
-def test_answers_are_no_refusals(text: str) -> None:
-    assert refusal([_answer(text)]) == [0.0]
-
-
-def test_a_refusal_field_counts_without_words() -> None:
-    assert refusal([_answer("", status="refused")]) == [1.0]
 
 
 def test_empty_length_and_truncated() -> None:
@@ -81,7 +44,7 @@ def test_leakage_is_the_share_of_grams_seen_in_held_out() -> None:
         _answer(prompt="nothing in common with that at all, not even by chance"),
         _answer(prompt="one two three"),
     ]
-    whole, part, none, short = leakage(rows, context)
+    whole, part, none, short = leakage(rows, context).values
     assert (whole, none, short) == (1.0, 0.0, 0.0)
     assert 0.0 < part < 0.5
 

@@ -195,7 +195,7 @@ _SCHEMAS = st.recursive(
 @settings(max_examples=300, deadline=None)
 @given(st.dictionaries(st.sampled_from(_KEYWORDS), _SCHEMAS, max_size=4), _SCHEMAS)
 def test_a_schema_is_refused_or_can_be_checked_against(schema: dict[str, Any], answer: Any) -> None:
-    reading = Reading(folder=Path.cwd(), files=set())
+    reading = Reading(folder=Path.cwd(), files=set(), roles=[])
     with suppress(UserError):
         fault(json.dumps(answer), TypeAdapter(Schema).validate_python(schema, context=reading))
 

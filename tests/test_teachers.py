@@ -116,7 +116,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"teachers": ["big"], "task": "generate", "answers": {"best_by": "confidence"}}, "nothing to choose from"),
     ({"teachers": ["big", "small"], "task": "generate", "answers": {"best_by": "confidence"}}, "top_logprobs: 20"),
     ({"teachers": ["big", "small"], "task": "generate", "answers": {"best_by": "unparsed"}}, "it reads labels"),
-    ({"teachers": ["big", "small"], "task": "generate", "answers": {"best_by": "leakage"}}, "one answer alone"),
+    ({"teachers": ["big", "small"], "task": "generate", "answers": {"best_by": "leakage"}}, "more than one answer"),
     ({"teachers": ["big", "small"], "task": "generate", "answers": {"best_by": "lenght"}}, "Did you mean 'length'?"),
     (
         {"teachers": ["big", "small"], "task": "generate", "answers": {"best_by": {"length": {"prefer": "most"}}}},

@@ -54,8 +54,32 @@ def test_a_template_that_reaches_out_or_is_wrong_is_refused(tmp_path: Path, sour
         _render(tmp_path, source)
 
 
-def test_built_in_templates_render() -> None:
+@pytest.mark.parametrize(
+    "name", ["classify", "classify_few_shot", "sentiment", "sentiment_base_model", "support_reply"]
+)
+def test_built_in_templates_of_rows_render(name: str) -> None:
     prompt = make_prompt((Message("user", "hello"),))
-    for path in templates.BUILT_IN.glob("*.md"):
-        turns = templates.render(path, prompt, ["a", "b"], [{"prompt": "p", "label": "a", "reference": None}])
-        assert "hello" in turns[-1].content
+    examples = [{"prompt": "p", "label": "a", "reference": None}]
+    turns = templates.render(templates.BUILT_IN / f"{name}.md", prompt, ["a", "b"], examples)
+    assert "hello" in turns[-1].content
+
+
+def test_variables_of_ones_own_are_filled_in_and_checked(tmp_path: Path) -> None:
+    path = tmp_path / "t.md"
+    path.write_bytes("\ufeff{{ system }}About {{ topic }}.{{ user }}{{ '-' * level }}{{ hostile }}".encode())
+    assert templates.check_with(path, {"topic", "level", "hostile"}) == {"system", "user", "topic", "level", "hostile"}
+    given = {"topic": "tea", "level": 2, "hostile": "{{ system }}"}
+    assert templates.render_with(path, given) == (Message("system", "About tea."), Message("user", "--{{ system }}"))
+    with pytest.raises(UserError, match=r"uses 'level', which it is not given. Did you mean 'levels'"):
+        templates.check_with(path, {"topic", "levels", "hostile"})
+    with pytest.raises(UserError, match="uses 'hostile', which it is not given"):
+        templates.render_with(path, {"topic": 1, "level": 1})
+
+
+def test_a_mark_cannot_be_given_another_meaning() -> None:
+    assert templates.render_with("{{ user }}hi", {"user": "somebody"}) == (Message("user", "hi"),)
+
+
+def test_what_goes_wrong_while_it_is_filled_in_is_named() -> None:
+    with pytest.raises(UserError, match="text: cannot be filled in for row 7: "):
+        templates.render_with("{{ n / 0 }}", {"n": 1}, "row 7")

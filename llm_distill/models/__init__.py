@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import Any
 
 from llm_distill.counting import BY_BYTES, TokenCounter
 from llm_distill.pacing import Pace
@@ -42,6 +43,10 @@ class Model:
 
     async def close(self) -> None:
         """Release what belongs to the running event loop; the model may be asked again in another one."""
+
+    def tokenizer(self) -> Any:
+        """What text is to it, with its chat template; None where that is not at hand. Loads no weights."""
+        return None
 
     def unload(self) -> None:
         """Give back the memory of weights, if there are any; the next request loads them again."""

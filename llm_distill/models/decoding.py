@@ -233,7 +233,10 @@ class Draw:
         text, spelling = self.text[row], self.engine.vocabulary.token(token)
         if token in self.engine.ends:
             self.reasons[row] = "stop"
-        elif token not in self.engine.vocabulary.special:
+        elif token in self.engine.vocabulary.special:
+            if spelling in self.stops:  # it is no text, and may still be what ends it: a user's turn, for one
+                self.reasons[row] = "stop"
+        else:
             text += spelling
             # Only what the last token can have completed is searched.
             found = [text.find(stop, max(0, len(text) - len(spelling) - len(stop))) for stop in self.stops]

@@ -6,7 +6,7 @@ import gc
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -61,6 +61,10 @@ class TransformersModel(Model):
         """Find the weights, check a .gguf's hash, and convert it if that was never done here."""
         weights.prepare(self._model, **self._pins)
 
+    def tokenizer(self) -> Any:
+        """What text is to it, with its chat template."""
+        return weights.load_tokenizer(self._model, **self._pins)
+
     async def close(self) -> None:
         """Stop answering; the weights stay for the next time."""
         await self._rounds.close()
@@ -71,6 +75,10 @@ class TransformersModel(Model):
             self._engine = None
             gc.collect()
             sys.modules["torch"].cuda.empty_cache()
+
+    def engine(self) -> Engine:
+        """The loaded weights with their tokenizer, for who reads texts with them; not while requests are answered."""
+        return self._ready()
 
     async def _round(self, waiting: list[Waiting]) -> None:
         by_row = {Row(one.request, cancelled=one.future.done): one for one in waiting}

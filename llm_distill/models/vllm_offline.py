@@ -17,7 +17,7 @@ from pydantic import Field
 
 from llm_distill.errors import Rejected, UserError
 from llm_distill.logprobs import Logprobs
-from llm_distill.models import Model, weights
+from llm_distill.models import Model
 from llm_distill.models.decoding import encode
 from llm_distill.models.rounds import Rounds, Waiting, in_thread, let_go
 from llm_distill.models.servers import fault
@@ -103,6 +103,10 @@ class VllmOfflineModel(Model):
                 "`vllm: {python: ...}`, which runs it from an environment of its own."
             )
 
+    def tokenizer(self) -> Any:
+        """What text is to it, with its chat template."""
+        return self._setup.tokenizer()
+
     async def complete(self, request: Request) -> Completion:
         """Answer one request, together with whatever else is asked meanwhile."""
         self._setup.check(request, self._max_logprobs)
@@ -180,10 +184,9 @@ class _Engine:
             why = fault(f"{type(error).__name__}: {error}")
             raise UserError(f"vllm_offline: the engine does not start: {why}") from error
         self._lora = LoRARequest(setup.name, 1, setup.adapter) if setup.adapter else None
-        self._tokenizer = weights.load_tokenizer(folder)
-        if setup.chat_template:
-            self._tokenizer.chat_template = setup.chat_template.read_text("utf-8")
+        self._tokenizer = setup.tokenizer()
         self._vocabulary = setup.vocabulary
+        self._special = {self._vocabulary.token(number).decode(): number for number in self._vocabulary.special}
         self._context: int = self._engine.model_config.max_model_len
         self._name, self._identity = setup.name, setup.identity
         self._asked: dict[str, tuple[int | None, float]] = {}  # how many alternatives, and since when
@@ -228,6 +231,7 @@ class _Engine:
             top_p=sampling.top_p,
             max_tokens=min(sampling.max_tokens, room),  # as the server does
             stop=list(sampling.stop),
+            stop_token_ids=[self._special[stop] for stop in sampling.stop if stop in self._special],  # not in its text
             seed=None if sampling.seed is None else sampling.seed + request.sample,
             logprobs=sampling.top_logprobs,
             structured_outputs=StructuredOutputsParams(json=sampling.schema) if sampling.schema else None,

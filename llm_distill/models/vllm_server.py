@@ -129,6 +129,15 @@ class VllmModel(Model):
         if self._port and self._server is None:
             check_port(self._port)
 
+    @property
+    def spells_special(self) -> bool:
+        """Whether its text holds special tokens, so that one of them may be what it stops at."""
+        return (self._asking["extra_body"] or {}).get("skip_special_tokens") is False
+
+    def tokenizer(self) -> Any:
+        """What text is to it, with its chat template."""
+        return self._setup.tokenizer()
+
     async def complete(self, request: Request) -> Completion:
         """Ask the server, which is started if it is not there. See Model.complete for the errors."""
         self._setup.check(request, self._max_logprobs)

@@ -89,6 +89,13 @@ class Setup:
             )
         return folder
 
+    def tokenizer(self) -> Any:
+        """What text is to it, with the chat template that it is served with."""
+        found = weights.load_tokenizer(self.folder())
+        if self.chat_template:
+            found.chat_template = self.chat_template.read_text("utf-8")
+        return found
+
     def check(self, request: Request, max_logprobs: int) -> None:
         """UserError when a request cannot be put to this model, so that nothing is started for it."""
         wanted = request.sampling.top_logprobs

@@ -134,6 +134,49 @@ def load_model(
     return model.eval()
 
 
+def load_encoder(reference: str) -> Any:
+    """The model without a head, in evaluation mode and float32: for vectors of texts."""
+    place = prepare(reference)
+    with _one_line(reference, RuntimeError):
+        import torch
+        from transformers import AutoModel
+
+        model = AutoModel.from_pretrained(
+            place,
+            local_files_only=True,
+            dtype=torch.float32,
+            device_map={"": pick_device()},
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+    return model.eval()
+
+
+def load_classifier(
+    reference: str, revision: str | None = None, *, dtype: str = "float32", device: str = "auto"
+) -> Any:
+    """A sequence classifier in evaluation mode; a checkpoint without a trained head is a UserError. `auto` as `load_model`."""
+    place = prepare(reference, None, revision)
+    with _one_line(reference, RuntimeError):
+        import torch
+        from transformers import AutoModelForSequenceClassification
+
+        target = pick_device(device)
+        number = dtype if dtype != "auto" else "bfloat16" if target.type == "cuda" else "float32"
+        model, loaded = AutoModelForSequenceClassification.from_pretrained(
+            place,
+            local_files_only=True,
+            dtype=getattr(torch, number),
+            device_map={"": target},
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    if missing := sorted(loaded["missing_keys"]):
+        raise UserError(f"{reference}: no text classifier: it has no weights for {missing[0]!r}; name one that has.")
+    return model.eval()
+
+
 def pick_device(device: str = "auto") -> Any:
     """A torch.device: the one named, or the best one there is."""
     import torch

@@ -15,6 +15,7 @@ from typing import Any
 from llm_distill import store
 from llm_distill.plugs import Spec
 from llm_distill.records import Answer
+from llm_distill.report.data import about_data
 from llm_distill.report.html import render
 from llm_distill.terms import Policy, Record, Source, row_sources, shipped, verdicts
 
@@ -45,8 +46,10 @@ def build(folder: store.RunFolder) -> dict[str, Any]:
             "status": dict(Counter(a.status for a in answers)),
             "reasons": dict(Counter(a.reason for a in answers if a.reason)),
             "filters": folder.stamp("filter").get("filters", []),
+            "dropped_by_review": (folder.stamp("filter").get("review") or {}).get("dropped", 0),
             "kept": kept,
         },
+        **about_data(folder, answers, arms, task.name),
         "answered_by": _answered_by(answers),
         "training": _training(folder, recipe),
         "cost": _cost({"answers": answers} | {f"evaluate {arm}": rows for arm, rows in arms.items()}),

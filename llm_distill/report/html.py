@@ -13,21 +13,14 @@ from typing import Any, NamedTuple
 from jinja2 import ChainableUndefined, Environment, PackageLoader, Template
 from markupsafe import Markup
 
-from llm_distill.report import charts, words
-from llm_distill.report.words import Part, human, interval, measure, percent, points, short, value
+from llm_distill.report import charts, sections, words
+from llm_distill.report.sections import MOST
+from llm_distill.report.words import Part, Said, human, interval, measure, part, percent, points, short, value
 
 PRIMARY = ("accuracy", "token_f1", "exact_match", "agreement_with_teacher")  # the first that was measured leads
-MOST = 40  # rows of a table whose length the data decides
 WIDEST = 16  # labels of a confusion matrix; beyond that its commonest confusions are listed
 SPENT_ON = ("asked", "answered", "reused", "prompt_tokens", "completion_tokens")
 RIVALS = ("teacher", "base_few_shot", "base_zero_shot")  # in the order in which a reviewer asks
-
-
-class Said(NamedTuple):
-    """A sentence with its tone: `good`, `same` (nothing can be seen) or `look` (before it ships)."""
-
-    tone: str
-    text: str
 
 
 class Tile(NamedTuple):
@@ -62,6 +55,7 @@ def render(report: Part) -> str:
         spent_on=[k for k in SPENT_ON if any(spent.get(k) is not None for _, spent, _ in stages(report))],
         charts=drawn(report, arms, primary, pairs),
         most=MOST,
+        **sections.views(report),
     )
 
 
@@ -75,15 +69,18 @@ def _template() -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    said = (words.human, words.short, words.percent, words.points, words.measure, words.interval, words.usd)
+    said = (
+        words.human,
+        words.short,
+        words.percent,
+        words.decimal,
+        words.points,
+        words.measure,
+        words.interval,
+        words.usd,
+    )
     environment.filters |= {f.__name__: f for f in (*said, words.duration, words.count, words.marked, words.flat)}
     return environment.get_template("report.html.j2")
-
-
-def part(of: Part, key: str) -> Part:
-    """A section of the report; empty where it is missing or null."""
-    found = of.get(key)
-    return found if isinstance(found, Mapping) else {}
 
 
 def tiles(report: Part, arms: Mapping[str, Part], primary: str, pairs: Mapping[str, Part]) -> list[Tile]:
@@ -157,6 +154,7 @@ def findings(report: Part, arms: Mapping[str, Part], primary: str, pairs: Mappin
     if len({arm.get("n") for arm in arms.values()}) > 1:
         sizes = ", ".join(f"{human(name)} {words.count(arm.get('n'))}" for name, arm in arms.items())
         yield Said("look", f"The arms were not measured on equally many rows: {sizes}.")
+    yield from sections.findings(report)
     if arms and (terms := [t for t in report.get("terms") or [] if t]):
         named = dict.fromkeys(short(t.get("licence") or "a licence that is not stated") for t in terms)
         yield Said("look", f"The student comes under the terms of its models, set out below: {', '.join(named)}.")
@@ -222,11 +220,15 @@ def steps(funnel: Part) -> list[dict[str, Any]]:
         found.append({"name": "Asked for", "left": asked, "dropped": None, "why": ""})
     lost = {s: n for s, n in status.items() if s != "ok" and n}
     why = ", ".join(f"{words.count(n)} {short(s)}" for s, n in lost.items())
-    filters = funnel.get("filters") or []
-    if found and filters and filters[0].get("rows_in") == asked:  # the filters saw the rows without a whole answer too
+    filters, reviewed = funnel.get("filters") or [], value(funnel, "dropped_by_review") or 0
+    if (
+        found and filters and (value(filters[0], "rows_in") or 0) + reviewed == asked
+    ):  # the filters saw the rows without a whole answer too
         found[0]["why"] = why
     elif status:
         found.append({"name": "Answered", "left": status.get("ok") or 0, "dropped": sum(lost.values()), "why": why})
+    if reviewed and filters:
+        found.append({"name": "Review", "left": filters[0].get("rows_in"), "dropped": reviewed, "why": "by people"})
     for step in filters:
         why = ", ".join(f"{k} {v}" for k, v in part(step, "bounds").items() if v is not None)
         found.append(
@@ -273,4 +275,7 @@ def drawn(report: Part, arms: Mapping[str, Part], primary: str, pairs: Mapping[s
     known = [(s, v) for p in loss if (s := value(p, "step")) is not None and (v := value(p, "loss")) is not None]
     if known := [(s, v) for s, v in known if abs(v) < 1e9]:
         found["loss"] = charts.curve(known, name="loss-chart", title="Training loss")
+    for name, title, rows, signed in sections.forests(report):
+        if rows:
+            found[name] = charts.forest(rows, name=f"{name}-chart", title=title, signed=signed)
     return {name: Markup(svg) for name, svg in found.items()}  # noqa: S704  drawn by us, from numbers

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
@@ -27,6 +27,7 @@ NAMES = {
     "loss": "Student loses",
     "seconds_per_answer": "Time per answer",
     "prompt_tokens_per_answer": "Prompt tokens",
+    "asked_rows": "Teacher, asked rows",
     "lora_rank": "LoRA rank",
     "recipe_digest": "Recipe digest",
     "git": "Git commit",
@@ -39,6 +40,19 @@ HIDDEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufdd0-\ufdef\ufeff\ufff9-\ufffb"
     "\ufffe\uffff\ud800-\udfff\U000e0000-\U000e007f]"
 )
+
+
+class Said(NamedTuple):
+    """A sentence with its tone: `good`, `same` (nothing can be seen) or `look` (before it ships)."""
+
+    tone: str
+    text: str
+
+
+def part(of: Part, key: str) -> Part:
+    """A section of the report; empty where it is missing or null."""
+    found = of.get(key)
+    return found if isinstance(found, Mapping) else {}
 
 
 def visible(text: str) -> str:
@@ -86,6 +100,11 @@ def short(text: object, longest: int = 60) -> str:
 def percent(share: object, digits: int = 1) -> str:
     """0.873 -> "87.3 %"; a dash for what was not measured."""
     return f"{100 * share:.{digits}f}\u00a0%" if isinstance(share, int | float) and math.isfinite(share) else "—"
+
+
+def decimal(number: object) -> str:
+    """0.8731 -> "0.87"; a dash for what was not measured."""
+    return f"{number:.2f}" if isinstance(number, int | float) and math.isfinite(number) else "—"
 
 
 def points(share: object) -> str:

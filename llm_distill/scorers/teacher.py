@@ -36,3 +36,36 @@ def agreement(answers: Sequence[Answer]) -> list[float]:
 def unparsed(answers: Sequence[Answer]) -> list[float]:
     """1 where the answer states none of the task's labels."""
     return [float(a.prediction is None) for a in answers]
+
+
+def mean_logprob(answers: Sequence[Answer]) -> list[float]:
+    """The mean log-probability of the answer's tokens, in nats; NaN where the model gave no logprobs for the row."""
+    return [math.nan if a.mean_logprob is None else a.mean_logprob for a in answers]
+
+
+def label_margin(answers: Sequence[Answer]) -> list[float]:
+    """How far the likeliest label is ahead of the second, as a difference of probabilities: 0 is undecided.
+
+    NaN where the model gave no logprobs for the row. Over several answers it is that of their mean distribution.
+    """
+    margins = []
+    for a in answers:
+        first, second = sorted(a.label_probs, reverse=True)[:2] if a.label_probs is not None else (math.nan, 0.0)
+        margins.append(first - second)
+    return margins
+
+
+def label_entropy(answers: Sequence[Answer]) -> list[float]:
+    """How undecided the teacher was among the labels and "anything else", in nats: 0 is certain, log(labels + 1) the most.
+
+    What the labels' probabilities leave to 1 went to answers that are no label, and is one more outcome; the probabilities
+    are those read off the alternatives, so mass beyond them counts there too. NaN without logprobs.
+    """
+    return [math.nan if a.label_probs is None else _entropy(a.label_probs) for a in answers]
+
+
+def _entropy(probs: Sequence[float]) -> float:
+    total = math.fsum(probs)
+    scale = max(1.0, total)  # rounding may take a sum of probabilities past 1
+    outcomes = [*(p / scale for p in probs), max(0.0, 1.0 - total)]
+    return max(0.0, -math.fsum(p * math.log(p) for p in outcomes if p > 0))

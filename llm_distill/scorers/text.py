@@ -1,26 +1,27 @@
-"""Scorers that read the words of an answer."""
+"""Scorers that read the words of an answer: how many there are, whether they were cut, and whether they go round in circles."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from typing import Literal
+import math
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
+from pydantic import AfterValidator, Field, ValidationInfo
+
+from llm_distill.counting import tokens_of
+from llm_distill.ngrams import Grams, hashed, portions
+from llm_distill.plugs import InputFile
 from llm_distill.records import Answer
+from llm_distill.scorers import Scored
+from llm_distill.scorers.parts import Part, texts
 
-#: Openings by which assistants decline, in the languages most often seen; matched at the start of a sentence only, so
-#: that text which talks about refusing is not taken for a refusal.
-_REFUSAL = re.compile(
-    r"(?:^|[.!?\n]\s*)(?:sorry,? (?:but )?)?(?:"
-    r"i(?:'m| am) (?:sorry|unable|not able|afraid)\b.{0,40}\b(?:can(?:'t|not)|unable|not able|assist|help)"
-    r"|i (?:can(?:'t|not|not)|won't|will not|must decline|have to decline)\b.{0,20}\b"
-    r"(?:help|assist|comply|provide|answer|do that|fulfil|support|engage|to)\b"
-    r"|as an ai(?: language)?(?: model)?\b.{0,40}\b(?:can(?:'t|not)|unable|not able|do not|don't)"
-    r"|es tut mir leid\b.{0,40}\bnicht|lo siento\b.{0,40}\bno puedo|(?:je suis )?désolée?\b.{0,40}\bne p(?:eux|uis)\b"
-    r"|mi dispiace\b.{0,40}\bnon posso|desculpe\b.{0,40}\bnão posso"
-    r")",
-    re.IGNORECASE,
-)
+if TYPE_CHECKING:
+    import numpy as np
+
+#: A text of fewer bytes is mostly the header of its own compression.
+_COMPRESSIBLE = 100
 
 
 def empty(answers: Sequence[Answer]) -> list[float]:
@@ -28,11 +29,31 @@ def empty(answers: Sequence[Answer]) -> list[float]:
     return [float(not a.text.strip()) for a in answers]
 
 
-def length(answers: Sequence[Answer], *, unit: Literal["characters", "words"] = "characters") -> list[float]:
-    """The length of the answer's text, blank space around it not counted."""
+def _counted(tokenizer: Path | None, info: ValidationInfo) -> Path | None:
+    if info.data.get("unit") == "tokens":
+        tokens_of(tokenizer)  # says what is missing
+    elif tokenizer is not None:
+        raise ValueError("only `unit: tokens` counts by it; remove it, or set the unit")
+    return tokenizer
+
+
+def length(
+    answers: Sequence[Answer],
+    *,
+    of: Part = "answer",
+    unit: Literal["characters", "words", "tokens"] = "characters",
+    tokenizer: Annotated[InputFile | None, AfterValidator(_counted)] = None,
+) -> list[float]:
+    """The length of a text, blank space around it not counted. Words are what stands between blanks.
+
+    tokens: by a model's own `tokenizer.json`, or else by the vocabulary of GPT-4o (tiktoken's o200k_base).
+    """
+    if unit == "tokens":
+        count = tokens_of(tokenizer)
+        return [float(count(text.strip())) for text in texts(answers, of)]
     if unit == "words":
-        return [float(len(a.text.split())) for a in answers]
-    return [float(len(a.text.strip())) for a in answers]
+        return [float(len(text.split())) for text in texts(answers, of)]
+    return [float(len(text.strip())) for text in texts(answers, of)]
 
 
 def truncated(answers: Sequence[Answer]) -> list[float]:
@@ -40,12 +61,7 @@ def truncated(answers: Sequence[Answer]) -> list[float]:
     return [float(a.status == "truncated") for a in answers]
 
 
-def refusal(answers: Sequence[Answer]) -> list[float]:
-    """1 where the model declined: by the API's refusal field, or in words that assistants use for it."""
-    return [float(a.status == "refused" or bool(_REFUSAL.search(a.text.replace("\u2019", "'")))) for a in answers]
-
-
-def exact_duplicate(answers: Sequence[Answer], *, of: Literal["prompt", "answer", "both"] = "prompt") -> list[float]:
+def exact_duplicate(answers: Sequence[Answer], *, of: Part = "prompt") -> list[float]:
     """1 where the same text, but for case and blank space, stands in an earlier row."""
     seen: set[tuple[str, str]] = set()
     scores = []
@@ -57,3 +73,76 @@ def exact_duplicate(answers: Sequence[Answer], *, of: Literal["prompt", "answer"
         scores.append(float(key in seen))
         seen.add(key)
     return scores
+
+
+def repetition(
+    answers: Sequence[Answer],
+    *,
+    of: Part = "answer",
+    by: Literal["loops", "compression"] = "loops",
+    n: Annotated[int, Field(ge=1, le=16)] = 5,
+) -> Scored:
+    """How much of a text says what the text says elsewhere.
+
+    loops: the share of its words that stand in an n-gram which occurs more than once (Rae et al. 2021, arXiv 2112.11446,
+    section A1.1, whose limit for web text is 0.15 at n = 5). 0.3, the bound unless the recipe says so, leaves lists and forms
+    alone; of code it drops more, for code repeats itself. NaN for a text of no more than n words, which cannot repeat one.
+    compression: bytes of the text for each byte that zlib leaves; prose gives 1.2 to 2, code 2 to 3, and a decoder that
+    loops over 2.4 (Radford et al. 2022, arXiv 2212.04356, section 4.5). NaN under 100 bytes.
+    """
+    found = texts(answers, of)
+    if by == "loops":
+        values, short = (
+            [score for some in portions(found) for score in _looped(found, some, n)],
+            f"no more than {n} words",
+        )
+    else:
+        values, short = list(_compressed(found)), f"under {_COMPRESSIBLE} bytes"
+    return Scored(values, [short if math.isnan(value) else None for value in values])
+
+
+def _compressed(found: Sequence[str]) -> Iterator[float]:
+    for text in found:
+        raw = text.encode("utf-8", "surrogatepass")
+        yield len(raw) / len(zlib.compress(raw)) if len(raw) >= _COMPRESSIBLE else math.nan
+
+
+def _looped(found: Sequence[str], some: range, n: int) -> list[float]:
+    """The share of the words of each text that stand in one of its repeated n-grams."""
+    import numpy as np
+
+    grams = hashed(found[some.start : some.stop], n)
+    counts = np.diff(grams.offsets)
+    rows = np.repeat(np.arange(len(counts)), counts)
+    covered = _cover(grams, rows, _repeated(grams, rows), n)
+    words = counts + n - 1
+    with np.errstate(invalid="ignore"):
+        return np.where(counts > 1, covered / words, np.nan).tolist()  # type: ignore[no-any-return]
+
+
+def _repeated(grams: Grams, rows: np.ndarray) -> np.ndarray:
+    """Which n-grams occur again in their own text, (grams,) bool."""
+    import numpy as np
+
+    own = grams.hashes ^ (
+        rows.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    )  # of equal grams, each text has its own
+    order = np.argsort(own)
+    same = own[order[1:]] == own[order[:-1]]
+    found = np.zeros(len(order), dtype=bool)
+    found[order[1:]] = same
+    found[order[:-1]] |= same
+    return found
+
+
+def _cover(grams: Grams, rows: np.ndarray, repeated: np.ndarray, n: int) -> np.ndarray:
+    """How many words of each text the repeated n-grams cover, each word once, (texts,)."""
+    import numpy as np
+
+    places = np.arange(len(rows)) + rows * (n - 1)  # of words: a text has n - 1 more of them than n-grams
+    edges = np.zeros(len(rows) + (len(grams.offsets) - 1) * (n - 1) + n + 1, dtype=np.int64)
+    np.add.at(edges, places[repeated], 1)
+    np.add.at(edges, places[repeated] + n, -1)
+    covered = np.concatenate(([0], np.cumsum(np.cumsum(edges) > 0)))
+    bounds = grams.offsets + np.arange(len(grams.offsets)) * (n - 1)
+    return np.diff(covered[bounds])

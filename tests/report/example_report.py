@@ -70,6 +70,85 @@ def full() -> dict[str, Any]:
             ],
             "kept": 383,
         },
+        "prompts": {
+            "set_aside": 14,
+            "made": [
+                {
+                    "generator": "seeds",
+                    "rows": 260,
+                    "distinct_1": 0.31,
+                    "distinct_2": 0.78,
+                    "mean_distance": 0.83,
+                    "tags": {
+                        "domain": {"rows": 1.0, "values": 3, "shares": {"amazon": 0.4, "movies": 0.35, "tweets": 0.25}}
+                    },
+                },
+                {
+                    "generator": "counterfactual",
+                    "rows": 160,
+                    "distinct_1": 0.09,
+                    "distinct_2": 0.21,
+                    "mean_distance": None,
+                    "tags": {
+                        "attribute": {"rows": 1.0, "values": 2, "shares": {"gender": 0.5, "religion": 0.5}},
+                        "variant": {"rows": 1.0, "values": 9, "shares": {f"variant {i}": 0.125 for i in range(8)}},
+                    },
+                },
+            ],
+        },
+        "fairness": [
+            part("teacher_confidence", "domain", "tweets", 104, 14, 0.135, 0.11, unfair=True),
+            part("teacher_confidence", "domain", "amazon", 160, 4, 0.025, -0.03),
+            part("exact_duplicate", "prompt length", "under 40 characters", 102, 3, 0.029, 0.02),
+        ],
+        "flips": [
+            flip("asked_rows", "gender", "*", 40, 6, {}),
+            flip("asked_rows", "gender", "female", 40, 5, {"negative": 13, "positive": 27}),
+            flip("asked_rows", "gender", "male", 40, 5, {"negative": 12, "positive": 28}),
+            flip("student", "gender", "*", 12, 0, {}),
+        ],
+        "review": {
+            "decided": 100,
+            "by_chance": 96,
+            "filters": [
+                {
+                    "filter": "teacher_confidence",
+                    "dropped": 21,
+                    "reviewed": 21,
+                    "agreed": 13,
+                    "precision": around(0.619, 0.2),
+                    "recall": around(0.54, 0.17),
+                },
+                {
+                    "filter": "exact_duplicate",
+                    "dropped": 4,
+                    "reviewed": 4,
+                    "agreed": 4,
+                    "precision": around(1.0, 0.49),
+                    "recall": None,
+                },
+            ],
+            "together": {"precision": around(0.68, 0.19), "recall": around(0.6, 0.16)},
+            "kept": {"rows": 383, "reviewed": 50, "agreed": 47, "clean": around(0.94, 0.08)},
+        },
+        "ablation": {
+            "complete": True,
+            "stale": False,
+            "settings": {"only": [], "seeds": 3, "equal_rows": True},
+            "rows_each": 383,
+            "notes": [
+                "Each interval is 95 % on its own: of twenty filters without effect, one would seem to have some."
+            ],
+            "arms": [
+                ablated("all filters", [], 383, 0, 0.873, None, None),
+                ablated(
+                    "without teacher_confidence", ["teacher_confidence"], 404, 21, 0.836, (-0.037, -0.07, -0.01), "gain"
+                ),
+                ablated("without length", ["length"], 390, 7, 0.876, (0.003, -0.02, 0.02), "no measurable gain"),
+                ablated("without refusal", ["refusal"], 395, 12, 0.91, (0.037, 0.01, 0.06), "harmful"),
+                ablated("without empty", ["empty"], 383, 0, 0.873, (0.0, 0.0, 0.0), "took nothing"),
+            ],
+        },
         "training": {
             "trainer": "sft",
             "samples": 383,
@@ -142,3 +221,32 @@ def example(i: int) -> dict[str, Any]:
             "teacher": {"text": teacher, "prediction": teacher},
         },
     }
+
+
+def part(of: str, by: str, value: str, rows: int, dropped: int, rate: float, more: float, unfair: bool = False) -> Any:
+    difference = {"value": more, "low": more - 0.07, "high": more + 0.08}
+    counts = {"rows": rows, "dropped": dropped, "unfair": unfair}
+    return {"filter": of, "by": by, "value": value, **counts, "rate": around(rate), "difference": difference}
+
+
+def flip(who: str, attribute: str, variant: str, groups: int, flips: int, outcomes: dict[str, int]) -> dict[str, Any]:
+    counts = {"groups": groups, "flips": flips, "rate": around(flips / groups, 0.1), "outcomes": outcomes}
+    return {"who": who, "attribute": attribute, "variant": variant, "of": "label", **counts}
+
+
+def ablated(
+    name: str,
+    without: list[str],
+    kept: int,
+    took: int,
+    score: float,
+    change: tuple[float, float, float] | None,
+    said: str | None,
+) -> dict[str, Any]:
+    difference = change and dict(zip(("difference", "low", "high"), change, strict=True))
+    return {
+        "arm": name, "without": without, "run": "2026-01-01-0123456789", "rows_kept": kept, "took": took, "took_alone": took,
+        "trained_on": 383, "metric": "accuracy", "score": around(score), "by_seed": [score] * 3, "change": difference,
+        "verdict": said, "same_as": "all filters" if said == "took nothing" else None, "seconds": 210.4, "cost_usd": None,
+        "share_of_time": 0.2,
+    }  # fmt: skip

@@ -22,7 +22,20 @@ HOSTILE = (
     "javascript:alert(3) https://evil.example \x00\x08\x1b[31m \u202egnp.exe\u202c \u2066x\ud800 \U000e0041 \ufeff @1 "
     "⟦⟧"
 )
-USER_KEYED = ("reasons", "packages", "settings", "models", "slices", "domain", "tags", "bounds", "stages", "seconds")
+USER_KEYED = (
+    "reasons",
+    "packages",
+    "settings",
+    "models",
+    "slices",
+    "domain",
+    "tags",
+    "bounds",
+    "stages",
+    "seconds",
+    "shares",
+    "outcomes",
+)
 
 
 class Page(HTMLParser):
@@ -94,11 +107,24 @@ def test_full_report_says_it_all() -> None:
         "8 min 1 s",
         "9f" * 32,
         "positive<|im_end|>",
+        "14 prompts nearly equalled held-out rows and were set aside unasked.",
+        "counterfactual variant 100 % 9 variant 0 12 %, variant 1 12 %, variant 2 12 %, variant 3 12 %, variant 4 12 %, "
+        "variant 5 12 %, 3 more",
+        "Most of all, teacher_confidence of those with domain = tweets: +11.0 points (+4.0 to +19.0).",
+        "Teacher confidence drops more of: domain = tweets 104 14 13.5 %",
+        "Teacher, asked rows: label changes with gender alone in 15.0 % (5.0 to 25.0) of groups.",
+        "gender female Teacher, asked rows Label 40 5 12.5 % 2.5 to 22.5 negative 13, positive 27",
+        "Reviewers would keep 94.0 % (86.0 to 100.0) of the rows that filters keep.",
+        "Teacher confidence 21 21 61.9 % 41.9 to 81.9 54.0 %",
+        "Ablation, without length: no measurable gain (+0.3 points, \u22122.0 to +2.0).",
+        "Without refusal trained on 383 395 12 12 91.0 %",
+        "Harmful: the student is better without it.",
+        "It took no row: the student is that of the full run.",
     ):
         assert said in page.text.replace("\u00a0", " "), said
     assert "Not part of this run" not in page.text
     assert len(page.all("article")) == 20
-    assert len(page.all("svg")) == 3
+    assert len(page.all("svg")) == 6
     assert len(page.all("mark")) == 1
 
 
@@ -253,6 +279,26 @@ def test_generate_arms() -> None:
     for said in ("Exact match", "Token F1", "student's token f1", "Reference four", "Student wins", "against: teacher"):
         assert said in text, said
     assert "no label" not in text
+
+
+def test_tags_that_tell_each_row_apart_are_not_listed() -> None:
+    ids = {f"id {i}": 1 / 50 for i in range(50)}
+    report = full()
+    report["prompts"]["made"][0]["tags"]["id"] = {"rows": 1.0, "values": 260, "shares": ids}
+    text = Page(render(report)).text
+    assert "seeds id 100 % 260 each row another" in text
+    assert "id 7" not in text
+
+
+def test_an_ablation_of_other_rows_says_so() -> None:
+    report = full()
+    report["ablation"] |= {"stale": True, "complete": False, "stopped": "the budget is spent"}
+    for row in report["ablation"]["arms"][2:]:
+        for key in ("score", "change", "verdict", "seconds", "cost_usd"):
+            del row[key]
+    text = Page(render(report)).text
+    for said in ("run ablate again", "stopped before its end", "Stopped. the budget is spent"):
+        assert said in text, said
 
 
 def test_unknown_cost_is_never_zero() -> None:

@@ -268,7 +268,9 @@ def test_what_this_machine_lacks_is_said(make_job: MakeJob, monkeypatch: pytest.
 
 def test_its_knobs_are_checked_with_the_recipe(tmp_path: Path) -> None:
     def read(**knobs: Any) -> Any:
-        return bind("trainer", Spec("sft", knobs, "train.sft"), TRAINERS, {"folder": tmp_path, "files": set()})
+        return bind(
+            "trainer", Spec("sft", knobs, "train.sft"), TRAINERS, {"folder": tmp_path, "files": set(), "roles": []}
+        )
 
     assert read(epochs=1).knobs["lora_rank"] == 16
     for wrong in ({"epoch": 1}, {"lora_rank": 0}, {"schedule": "triangle"}, {"learning_rate": -1}, {"dtype": "fp8"}):

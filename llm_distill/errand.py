@@ -1,0 +1,60 @@
+"""Questions that a stage has of its own, to the models that write prompts and judge answers: through the same door as all.
+
+They are claimed, paid for and found again in the ledger like a row's, and bounded by the same budgets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from llm_distill.account import Account
+from llm_distill.collect import salt, settle
+from llm_distill.errors import UserError, did_you_mean
+from llm_distill.limits import Charge
+from llm_distill.reasoning import separate
+from llm_distill.records import Entry, Request
+
+if TYPE_CHECKING:
+    from llm_distill.stages import Run
+
+
+@dataclass
+class Errand:
+    """A stage's `ask`. owed: its questions without an answer, which a later run asks again."""
+
+    run: Run
+    what: str
+    owed: int = 0
+
+    def __call__(self, role: str, questions: Sequence[Request]) -> list[Entry]:
+        """The entries of questions to the model of a role, in their order."""
+        if role not in self.run.plan.models:
+            raise UserError(f"{self.what}: no model {role!r}.{did_you_mean(role, self.run.plan.models)}")
+        model, ledger = self.run.model(role), self.run.ledger
+        keys = [question.key(salt(self.run, model)) for question in questions]
+        asked = dict(zip(keys, questions, strict=True))
+        known = dict(zip(asked, ledger.read(asked, logprobs=False), strict=True))
+        missing = {key: asked[key] for key, entry in known.items() if entry is None or entry.status == "failed"}
+        if missing and self.run.may_ask:
+            self._announce(role, missing)
+            settle(self.run, {model.identity: (model, missing.items(), len(missing))})
+            known |= zip(missing, ledger.read(missing, logprobs=False), strict=True)
+        entries = [known[key] or Entry(key, "failed", "not asked yet") for key in keys]
+        self.owed += sum(entry.status == "failed" for entry in entries)
+        return entries if self.run.plan.answers.reasoning == "none" else list(map(_without_reasoning, entries))
+
+    def _announce(self, role: str, questions: dict[str, Request]) -> None:
+        account = Account(self.run.model(role), self.run.id)
+        most = sum((account.item(key, question).reserve for key, question in questions.items()), Charge())
+        priced = self.run.model(role).prices
+        cost = "" if priced is None or not most.usd else f", at most ${most.usd:,.4f}"
+        self.run.watch.say(f"{self.what}: {len(questions):,} questions to {role}{cost}")
+
+
+def _without_reasoning(entry: Entry) -> Entry:
+    reasoning, answer = separate(entry.text)
+    return entry if reasoning is None and answer == entry.text else msgspec.structs.replace(entry, text=answer)

@@ -1,0 +1,199 @@
+"""The filters, one after the other, each on what the ones before it left: scores, what was dropped by whom, the funnel.
+
+A row-local score belongs to its row alone. So a slow scorer of that kind is spread over processes, and its numbers are taken
+over from an earlier run of the recipe where nothing that they depend on has changed: moving a bound costs nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import cached_property
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from llm_distill import __version__, store
+from llm_distill.records import Answer, Prompt, content_id
+from llm_distill.scorers import IN_PROCESSES, Context, Filter, Scored
+
+if TYPE_CHECKING:
+    from llm_distill.recipe import Plan
+
+#: Rows that a row-local scorer is timed on, and that a process is handed at once.
+_CHUNK = 2000
+#: A scorer that would take longer than this is worth the start of other processes.
+_PATIENCE_S = 10.0
+#: A row's score, the scorer's words, and the prompt in place of its own.
+_Row = tuple[float, str | None, Prompt | None]
+_Scores = tuple[np.ndarray, Sequence[str | None], Sequence[Prompt | None]]
+#: A row's score and words, by the row's id and the answers it was made from.
+Known = Mapping[str, Mapping[tuple[str, tuple[str, ...]], tuple[float, str | None]]]
+
+
+@dataclass
+class Sifted:
+    """What the filters found. scores and why: filter -> row_id -> number, words; why has only filters that give words.
+
+    prompts: row_id -> the prompt to train on in place of the row's own. dropped: row_id -> by whom. steps: for each filter
+    the row_ids that it saw and those it dropped.
+    """
+
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    why: dict[str, dict[str, str | None]] = field(default_factory=dict)
+    prompts: dict[str, Prompt] = field(default_factory=dict)
+    dropped: dict[str, str] = field(default_factory=dict)
+    funnel: list[dict[str, Any]] = field(default_factory=list)
+    steps: dict[str, tuple[list[str], set[str]]] = field(default_factory=dict)
+
+
+def sieve(
+    answers: Sequence[Answer],
+    filters: Sequence[Filter],
+    dropped: Mapping[str, str],
+    context: Context,
+    known: Known,
+    keep: Collection[str] = (),
+) -> Sifted:
+    """Pass answers through filters. `dropped` are out before the first of them, with the reason; none drops those of `keep`."""
+    found = Sifted(dropped=dict(dropped))
+    with ExitStack() as elsewhere:
+        helpers = _Helpers(elsewhere)
+        for filter_ in filters:
+            left = [a for a in answers if a.prompt.row_id not in found.dropped]
+            _pass(filter_, left, _scores(filter_, left, context, known.get(filter_.name, {}), helpers), keep, found)
+    return found
+
+
+def _pass(filter_: Filter, survivors: Sequence[Answer], scored: _Scores, keep: Collection[str], found: Sifted) -> None:
+    """Note what one filter measured, and drop what it drops."""
+    scores, why, prompts = scored
+    ids = [a.prompt.row_id for a in survivors]
+    stays = dict(zip(ids, filter_.keeps(scores).tolist(), strict=True))
+    out = {row_id for row_id in ids if not stays[row_id] and row_id not in keep}
+    found.scores[filter_.name] = dict(zip(ids, scores.tolist(), strict=True))
+    if why:
+        found.why[filter_.name] = dict(zip(ids, why, strict=True))
+    found.prompts |= {row_id: p for row_id, p in zip(ids, prompts, strict=True) if p} if prompts else {}
+    found.dropped |= dict.fromkeys((row_id for row_id in ids if row_id in out), filter_.name)
+    found.steps[filter_.name] = (ids, out)
+    found.funnel.append(
+        {
+            "name": filter_.name,
+            "bounds": {"min": filter_.min, "max": filter_.max},
+            "rows_in": len(survivors),
+            "dropped": len(out),
+            "rows_out": len(survivors) - len(out),
+            "unmeasured": int(np.isnan(scores).sum()),
+        }
+    )
+
+
+def _scores(
+    filter_: Filter,
+    answers: Sequence[Answer],
+    context: Context,
+    known: Mapping[Any, tuple[float, str | None]],
+    helpers: _Helpers,
+) -> _Scores:
+    """(n,) float64, and the scorer's words and prompts."""
+    if not filter_.row_local:
+        scores, said = filter_.scores(answers, context)
+        return scores, said.why, said.prompts
+    places = [known.get((a.prompt.row_id, a.requests)) for a in answers]
+    left = [answer for answer, place in zip(answers, places, strict=True) if place is None]
+    fresh = iter(_spread(filter_, left, context, helpers))
+    each = [(*place, None) if place else next(fresh) for place in places]
+    words, prompts = [why for _, why, _ in each], [prompt for *_, prompt in each]
+    scores = np.array([score for score, *_ in each], np.float64)
+    return scores, words if any(words) else (), prompts if any(prompts) else ()
+
+
+class _Helpers:
+    """Processes to score in, started when the first scorer turns out to be slow and gone when the filters are done."""
+
+    def __init__(self, until: ExitStack) -> None:
+        self._until = until
+        self.cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+    @cached_property
+    def pool(self) -> ProcessPoolExecutor:
+        """Started afresh, not forked: a copy of a program with threads may stand still."""
+        return self._until.enter_context(ProcessPoolExecutor(self.cores, mp_context=get_context("spawn")))
+
+
+def _spread(filter_: Filter, answers: Sequence[Answer], context: Context, helpers: _Helpers) -> list[_Row]:
+    """Row-local scores: the first rows here, the rest in as many processes as there are cores if that would take long."""
+    start = time.perf_counter()
+    found = _rows(*filter_.scores(answers[:_CHUNK], context))
+    rest = answers[_CHUNK:]
+    chunks = [rest[i : i + _CHUNK] for i in range(0, len(rest), _CHUNK)]
+    slow = (time.perf_counter() - start) * len(chunks) > _PATIENCE_S
+    if not (slow and helpers.cores > 1 and _can_travel(filter_)):
+        return found + [row for chunk in chunks for row in _rows(*filter_.scores(chunk, context))]
+    elsewhere = Context(context.task, seed=context.seed)
+    for part in helpers.pool.map(_elsewhere, [filter_] * len(chunks), chunks, [elsewhere] * len(chunks)):
+        found += part
+    return found
+
+
+def _can_travel(filter_: Filter) -> bool:
+    """Whether other processes can score: not with a model, whose weights or connections are here."""
+    return not filter_.plug.roles and filter_.plug.spec.name not in IN_PROCESSES
+
+
+def _elsewhere(filter_: Filter, answers: Sequence[Answer], context: Context) -> list[_Row]:
+    return _rows(*filter_.scores(answers, context))
+
+
+def _rows(scores: np.ndarray, said: Scored) -> list[_Row]:
+    nothing = [None] * len(scores)
+    return list(zip(scores.tolist(), said.why or nothing, said.prompts or nothing, strict=True))
+
+
+def scorer_identity(filter_: Filter, plan: Plan) -> str:
+    """All that a row-local score depends on besides its answer: the scorer's words, the task's, files, the models it uses."""
+    words = plan.slice(["task"], filter_.plug.roles)
+    if filter_.plug.knobs.get("do") == "redact_prompt":  # its prompts are in no table, so it measures anew
+        return ""
+    return content_id([__version__, filter_.plug.spec.name, filter_.plug.spec.knobs, words, plan.sources])
+
+
+def earlier_scores(folder: store.RunFolder, identities: Mapping[str, str]) -> Known:
+    """The scores that this folder or another run of the recipe has for these scorers, by filter."""
+    wanted = {identity: name for name, identity in identities.items() if identity}
+    found: dict[str, dict[tuple[str, tuple[str, ...]], tuple[float, str | None]]] = {name: {} for name in identities}
+    for place in (folder, *folder.siblings()):
+        for table in ("kept.parquet", "dropped.parquet"):
+            _read_scores(place.file(table), wanted, found)
+    return found
+
+
+def _read_scores(path: Path, wanted: Mapping[str, str], found: dict[str, Any]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        schema = pq.read_schema(path)
+    except (OSError, pa.ArrowInvalid):  # none there, or a torn one, which its own stage will say
+        return
+    columns = {}
+    for column in schema:
+        scorer = (column.metadata or {}).get(b"scorer", b"").decode()
+        if scorer in wanted:
+            columns[column.name] = wanted[scorer]
+    if not columns:
+        return
+    words = {f"why.{name.removeprefix('score.')}": name for name in columns}
+    read = ["row_id", "requests", *columns, *(why for why in words if why in schema.names)]
+    for row in store.read_table(path, read):
+        for column, name in columns.items():
+            if row[column] is not None:
+                why = row.get(f"why.{column.removeprefix('score.')}")
+                found[name].setdefault((row["row_id"], tuple(row["requests"])), (row[column], why))
