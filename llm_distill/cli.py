@@ -116,13 +116,23 @@ def check(recipe: RecipeArg, overrides: Overrides = None, as_json: AsJson = Fals
         more = f"; prices: {asked['prices']}" if asked["prices"] else ""
         print(f"  {role:<10} {asked['model']}, {asked['requests']:,} requests; {asked['counting']}{more}")
     for asked in found["others"]:
-        print(f"  {asked['plug']:<10} up to {asked['requests']:,} requests to {', '.join(asked['roles'])}")
+        times = (
+            "requests, nobody can say how many,"
+            if asked["requests"] is None
+            else f"up to {asked['requests']:,} requests"
+        )
+        print(f"  {asked['plug']:<10} {times} to {', '.join(asked['roles'])}")
     print(
         f"  tokens     about {found['teacher_prompt_tokens']:,} of prompt, "
         f"at most {found['teacher_completion_tokens_at_most']:,} of completion"
     )
     usd = found["cost_usd_at_most"]
-    print(f"  cost       {'unknown: a model has no prices_usd' if usd is None else f'at most about ${usd:,.4f}'}")
+    why = (
+        "a plug does not say what it asks"
+        if None in {a["requests"] for a in found["others"]}
+        else "a model has no prices_usd"
+    )
+    print(f"  cost       {f'unknown: {why}' if usd is None else f'at most about ${usd:,.4f}'}")
     print(f"  filters    {', '.join(f.name for f in plan.filters) or 'none'}")
     print(f"  training   {plan.trainer.spec.name if plan.trainer else 'none: this recipe makes data'}")
     print(f"  evaluation {'yes' if plan.evaluate else 'none'}")

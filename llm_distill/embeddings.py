@@ -36,8 +36,8 @@ def installed(name: str) -> str:
     """The same name; ValueError where what it needs is not installed, or a folder is no model's."""
     if name == STATIC and find_spec("wordllama") is None:
         raise ValueError("the package wordllama is not installed: pip install 'llm-distill[filter]'")
-    if name != STATIC and (find_spec("torch") is None or find_spec("transformers") is None):
-        raise ValueError(f"{name} needs torch and transformers: pip install 'llm-distill[train]'")
+    if name != STATIC:
+        weights.loadable(name)
     if (folder := Path(name)).is_dir() and not (folder / "config.json").is_file():
         raise ValueError(f"{folder} holds no config.json; name a folder that save_pretrained wrote")
     return name

@@ -6,8 +6,8 @@ They are claimed, paid for and found again in the ledger like a row's, and bound
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -24,11 +24,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class Errand:
-    """A stage's `ask`. owed: its questions without an answer, which a later run asks again."""
+    """A stage's `ask`. owed: its questions without an answer, which a later run asks again. entries: of all that it asked,
+    by key, without their texts.
+    """
 
     run: Run
     what: str
     owed: int = 0
+    entries: dict[str, Entry] = field(default_factory=dict)
 
     def __call__(self, role: str, questions: Sequence[Request]) -> list[Entry]:
         """The entries of questions to the model of a role, in their order."""
@@ -45,7 +48,17 @@ class Errand:
             known |= zip(missing, ledger.read(missing, logprobs=False), strict=True)
         entries = [known[key] or Entry(key, "failed", "not asked yet") for key in keys]
         self.owed += sum(entry.status == "failed" for entry in entries)
+        self.entries |= {e.key: msgspec.structs.replace(e, text="", reasoning=None) for e in entries}
         return entries if self.run.plan.answers.reasoning == "none" else list(map(_without_reasoning, entries))
+
+    @property
+    def spent(self) -> dict[str, Any]:
+        """What the answers came to, whichever run paid for them; nothing where nobody was asked."""
+        paid = [e for e in self.entries.values() if e.status != "failed" or e.cost_usd is not None]
+        costs = [e.cost_usd for e in paid]
+        tokens = {n: sum(getattr(e, n) or 0 for e in paid) for n in ("prompt_tokens", "completion_tokens")}
+        known = None if None in costs else sum(c for c in costs if c is not None)
+        return {"spent": {"answered": len(paid), **tokens, "cost_usd": known}} if self.entries else {}
 
     def _announce(self, role: str, questions: dict[str, Request]) -> None:
         account = Account(self.run.model(role), self.run.id)

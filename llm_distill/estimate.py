@@ -8,6 +8,7 @@ from typing import Any
 
 from llm_distill.generators import AtMost
 from llm_distill.plugs import Plug, find
+from llm_distill.prices import FREE
 from llm_distill.recipe import Plan
 from llm_distill.recipe_checks import kindred_judges, known_prices, open_terms, price_source
 from llm_distill.records import Prompt
@@ -32,10 +33,11 @@ def estimate(plan: Plan) -> dict[str, Any]:
     check_rows(plan, prompts, held_out, more=bool(found.at_most))
     rows = [*prompts, *(held_out if plan.evaluate else ())]
     who = [plan.teachers.of(prompt) for prompt in rows]
-    made = sum(most.rows for _, most in found.at_most)
+    said = [most for _, most in found.at_most if most]
+    made = sum(most.rows for most in said)
     kept = min(len(prompts) + made, plan.mix.rows or len(prompts) + made)
     # Rows that are yet to be written count like those here; where there are none, as what they may be at most.
-    unseen, each = kept - len(prompts), max((most.max_tokens for _, most in found.at_most), default=0)
+    unseen, each = kept - len(prompts), max((most.max_tokens for most in said), default=0)
     teachers = {}
     for role in plan.teachers.roles:
         own = [p for p, roles in zip(rows, who, strict=True) if role in roles]
@@ -65,15 +67,22 @@ def _writing(plan: Plan, found: Rows) -> list[dict[str, Any]]:
 
 
 def _judging(plan: Plan, rows: int) -> list[dict[str, Any]]:
-    """What the scorers that ask come to, were no row dropped before them."""
-    asking = [f.plug for f in plan.filters if f.plug.spec.name in ASKS and f.plug.roles]
-    return [
-        _errand(plan, plug, find("scorer", plug.spec.name, ASKS, plug.spec.where)(rows, **plug.knobs))
-        for plug in asking
-    ]
+    """What the scorers that ask come to, were no row dropped before them; of others that have a model it is not known."""
+    found = []
+    for plug in (f.plug for f in plan.filters if f.plug.roles):
+        if plug.spec.name in ASKS:
+            most = find("scorer", plug.spec.name, ASKS, plug.spec.where)(rows, **plug.knobs)
+            found.append(_errand(plan, plug, most))
+        elif any(known_prices(plan.models[role]) != FREE for role in plug.roles):
+            found.append(_errand(plan, plug, None))
+    return found
 
 
-def _errand(plan: Plan, plug: Plug, most: AtMost) -> dict[str, Any]:
+def _errand(plan: Plan, plug: Plug, most: AtMost | None) -> dict[str, Any]:
+    """What a plug's own questions come to; unknown, and so unbounded, where it does not say."""
+    if most is None:
+        unknown = dict.fromkeys(("requests", "prompt_tokens", "completion_tokens_at_most", "cost_usd_at_most"))
+        return {"plug": plug.spec.name, "roles": list(plug.roles), **unknown}
     costs = []
     for role in plug.roles:
         prices = known_prices(plan.models[role])

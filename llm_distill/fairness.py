@@ -33,6 +33,8 @@ def fairness(answers: Sequence[Answer], sifted: Sifted) -> list[dict[str, Any]]:
     `rate` and `difference` are [value, low, high]: Wilson's interval at 95 %, and Newcombe's for a difference of shares
     (1998, method 10) at a level that allows for as many comparisons as the filter has (Bonferroni).
     """
+    if len(answers) < 2 * _FEWEST or not any(out for _, out in sifted.steps.values()):
+        return []  # and no language is identified for nothing, which takes seconds to start
     rows = {a.prompt.row_id: a for a in answers}
     parts = {name: {row_id: of(a) for row_id, a in rows.items()} for name, of in _parts(answers)}
     found = []

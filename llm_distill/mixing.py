@@ -59,10 +59,7 @@ class Mix(BaseModel):
         """The share of each entry, by the entries' names; UserError when these are not the names that have one."""
         if self.shares is None:
             return None
-        named: list[str] = []
-        for name in names:
-            same = sum(other.split(".")[0] == name.split(".")[0] for other in named)
-            named.append(f"{name}.{same + 1}" if same else name)
+        named = [f"{name}.{n + 1}" if (n := names[:i].count(name)) else name for i, name in enumerate(names)]
         if odd := sorted(self.shares.keys() ^ set(named)):
             found = f"no entry of prompts is {odd[0]!r}" if odd[0] in self.shares else f"{odd[0]!r} has none"
             raise UserError(f"mix.shares: {found}; give each of {', '.join(named)} its share.")
@@ -120,6 +117,11 @@ def balanced(
             "Rows of that value are what more of it is made from, so some are needed."
         )
     without = [row for row in rows if balance.tag not in row.tags]
+    if most is not None and len(without) >= most:
+        raise UserError(
+            f"mix.rows: {most:,} rows, and {len(without):,} without the tag {balance.tag!r} stay as they are; raise it, or "
+            "take them out of `prompts`."
+        )
     per = {value: [row for row in rows if row.tags.get(balance.tag) == value] for value in shares}
     room = (most or math.inf) - len(without)
     size = min(room, (max if fill else min)(len(per[value]) / share for value, share in shares.items()))

@@ -62,7 +62,7 @@ STAGES = {
         asks=lambda plan: plan.teachers.roles,
     ),
     "filter": Stage(
-        filter_answers, ("task", "filter"),
+        filter_answers, ("seed", "task", "filter"),
         ("answers.parquet", "held_out.parquet"), ("kept.parquet", "dropped.parquet"),
         asks=lambda plan: plan.judges,
     ),
@@ -189,7 +189,7 @@ def _inputs(job: Run, name: str) -> str:
     stage = STAGES[name]
     files = [store.digest(job.folder.file(file)) for file in stage.reads]
     plan, template = job.plan, job.plan.task.template
-    more: list[Any] = list(plan.sources)
+    more: list[Any] = [*plan.sources, plan.answers.reasoning]  # how all that models say is read
     if name == "train":
         more = [store.digest(template)] if template else []
     elif name == "filter":

@@ -40,6 +40,7 @@ def describe(job: Run, roles: Sequence[str]) -> None:
         "recipe": plan.name,
         "recipe_file": str(plan.path.resolve()),
         "digest": plan.digest,
+        "account": plan.account,
         "seed": plan.seed,
         "versions": {"llm_distill": __version__, "python": python_version()} | _versions(),
         "models": models,

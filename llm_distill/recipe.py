@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 from cronsim import CronSim, CronSimError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from llm_distill import store, templates
 from llm_distill.errors import UserError
 from llm_distill.generators import GENERATORS
 from llm_distill.limits import Budget, Limits, Per
@@ -266,7 +267,8 @@ def load(path: Path, overrides: Sequence[str] = (), raw: Mapping[str, Any] | Non
     if plan.answers.json_schema:  # it may come from code
         files.append(content_id(plan.answers.json_schema))
     words = raw | {"answers": _without(raw.get("answers") or {}, _BOUNDS)}
-    return replace(plan, digest=content_id([raw, files]), account=content_id([words, files]), sources=tuple(files))
+    sources = (*files, store.digest(templates.BUILT_IN))  # an edited text of ours is no other recipe
+    return replace(plan, digest=content_id([raw, files]), account=content_id([words, files]), sources=sources)
 
 
 def _training(recipe: _Recipe) -> tuple[Spec | None, int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +35,21 @@ def refilter(
         raise UserError(f"{folder.path}: cannot be filtered again: {what}; run the recipe as far as its filter stage.")
     raw = json.loads(folder.file("recipe.resolved.json").read_text(encoding="utf-8"))
     plan = load(path, overrides, raw=raw)
+    # With the account of the run, under which a `fresh` one's verdicts lie.
+    plan = replace(plan, account=folder.record.get("account", plan.account))
     new = store.RunFolder.of(workspace, plan.name, plan.digest)
     new.path.mkdir(parents=True, exist_ok=True)
     ledger = Ledger(ledger_url or workspace / "ledger.sqlite")
     job = Run(plan, new, ledger, watch, may_ask=False)
     try:
-        describe(job, ())
-        for name in ("prompts", "answers") if new.path.resolve() != folder.path.resolve() else ():
-            for file in pipeline.STAGES[name].writes:
-                store.copy(folder.file(file), new.file(file))
-            new.save(name, folder.stamp(name))
-        before = folder.stamp("filter")
-        pipeline.do(job, "filter")
+        with new.lock():
+            describe(job, ())
+            for name in ("prompts", "answers") if new.path.resolve() != folder.path.resolve() else ():
+                for file in pipeline.STAGES[name].writes:
+                    store.copy(folder.file(file), new.file(file))
+                new.save(name, folder.stamp(name))
+            before = folder.stamp("filter")
+            pipeline.do(job, "filter")
     finally:
         ledger.close()
     after = new.stamp("filter")

@@ -6,11 +6,12 @@ over from an earlier run of the recipe where nothing that they depend on has cha
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from multiprocessing import get_context
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llm_distill import __version__, store
+from llm_distill.errors import UserError
 from llm_distill.records import Answer, Prompt, content_id
 from llm_distill.scorers import IN_PROCESSES, Context, Filter, Scored
 
@@ -130,15 +132,17 @@ class _Helpers:
 
 def _spread(filter_: Filter, answers: Sequence[Answer], context: Context, helpers: _Helpers) -> list[_Row]:
     """Row-local scores: the first rows here, the rest in as many processes as there are cores if that would take long."""
+    if not _can_travel(filter_):
+        return _rows(*filter_.scores(answers, context))
+    context = Context(context.task, seed=context.seed)  # here as elsewhere, or the clock would decide what is seen
     start = time.perf_counter()
     found = _rows(*filter_.scores(answers[:_CHUNK], context))
     rest = answers[_CHUNK:]
     chunks = [rest[i : i + _CHUNK] for i in range(0, len(rest), _CHUNK)]
     slow = (time.perf_counter() - start) * len(chunks) > _PATIENCE_S
-    if not (slow and helpers.cores > 1 and _can_travel(filter_)):
+    if not (slow and helpers.cores > 1):
         return found + [row for chunk in chunks for row in _rows(*filter_.scores(chunk, context))]
-    elsewhere = Context(context.task, seed=context.seed)
-    for part in helpers.pool.map(_elsewhere, [filter_] * len(chunks), chunks, [elsewhere] * len(chunks)):
+    for part in helpers.pool.map(_elsewhere, [filter_] * len(chunks), chunks, [context] * len(chunks)):
         found += part
     return found
 
@@ -158,8 +162,10 @@ def _rows(scores: np.ndarray, said: Scored) -> list[_Row]:
 
 
 def scorer_identity(filter_: Filter, plan: Plan) -> str:
-    """All that a row-local score depends on besides its answer: the scorer's words, the task's, files, the models it uses."""
-    words = plan.slice(["task"], filter_.plug.roles)
+    """All that a row-local score depends on besides the row's questions: the scorer's words, those that say what is read of
+    the answers and what stands beside them, files, the models it uses.
+    """
+    words = plan.slice(["seed", "task", "prompts", "mix", "teachers", "answers"], filter_.plug.roles)
     if filter_.plug.knobs.get("do") == "redact_prompt":  # its prompts are in no table, so it measures anew
         return ""
     return content_id([__version__, filter_.plug.spec.name, filter_.plug.spec.knobs, words, plan.sources])
@@ -171,7 +177,8 @@ def earlier_scores(folder: store.RunFolder, identities: Mapping[str, str]) -> Kn
     found: dict[str, dict[tuple[str, tuple[str, ...]], tuple[float, str | None]]] = {name: {} for name in identities}
     for place in (folder, *folder.siblings()):
         for table in ("kept.parquet", "dropped.parquet"):
-            _read_scores(place.file(table), wanted, found)
+            with suppress(UserError, OSError):  # a torn one, which its own stage will say
+                _read_scores(place.file(table), wanted, found)
     return found
 
 
@@ -181,8 +188,8 @@ def _read_scores(path: Path, wanted: Mapping[str, str], found: dict[str, Any]) -
 
     try:
         schema = pq.read_schema(path)
-    except (OSError, pa.ArrowInvalid):  # none there, or a torn one, which its own stage will say
-        return
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{path}: {error}") from None
     columns = {}
     for column in schema:
         scorer = (column.metadata or {}).get(b"scorer", b"").decode()
@@ -194,6 +201,6 @@ def _read_scores(path: Path, wanted: Mapping[str, str], found: dict[str, Any]) -
     read = ["row_id", "requests", *columns, *(why for why in words if why in schema.names)]
     for row in store.read_table(path, read):
         for column, name in columns.items():
-            if row[column] is not None:
+            if row[column] is not None and not math.isnan(row[column]):  # what was not measured is tried again
                 why = row.get(f"why.{column.removeprefix('score.')}")
                 found[name].setdefault((row["row_id"], tuple(row["requests"])), (row[column], why))

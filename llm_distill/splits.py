@@ -20,6 +20,7 @@ from llm_distill.generators import AT_MOST, AtMost, Context
 from llm_distill.mixing import balanced, mixed, unit
 from llm_distill.models import Model
 from llm_distill.near import NearIndex
+from llm_distill.ngrams import portions
 from llm_distill.plugs import Plug, find
 from llm_distill.recipe import HeldOut, Plan
 from llm_distill.records import Ask, Prompt, make_prompt
@@ -37,14 +38,14 @@ _BOTH_SIDES = {"counterfactual"}
 class Rows:
     """What a recipe's generators made.
 
-    at_most: of the generators that would ask a model (none was asked), the roles and what they may come to. aside: rows
-    that are near held-out ones. made: for each entry of `prompts`, its name and coverage.
+    at_most: of the generators that would ask a model (none was asked), what they may come to, None where they do not say.
+    aside: rows that are near held-out ones. made: for each entry of `prompts`, its name and coverage.
     """
 
     asked: list[Prompt] = field(default_factory=list)
     held_out: list[Prompt] = field(default_factory=list)
     aside: int = 0
-    at_most: list[tuple[Plug, AtMost]] = field(default_factory=list)
+    at_most: list[tuple[Plug, AtMost | None]] = field(default_factory=list)
     made: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -65,7 +66,7 @@ def gather(
         if generator.roles and ask is None:
             most = _at_most(generator, len(before))
             if most is None or most.questions:
-                found.at_most.append((generator, most or AtMost(0, 0, 0, 0)))
+                found.at_most.append((generator, most))
                 return []
         name = generator.spec.name
         context = Context(before, plan.task, ask or _nobody, model or _nobody, say, plan.seed)
@@ -176,7 +177,11 @@ class _Sides:
 
     def numbered(self, rows: Sequence[Prompt]) -> Iterator[Prompt]:
         """The same rows; those whose words stood there before get row_ids of their own."""
-        for row in rows:
+        texts = [row.text for row in rows] if self._index else []
+        ahead = {some.start: texts[some.start : some.stop] for some in portions(texts)}
+        for place, row in enumerate(rows):
+            if self._index and place in ahead:
+                self._index.expect(ahead[place])
             n = self._seen.get(row.prompt_id, 0)
             self._seen[row.prompt_id] = n + 1
             yield make_prompt(row.messages, row.tags, row.label, row.reference, occurrence=n) if n else row

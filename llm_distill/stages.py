@@ -94,10 +94,12 @@ def make_prompts(run: Run) -> Outcome:
     """prompts.parquet and held_out.parquet: what will be asked, and what only evaluation will see."""
     ask = Errand(run, "prompts")
     rows = gather(run.plan, ask, run.watch.say, embedding(), run.model)
+    if ask.owed and not rows.asked:
+        raise FellShort(f"prompts: no row was made; {ask.owed:,} questions got no answer. Run again to ask for them.")
     check_rows(run.plan, rows.asked, rows.held_out)
     store.write_table(run.folder.file("prompts.parquet"), map(store.prompt_row, rows.asked), "prompts")
     store.write_table(run.folder.file("held_out.parquet"), map(store.prompt_row, rows.held_out), "prompts")
-    notes = {"made": rows.made, "set_aside": rows.aside}
+    notes = {"made": rows.made, "set_aside": rows.aside, **ask.spent}
     return Outcome(len(rows.asked) + len(rows.held_out), len(rows.asked), ask.owed, notes)
 
 
@@ -131,10 +133,10 @@ def filter_answers(run: Run) -> Outcome:
         out = dict.fromkeys(said.keys() - keep, review.REVIEW)
         known = review.scores_of(answers, own)
         sifted = sieve(answers, plan.filters, out | dropped, context, known, keep)
+        sifted.prompts = own.prompts | sifted.prompts  # what was measured before is not measured again
     names = [name for name in identities if name in sifted.scores]
-    kept: list[dict[str, Any]] = []
-    gone: list[dict[str, Any]] = []
-    for answer in answers:
+
+    def row_of(answer: Answer) -> dict[str, Any]:
         row_id = answer.prompt.row_id
         prompt = sifted.prompts.get(row_id)
         row = store.answer_row(answer if prompt is None else msgspec.structs.replace(answer, prompt=prompt))
@@ -142,13 +144,19 @@ def filter_answers(run: Run) -> Outcome:
         row |= {f"why.{name}": sifted.why[name].get(row_id) for name in sifted.why}
         if row_id in said and row_id not in dropped:
             row |= {"review": said[row_id].decision, "filtered_by": own.dropped.get(row_id)}
-        (gone if row_id in sifted.dropped else kept).append(row | {"dropped_by": sifted.dropped.get(row_id)})
-    for name, rows in (("kept", kept), ("dropped", gone)):
-        store.write_table(folder.file(f"{name}.parquet"), rows, name, identities, list(sifted.why))
+        return row | {"dropped_by": sifted.dropped.get(row_id)}
+
+    for table, drops in (("kept", False), ("dropped", True)):
+        rows = (row_of(a) for a in answers if (a.prompt.row_id in sifted.dropped) == drops)
+        store.write_table(folder.file(f"{table}.parquet"), rows, table, identities, list(sifted.why))
+    kept = len(answers) - len(sifted.dropped)
     if answers and not kept:
         reasons = ", ".join(f"{name} {count}" for name, count in Counter(sifted.dropped.values()).most_common())
-        raise FellShort(f"filter: every row was dropped ({reasons}); loosen a filter, or look with `llm-distill show`.")
-    notes: dict[str, Any] = {"filters": sifted.funnel, "fairness": fairness(answers, sifted)}
+        what = "loosen a filter, or look with `llm-distill show`"
+        if ask.owed:
+            what = f"{ask.owed:,} questions of scorers got no answer, so run again to ask for them"
+        raise FellShort(f"filter: every row was dropped ({reasons}); {what}.")
+    notes: dict[str, Any] = {"filters": sifted.funnel, "fairness": fairness(answers, sifted), **ask.spent}
     if said:
         verdicts = {
             a.prompt.row_id: own.dropped.get(a.prompt.row_id) for a in answers if a.prompt.row_id not in dropped
@@ -157,7 +165,7 @@ def filter_answers(run: Run) -> Outcome:
         notes["review"]["dropped"] = sum(by == review.REVIEW for by in sifted.dropped.values())
     for line in unfair(notes["fairness"]):
         run.watch.say(f"filter: {line}")
-    return Outcome(len(answers), len(kept), ask.owed, notes)
+    return Outcome(len(answers), kept, ask.owed, notes)
 
 
 def _nothing_to_learn(answer: Answer, plan: Plan) -> str | None:

@@ -85,10 +85,17 @@ def _validator(schema: str) -> Any:
 
 def _schema(found: Any, info: ValidationInfo) -> str:
     """The text of a schema, checked. Keys keep their order, for models write an object's keys in the schema's."""
-    where = "answers.schema"
+    try:
+        return _checked(found, info)
+    except UserError as error:  # pydantic puts the knob's place in front
+        raise ValueError(str(error).removeprefix(": ")) from None
+
+
+def _checked(found: Any, info: ValidationInfo) -> str:
+    where = ""
     if isinstance(found, str) and found.endswith((".json", ".yaml", ".yml")):
         path = input_file(Path(found), info)
-        where, found = f"answers.schema: {path}", _read(path)
+        where, found = str(path), _read(path)
     elif isinstance(found, str) and ":" in found:
         model = find("schema", found, {}, where)
         if not (isinstance(model, type) and issubclass(model, BaseModel)):
@@ -113,7 +120,7 @@ def _read(path: Path) -> Any:
     try:
         return parsed(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"answers.schema: {path}: not JSON: {error}.") from None
+        raise UserError(f"{path}: not JSON: {error}.") from None
 
 
 def _check(text: str, where: str) -> None:

@@ -108,6 +108,7 @@ def test_what_cannot_be_loaded_is_one_line(tmp_path: Path, monkeypatch: pytest.M
     embedder.cache_clear()
     with pytest.raises(UserError, match=r"wordllama is not installed: pip install 'llm-distill\[filter\]'"):
         embedder("wordllama")
+    monkeypatch.setattr("llm_distill.models.weights.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"needs torch and transformers: pip install 'llm-distill\[train\]'"):
         embedder("org/encoder")
 

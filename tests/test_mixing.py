@@ -54,6 +54,8 @@ def test_the_names_of_shares_are_those_of_entries() -> None:
     assert mix.of(["seeds", "templates", "seeds"]) == [0.5, 0.3, 0.2]
     with pytest.raises(UserError, match=r"no entry of prompts is 'seeds.2'; give each of seeds, templates its share"):
         mix.of(["seeds", "templates"])
+    own = Mix.model_validate({"shares": {"pkg.one:make": 0.5, "pkg.two:make": 0.5}})
+    assert own.of(["pkg.one:make", "pkg.two:make"]) == [0.5, 0.5]
     with pytest.raises(ValidationError, match="above 0 and sum to 1"):
         Mix.model_validate({"shares": {"a": 0.5, "b": 0.6}})
 
@@ -83,5 +85,7 @@ def test_a_balance_asks_for_more_where_a_value_is_short() -> None:
 def test_a_tag_that_no_row_has_is_named() -> None:
     with pytest.raises(UserError, match=r"no row has the tag 'language'\. Did you mean 'lang'"):
         balanced(LANGS, Balance(tag="language"), None, None, print)
+    with pytest.raises(UserError, match=r"mix\.rows: 4 rows, and 4 without the tag 'lang' stay"):
+        balanced(LANGS, Balance(tag="lang"), 4, None, print)
     with pytest.raises(UserError, match="no row has lang = 'fr'"):
         balanced(LANGS, Balance(tag="lang", shares={"en": 0.5, "fr": 0.5}), None, None, print)

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
@@ -93,7 +94,9 @@ def test_the_mix_that_is_explained_is_sound(desk: Desk) -> None:
     blocks = [YAML(typ="safe", pure=True).load(block) for block in _text("yaml")]
     (explained,) = (b for b in blocks if "mix" in b)
     desk.seeds([{"prompt": "x"}])
-    prompts = [{name: {"rows": 9} if name == "evol_instruct" else {}} for name in explained["mix"]["shares"]]
+    prompts: list[dict[str, Any]] = [
+        {name: {"rows": 9} if name == "evol_instruct" else {}} for name in explained["mix"]["shares"]
+    ]
     prompts[0] = {"seeds": {"file": "seeds.jsonl"}}
     prompts[2] = {"templates": {"text": "{{ a }}", "values": {"a": [1, 2]}}}
     plan = load(desk.recipe(prompts=prompts, **explained))

@@ -160,6 +160,12 @@ def test_drop_rates_are_compared_by_language() -> None:
     assert parts["language", "en"]["dropped"] == 0
 
 
+def test_no_language_is_identified_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llm_distill.fairness._languages", lambda _answers: pytest.fail("nothing was dropped"))
+    found = sieve.sieve(grouped(), [filter_(size, min=0)], {}, CONTEXT, {})
+    assert fairness(grouped(), found) == []
+
+
 def test_a_filter_that_takes_alike_is_not_blamed() -> None:
     rows = [Answer(row(f"{i}", lang="ab"[i % 2]), "bad" if i % 10 < 2 else "fine", "ok") for i in range(400)]
     found = sieve.sieve(rows, [filter_(lambda given: [float(a.text == "bad") for a in given], max=0)], {}, CONTEXT, {})

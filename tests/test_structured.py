@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from llm_distill.errors import UserError
 from llm_distill.logprobs import Logprobs
@@ -124,7 +124,7 @@ def test_what_is_no_schema_is_found_by_check(desk: Desk, api: MockApi, schema: A
     with pytest.raises(UserError) as error:
         load(job(desk, api, answers={"schema": schema}))
     assert message in str(error.value)
-    assert "answers.schema" in str(error.value) or ".yaml" in str(error.value)
+    assert str(error.value).startswith("answers.schema: ")
     assert "\n" not in str(error.value)
 
 
@@ -196,7 +196,7 @@ _SCHEMAS = st.recursive(
 @given(st.dictionaries(st.sampled_from(_KEYWORDS), _SCHEMAS, max_size=4), _SCHEMAS)
 def test_a_schema_is_refused_or_can_be_checked_against(schema: dict[str, Any], answer: Any) -> None:
     reading = Reading(folder=Path.cwd(), files=set(), roles=[])
-    with suppress(UserError):
+    with suppress(ValidationError):
         fault(json.dumps(answer), TypeAdapter(Schema).validate_python(schema, context=reading))
 
 

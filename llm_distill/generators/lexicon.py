@@ -20,7 +20,7 @@ _ARTICLE = re.compile(r"(?<![\w'\u2019-])(an?)(\s+)$", re.IGNORECASE)
 _NEXT_WORD = re.compile(r"\s+[\"'\u201c\u2018(]?(\w[\w'\u2019-]*)")
 _NAME_GOES_ON = re.compile(r"\s+[A-Z][a-z]")
 _NAME_BEGAN = re.compile(r"\w[\s,]+[A-Z][\w'\u2019]*\.?\s+$")
-_SENTENCE_START = re.compile(r"(?:^|[.!?:]|\n)[\s\"'\u201c\u2018(]*$")
+_OPENING = "\"'\u201c\u2018("  # what may stand between a sentence's end and its first word
 _YOO = re.compile(r"eu|uni(?!m|n)|uk|ug(?!l)|us[aeu]|uru|one\b|once\b|u\b", re.IGNORECASE)
 _SILENT_H = re.compile(r"hon(?!e(?!st)|k|d|g)|hour|heir", re.IGNORECASE)
 _SPELT_OUT = re.compile(r"[FHLMNRSX](?:[A-Z]|\b)")
@@ -181,8 +181,16 @@ def _cased(one: Found, form: str, text: str) -> str:
         return form.lower()
     if one.text.istitle() and not own.istitle() and " " in own:
         return " ".join(word[:1].upper() + word[1:] for word in form.split(" "))
-    opens = one.text[:1].isupper() and (own[:1].islower() or _SENTENCE_START.search(text, 0, one.start) is not None)
+    opens = one.text[:1].isupper() and (own[:1].islower() or _opens_a_sentence(text, one.start))
     return form[:1].upper() + form[1:] if opens else form
+
+
+def _opens_a_sentence(text: str, start: int) -> bool:
+    while start and (text[start - 1].isspace() or text[start - 1] in _OPENING):
+        start -= 1
+        if text[start] == "\n":
+            return True
+    return start == 0 or text[start - 1] in ".!?:"
 
 
 def _as_written(old: str, new: str, shouted: bool) -> str:

@@ -25,7 +25,8 @@ _WORD = re.compile(rf"[{_UNDIVIDED}]|(?:(?![{_UNDIVIDED}])[^\W_])+")
 _NO_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 #: What a writer leaves for others to fill in: "[insert text]", "[Your name]", "{{document}}".
 _BLANK = re.compile(
-    r"\[\s*(?:insert|your|paste|enter|add|provide|attach)\b[^\]\n]*\]|<\s*(?:insert|your|paste)\b[^>\n]*>|\{\{[^}\n]*\}\}",
+    r"\[\s*(?:insert|your|paste|enter|add|provide|attach)\b[^\]\n]{0,200}\]|<\s*(?:insert|your|paste)\b[^>\n]{0,200}>"
+    r"|\{\{[^}\n]{0,200}\}\}",
     re.IGNORECASE,
 )
 

@@ -112,10 +112,11 @@ def at_most(
 ) -> AtMost:
     """What it may come to."""
     nodes = [len(topics) * width**level for level in range(depth + 1)]
-    each = per_leaf if rows is None else min(per_leaf, ceil(rows / nodes[-1]))
-    made = nodes[-1] * each
+    made, asked = nodes[-1] * per_leaf, nodes[-1] * len(spread(per_leaf, per_question))
+    if rows is not None:  # fewer leaves are asked for more each: together for one more question a leaf than they fill
+        asked = min(asked, nodes[-1] + (rows - 1) // per_question)
     files = [Path(knobs["template"]), Path(knobs["leaf_template"])]
-    questions = sum(nodes[:-1]) + nodes[-1] * len(spread(each, per_question))
+    questions = sum(nodes[:-1]) + asked
     size = max(prompt_tokens(file, 20) for file in files)  # a path, about
     return AtMost(made if rows is None else min(made, rows), questions, size, knobs["max_tokens"])
 

@@ -14,6 +14,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,13 @@ from llm_distill.records import content_id
 
 #: What decides a folder's answers besides its weights.
 DESCRIPTION = ("config.json", "generation_config.json", "tokenizer*", "*_token*.json", "vocab*", "merges*", "chat_*")
+
+
+def loadable(reference: str) -> str:
+    """The same reference; ValueError where the packages that load weights are not installed. For the types of knobs."""
+    if find_spec("torch") is None or find_spec("transformers") is None:
+        raise ValueError(f"{reference} needs torch and transformers: pip install 'llm-distill[train]'")
+    return reference
 
 
 def prepare(reference: str, sha256: str | None = None, revision: str | None = None) -> str:
@@ -115,20 +123,7 @@ def load_model(
     bfloat16 slower than float32).
     """
     place = prepare(reference, sha256, revision)
-    with _one_line(reference, RuntimeError):  # RuntimeError: weights that do not fit the config, or the device
-        import torch
-        from transformers import AutoModelForCausalLM
-
-        target = pick_device(device)
-        number = dtype if dtype != "auto" else "bfloat16" if target.type == "cuda" else "float32"
-        model = AutoModelForCausalLM.from_pretrained(
-            place,
-            local_files_only=True,
-            dtype=getattr(torch, number),
-            device_map={"": target},
-            use_safetensors=True,
-            trust_remote_code=False,
-        )
+    model = _loaded("AutoModelForCausalLM", reference, place, dtype, device)
     if adapter is not None:
         model = _with_adapter(model, adapter, fingerprint(reference, sha256, revision))
     return model.eval()
@@ -136,20 +131,7 @@ def load_model(
 
 def load_encoder(reference: str) -> Any:
     """The model without a head, in evaluation mode and float32: for vectors of texts."""
-    place = prepare(reference)
-    with _one_line(reference, RuntimeError):
-        import torch
-        from transformers import AutoModel
-
-        model = AutoModel.from_pretrained(
-            place,
-            local_files_only=True,
-            dtype=torch.float32,
-            device_map={"": pick_device()},
-            use_safetensors=True,
-            trust_remote_code=False,
-        )
-    return model.eval()
+    return _loaded("AutoModel", reference, prepare(reference), "float32", "auto").eval()
 
 
 def load_classifier(
@@ -157,24 +139,31 @@ def load_classifier(
 ) -> Any:
     """A sequence classifier in evaluation mode; a checkpoint without a trained head is a UserError. `auto` as `load_model`."""
     place = prepare(reference, None, revision)
-    with _one_line(reference, RuntimeError):
+    model, loaded = _loaded(
+        "AutoModelForSequenceClassification", reference, place, dtype, device, output_loading_info=True
+    )
+    if missing := sorted(loaded["missing_keys"]):
+        raise UserError(f"{reference}: no text classifier: it has no weights for {missing[0]!r}; name one that has.")
+    return model.eval()
+
+
+def _loaded(kind: str, reference: str, place: str, dtype: str, device: str, **more: Any) -> Any:
+    """What transformers' class of that name reads out of a folder: safetensors, and no code that comes with them."""
+    with _one_line(reference, RuntimeError):  # RuntimeError: weights that do not fit the config, or the device
         import torch
-        from transformers import AutoModelForSequenceClassification
+        import transformers
 
         target = pick_device(device)
         number = dtype if dtype != "auto" else "bfloat16" if target.type == "cuda" else "float32"
-        model, loaded = AutoModelForSequenceClassification.from_pretrained(
+        return getattr(transformers, kind).from_pretrained(
             place,
             local_files_only=True,
             dtype=getattr(torch, number),
             device_map={"": target},
             use_safetensors=True,
             trust_remote_code=False,
-            output_loading_info=True,
+            **more,
         )
-    if missing := sorted(loaded["missing_keys"]):
-        raise UserError(f"{reference}: no text classifier: it has no weights for {missing[0]!r}; name one that has.")
-    return model.eval()
 
 
 def pick_device(device: str = "auto") -> Any:

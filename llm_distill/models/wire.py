@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from functools import lru_cache
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
@@ -27,11 +27,14 @@ class _Message(msgspec.Struct):
     reasoning: Any = None  # as newer servers name it
 
 
-class _Choice(msgspec.Struct):
+_Given = TypeVar("_Given", bound=wire_logprobs.Given)
+
+
+class _Choice(msgspec.Struct, Generic[_Given]):
     message: _Message = msgspec.field(default_factory=_Message)
     text: str | None = None  # of a completion of raw text, in place of a message
     finish_reason: str | None = None
-    logprobs: wire_logprobs.Given | None = None
+    logprobs: _Given | None = None
     token_ids: Any = None  # vLLM: the sampled ids
 
 
@@ -54,15 +57,24 @@ class _Usage(msgspec.Struct):
         return max(self.completion_tokens, self.total_tokens - self.prompt_tokens)
 
 
-class Body(msgspec.Struct):
-    choices: list[_Choice] = []
+class Body(msgspec.Struct, Generic[_Given]):
+    choices: list[_Choice[_Given]] = []
     usage: _Usage | None = None
     model: str | None = None
     system_fingerprint: str | None = None
     error: Any = None
 
 
-_decode = msgspec.json.Decoder(Body).decode
+_decode_plain = msgspec.json.Decoder(Body[wire_logprobs.Given]).decode
+_decode_spelt = msgspec.json.Decoder(Body[wire_logprobs.SpeltGiven]).decode
+
+
+def _decode(body: bytes) -> Body[Any]:
+    if wire_logprobs.spelt(body):
+        return _decode_spelt(body)
+    plain = _decode_plain(body)
+    numbered = any(c.logprobs and c.logprobs.numbered for c in plain.choices)
+    return _decode_spelt(body) if numbered else plain
 
 
 def payload(request: Request, model: str, max_tokens_field: str, *, token_ids: bool = False) -> dict[str, Any]:
@@ -102,7 +114,7 @@ def _response_format(schema: str) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": name, "schema": read, "strict": True}}
 
 
-def _whole(body: bytes) -> Body:
+def _whole(body: bytes) -> Body[Any]:
     try:
         return _decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError):
@@ -113,7 +125,7 @@ def _whole(body: bytes) -> Body:
         return _mended(msgspec.json.decode(body))
 
 
-def _mended(value: Any) -> Body:
+def _mended(value: Any) -> Body[Any]:
     """An answer whose side fields have types of their own: what was paid for is not thrown away for those."""
     if not isinstance(value, dict):
         raise ValueError("no object")

@@ -52,7 +52,7 @@ def build(folder: store.RunFolder) -> dict[str, Any]:
         **about_data(folder, answers, arms, task.name),
         "answered_by": _answered_by(answers),
         "training": _training(folder, recipe),
-        "cost": _cost({"answers": answers} | {f"evaluate {arm}": rows for arm, rows in arms.items()}),
+        "cost": _cost(folder, {"answers": answers} | {f"evaluate {arm}": rows for arm, rows in arms.items()}),
         "seconds": {
             name: stamp["seconds"]
             for name, stamp in record["stages"].items()
@@ -106,8 +106,9 @@ def _answered_by(answers: Sequence[Answer]) -> dict[str, Any]:
     return found
 
 
-def _cost(asked: Mapping[str, Sequence[Answer]]) -> dict[str, Any]:
-    stages = {}
+def _cost(folder: store.RunFolder, asked: Mapping[str, Sequence[Answer]]) -> dict[str, Any]:
+    """What each table's answers came to, and the questions that generators and scorers had of their own."""
+    stages = {name: spent for name in ("prompts", "filter") if (spent := folder.stamp(name).get("spent"))}
     for name, answers in asked.items():
         costs = [a.cost_usd for a in answers if not a.owed or a.cost_usd is not None]
         stages[name] = {

@@ -148,8 +148,8 @@ ASKS = {
     "refusal": "llm_distill.scorers.phrases:refusal_at_most",
     "unsafe": "llm_distill.scorers.judge:at_most",
 }
-#: Row-local scorers that use every core by themselves.
-IN_PROCESSES = {"code", "math"}
+#: Row-local scorers that use every core, or the accelerator, by themselves.
+IN_PROCESSES = {"code", "math", "toxicity"}
 #: Scorers without whose number a row is not known to be any good.
 MUST_MEASURE = {"code", "json_equal", "judge", "math", "numeric", "reward", "unsafe"}
 
@@ -253,6 +253,10 @@ def bind_pick(value: Any, where: str, table: Mapping[str, str], reading: Reading
     plug = bind("scorer", Spec(spec.name, knobs, spec.where), table, reading)
     if spec.name in table and not is_row_local(plug):
         raise UserError(f"{where}: {spec.name} looks at more than one answer; name a scorer that reads one alone.")
+    if plug.roles:
+        raise UserError(
+            f"{where}: {spec.name} asks models.{plug.roles[0]}, which only a filter can; name one that does not."
+        )
     return Pick(plug, prefer == "low")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -56,6 +57,7 @@ def _source(source: Any, info: ValidationInfo) -> str | File:
         except ValidationError as error:
             raise ValueError(one_line(error, "", File.model_fields)) from None
     if source in benchmarks():
+        _readable(source)
         return source
     if "/" not in source and "." not in source:
         raise ValueError(f"no benchmark {source!r}.{did_you_mean(source, benchmarks())} Or name a file")
@@ -92,18 +94,25 @@ def _texts(where: str, record: Any, columns: tuple[str, ...]) -> Iterator[str]:
             yield text
 
 
+_INSTEAD = "download its questions and name the file, against: [{{file: {}.jsonl, columns: [...]}}]"
+
+
+def _readable(name: str) -> None:
+    """UserError where the package that reads benchmarks is not installed."""
+    if find_spec("datasets") is None:
+        raise UserError(
+            f"leakage: {name} is read by the package datasets: pip install 'llm-distill[train]'; or {_INSTEAD.format(name)}."
+        )
+
+
 def _online(name: str, benchmark: Benchmark) -> Iterator[str]:
     """Streamed from the hub, or out of an earlier download in the hub's offline mode."""
-    instead = f"download its questions and name the file, against: [{{file: {name}.jsonl, columns: [...]}}]"
-    what = f"leakage: {name} ({benchmark.hub})"
-    try:
-        from datasets import load_dataset
-        from datasets.exceptions import DatasetsError
-        from huggingface_hub import constants
-    except ImportError:
-        raise UserError(
-            f"{what} is read by the package datasets: pip install 'llm-distill[train]'; or {instead}."
-        ) from None
+    _readable(name)
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+    from huggingface_hub import constants
+
+    what, instead = f"leakage: {name} ({benchmark.hub})", _INSTEAD.format(name)
     offline = constants.is_offline_mode()
     if not offline and not hub.answers(constants.ENDPOINT):  # asked once: the library tries half a minute
         raise UserError(

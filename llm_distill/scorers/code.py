@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import secrets
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,9 +16,9 @@ from llm_distill import sandbox, templates
 from llm_distill.plugs import InputFile
 from llm_distill.records import Answer
 from llm_distill.scorers import Scored
+from llm_distill.scorers.parts import fenced
 
 _VARIABLES = ("prompt", "reference", "tags")
-_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})[ \t]*([^\s`]*)[^`]*")
 _NAMES = ("", "python", "python3", "py")
 #: The answer is a module of its own, so that what it does for its own `__main__` is not done. The mark behind the tests says
 #: that they ran to their end: a program that leaves early has passed nothing.
@@ -84,28 +83,18 @@ def code(
 
 def extracted(text: str) -> tuple[str, str | None]:
     """(program, None) of an answer, or ("", why there is none): its one fenced block (CommonMark), or all of it."""
-    blocks: list[tuple[str, list[str]]] = []
-    fence = ""
-    for line in text.splitlines():
-        if fence:
-            bare = line.strip()
-            if len(bare) >= len(fence) and set(bare) == {fence[0]} and len(line) - len(line.lstrip()) < 4:
-                fence = ""
-            else:
-                blocks[-1][1].append(line)
-        elif opened := _FENCE.fullmatch(line):
-            fence = opened[1]
-            blocks.append((opened[2].lower(), []))
-    if fence:
+    try:
+        blocks = fenced(text)
+    except ValueError:
         return "", "form: the code block has no end"
     if len(blocks) > 1:
         return "", f"form: {len(blocks)} code blocks, and one is due"
     if not blocks:
         return (text, None) if text.strip() else ("", "form: no program")
-    ((name, lines),) = blocks
-    if name not in _NAMES:
-        return "", f"form: the code block is {name[:40]}, not python"
-    return "\n".join(lines) + "\n", None
+    ((name, program),) = blocks
+    if name.lower() not in _NAMES:
+        return "", f"form: the code block is {name[:40].lower()}, not python"
+    return f"{program}\n", None
 
 
 def _filled(tests: Path, answer: Answer) -> str:

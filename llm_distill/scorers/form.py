@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ast
-import re
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
+import regex as regular
 from pydantic import AfterValidator, Field, ValidationInfo
 
 from llm_distill.records import Answer
@@ -19,12 +19,15 @@ Language = Literal["python", "json", "yaml", "toml"]
 #: How a fence may name each language.
 _NAMES = {"python": ("python", "python3", "py"), "json": ("json",), "yaml": ("yaml", "yml"), "toml": ("toml",)}
 Lines = Annotated[int, Field(ge=1)]
+_KNOBS = {"regex", "json_schema", "labels", "parses", "min_lines"}
+#: A pattern that backtracks for longer than this on an answer will not come to an end.
+_PATIENCE_S = 1.0
 
 
 def _regex(pattern: str) -> str:
     try:
-        re.compile(pattern)
-    except re.error as error:
+        regular.compile(pattern)
+    except regular.error as error:
         raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
     return pattern
 
@@ -38,7 +41,11 @@ def _something(max_lines: int | None, info: ValidationInfo) -> int | None:
     return max_lines
 
 
-_KNOBS = {"regex", "json_schema", "labels", "parses", "min_lines"}
+def _unmatched(pattern: str, text: str) -> str | None:
+    try:
+        return None if regular.fullmatch(pattern, text, timeout=_PATIENCE_S) else f"does not match {pattern}"
+    except TimeoutError:
+        return f"{pattern} took more than {_PATIENCE_S:g} s, and was given up"
 
 
 def format(  # noqa: A001  the name that a recipe writes
@@ -60,7 +67,7 @@ def format(  # noqa: A001  the name that a recipe writes
     """
     checks: list[Callable[[str], str | None]] = []
     if regex is not None:
-        checks.append(lambda text: None if re.fullmatch(regex, text) else f"does not match {regex}")
+        checks.append(lambda text: _unmatched(regex, text))
     if json_schema is not None:
         checks.append(lambda text: fault(text, json_schema))
     if labels is not None:
@@ -110,9 +117,12 @@ def _yaml(text: str) -> None:
     from ruamel.yaml.error import YAMLError
 
     try:
-        found = YAML(typ="safe", pure=True).load(text)
+        with warnings.catch_warnings(action="ignore"):  # of an anchor that stands twice
+            found = YAML(typ="safe", pure=True).load(text)
     except YAMLError as error:
         raise ValueError(str(getattr(error, "problem", None) or error)) from None
+    except (LookupError, TypeError, AttributeError, ArithmeticError):  # what `!!int ''` and `!!bool x` come to
+        raise ValueError("a value that is not of the kind it is marked as") from None
     if not isinstance(found, dict | list):
         raise ValueError("a single value, as any text is")
 

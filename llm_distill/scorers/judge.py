@@ -34,7 +34,11 @@ _ROW_TOKENS = 600
 
 
 def _rubric(path: Path) -> Path:
-    templates.check_with(path, ("tags",))
+    used = templates.check_with(path, ("tags",))
+    if turns := sorted(used - {"tags"}):
+        raise ValueError(f"{path}: a rubric is a part of one turn; take out {{{{ {turns[0]} }}}}")
+    if not path.read_text(encoding="utf-8-sig").strip():
+        raise ValueError(f"{path}: the rubric is empty")
     return path
 
 

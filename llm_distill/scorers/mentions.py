@@ -13,16 +13,7 @@ from llm_distill.errors import UserError, did_you_mean
 from llm_distill.generators.lexicon_file import SHIPPED, Attributes, LexiconFile, read
 from llm_distill.records import Answer, content_id
 from llm_distill.scorers import Context, Scored
-
-#: Which text of a row is looked at.
-Part = Literal["prompt", "answer", "both"]
-
-
-def part(answer: Answer, of: Part) -> str:
-    """That text; both are joined by a line end."""
-    if of == "answer":
-        return answer.text
-    return answer.prompt.text if of == "prompt" else f"{answer.prompt.text}\n{answer.text}"
+from llm_distill.scorers.parts import Part, texts
 
 
 def mentions(
@@ -40,8 +31,7 @@ def mentions(
     lexicon = read(groups)
     chosen = [lexicon.attributes[name] for name in attributes or lexicon.attributes]
     scores, why = [], []
-    for answer in answers:
-        text = part(answer, of)
+    for text in texts(answers, of):
         found: Counter[str] = Counter()
         for attribute in chosen:
             found.update(f"{attribute.name} {one.variant}" for one in attribute.find(text, names=True) or ())

@@ -45,7 +45,8 @@ def _pattern(decimal: Mark) -> re.Pattern[str]:
         rf"(?:(?:(?P<mixed>\d+)\s?)?\\[dt]?frac\s?\{{(?P<over>\d+)\}}\s?\{{(?P<under>\d+)\}}"
         rf"|(?:(?P<mixed2>\d+)\s)?(?P<over2>\d+)\s?[/\u2044]\s?(?P<under2>\d+)(?![\d/])"
         rf"|(?P<mixed3>\d+)?\s?(?P<vulgar>[¼-¾⅐-⅞])"
-        rf"|(?:(?P<whole>{whole})(?P<part>{point}\d+)?|(?P<bare>{point}\d+))(?:{power})?(?!\.\d))"
+        # Possessive: of 192.168.1.1 no shorter beginning is a number either.
+        rf"|(?:(?>(?P<whole>{whole}))(?P<part>{point}\d++)?|(?P<bare>{point}\d++))(?:{power})?(?!\.\d))"
         r"(?P<percent>\s?(?:\\?%|percent\b|per cent\b))?"
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from bisect import bisect_left as bisect
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -20,7 +21,10 @@ _EMAIL = re.compile(
 )
 #: Domains that nobody has (RFC 2606, RFC 6761).
 _NOBODYS = re.compile(r"(?:^|\.)(?:example(?:\.(?:com|net|org))?|test|invalid|localhost)$", re.IGNORECASE)
-_CARD = re.compile(r"(?<![\w.-])\d(?:[ -]?\d){12,18}(?![\w-]|\.\d)")
+#: Digits in a row with single spaces or hyphens between: a card's number, and what stands beside it.
+_FIGURES = re.compile(r"(?<![\w.-])\d+(?:[ -]\d+)*(?![\w-]|\.\d)")
+_FIGURE = re.compile(r"\d+")
+_CARD_DIGITS, _CARD_GROUP = range(13, 20), 3
 #: First digits and lengths that card networks issue.
 _NETWORKS = re.compile(
     r"4\d{12}(?:\d{3}){0,2}|5[1-5]\d{14}|2(?:22[1-9]|2[3-9]\d|[3-6]\d\d|7[01]\d|720)\d{12}|3[47]\d{13}"
@@ -31,6 +35,8 @@ _IBAN_START = re.compile(r"(?<![A-Za-z0-9])[A-Z]{2}\d{2}(?=[ -]?[A-Z0-9])")
 _IPV4 = re.compile(r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?!\.?\w)")
 _IPV6 = re.compile(r"(?<![\w:.])(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?![\w:])")
 _VERSION = re.compile(r"(?:\bv(?:ersion|er\.?)?|\brelease|\bbuild)\s*$", re.IGNORECASE)
+#: What unicast addresses are given out of (RFC 4291; IANA); `A::B` in a program is none of them.
+_GIVEN_OUT = ipaddress.ip_network("2000::/3")
 _DIGITS = re.compile(r"\d")
 
 
@@ -86,9 +92,11 @@ def personal(text: str, kinds: Collection[Kind], regions: Sequence[str]) -> list
     for kind in KINDS:
         if kind in kinds:
             for start, end in finders[kind](text):
-                if all(end <= other.start or other.end <= start for other in found):
-                    found.append(Finding(start, end, kind))
-    return sorted(found)
+                place = bisect(found, (start,))
+                after = place == len(found) or end <= found[place].start
+                if after and (place == 0 or found[place - 1].end <= start):
+                    found.insert(place, Finding(start, end, kind))
+    return found
 
 
 def redacted(text: str, found: Sequence[Finding]) -> str:
@@ -107,10 +115,35 @@ def _emails(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _cards(text: str) -> Iterator[tuple[int, int]]:
-    for match in _CARD.finditer(text):
-        digits = "".join(_DIGITS.findall(match[0]))
-        if _NETWORKS.fullmatch(digits) and checksums.luhn(digits):
-            yield match.span()
+    for match in _FIGURES.finditer(text):
+        figures = [figure.span() for figure in _FIGURE.finditer(text, *match.span())]
+        first = 0
+        while first < len(figures):
+            last = next((at for at in _longest_first(figures, first) if _card(text, figures[first : at + 1])), None)
+            if last is not None:
+                yield figures[first][0], figures[last][1]
+            first = first + 1 if last is None else last + 1
+
+
+def _longest_first(figures: Sequence[tuple[int, int]], first: int) -> Iterator[int]:
+    """The places of last figures that make a number as long as a card's, the furthest first; a table of small figures has
+    none.
+    """
+    length, places = 0, []
+    for place in range(first, len(figures)):
+        own = figures[place][1] - figures[place][0]
+        length += own
+        if own < _CARD_GROUP or length >= _CARD_DIGITS.stop:
+            break
+        if length in _CARD_DIGITS:
+            places.append(place)
+    return reversed(places)
+
+
+def _card(text: str, figures: Sequence[tuple[int, int]]) -> bool:
+    digits = "".join(text[start:end] for start, end in figures)
+    between = {text[one[1]] for one in figures[:-1]}  # spaces or hyphens, not both
+    return len(between) < 2 and _NETWORKS.fullmatch(digits) is not None and checksums.luhn(digits)
 
 
 def _ibans(text: str) -> Iterator[tuple[int, int]]:
@@ -141,7 +174,8 @@ def _addresses(text: str) -> Iterator[tuple[int, int]]:
                 known = ipaddress.ip_address(match[0])
             except ValueError:
                 continue
-            if known.is_global and not _VERSION.search(text, max(0, match.start() - 12), match.start()):
+            given = known.version == 4 or known in _GIVEN_OUT
+            if given and known.is_global and not _VERSION.search(text, max(0, match.start() - 12), match.start()):
                 yield match.span()
 
 

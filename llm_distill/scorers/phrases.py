@@ -28,8 +28,9 @@ _PHRASES, _RUBRIC = BUILT_IN / "phrases.yaml", BUILT_IN / "refusal.md"
 #: A refusal opens the answer: what is declined further on is a part of the task, or a caveat.
 _OPENING = 400
 _SENTENCES = 4
-#: Where a sentence starts; no opening quotation mark, for what is quoted is somebody else's.
-_START = re.compile(r"(?:\A|[.!?\u2026\u3002\uff01\uff1f\u061f\u0964]|\n)[\s*_#>-]*")
+#: Where a sentence starts; no opening quotation mark, for what is quoted is somebody else's. A line may name its speaker.
+_SPEAKER = r"(?:(?:\[[^\]\n]{1,30}\]|(?:assistant|ai|bot|chatbot|model|answer|response|\w{1,20}gpt):)\s*)?"
+_START = re.compile(rf"(?:(?:\A|\n)[\s*_#>-]*{_SPEAKER}|[.!?\u2026\u3002\uff01\uff1f\u061f\u0964])[\s*_#>-]*")
 _STOP = r"[^.!?\u2026\u3002\uff01\uff1f\u061f\u0964\n]"
 _KEYS = {"version", "models", "makers", "openings", "refusal", "identity"}
 

@@ -12,13 +12,13 @@ from pydantic import AfterValidator, Field, ValidationInfo
 from llm_distill.errors import did_you_mean
 from llm_distill.records import Answer, Message, Prompt, content_id
 from llm_distill.scorers import Scored
-from llm_distill.scorers.mentions import Part
+from llm_distill.scorers.parts import Part
 from llm_distill.scorers.personal import KINDS, Finding, Kind, personal, phonenumbers, redacted
 
 
 def _countries(regions: list[str], info: ValidationInfo) -> list[str]:
-    if regions and "phone" in info.data.get("kinds", ()):
-        known = phonenumbers().SUPPORTED_REGIONS
+    if "phone" in info.data.get("kinds", ()):
+        known = phonenumbers().SUPPORTED_REGIONS  # what is not installed is said now
         for region in regions:
             if region not in known:
                 raise ValueError(f"no country {region!r}.{did_you_mean(region, known)}")

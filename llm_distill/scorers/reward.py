@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from llm_distill.errors import UserError
 from llm_distill.models import weights
@@ -20,7 +20,7 @@ from llm_distill.scorers import Scored
 def reward(
     answers: Sequence[Answer],
     *,
-    model: Weights,
+    model: Annotated[Weights, AfterValidator(weights.loadable)],
     revision: str | None = None,
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     device: str = "auto",

@@ -34,9 +34,13 @@ def _random(text: str) -> bool:
     return entropy(text) >= _RANDOM and not _STAND_IN.search(text)
 
 
+def _key(text: str) -> bool:
+    """Whether a text is random and no words: names of classes and packages begin with sk- as well."""
+    return _random(text) and all(any(map(kind, text)) for kind in (str.isdigit, str.isalpha))
+
+
 def _password(text: str) -> bool:
-    kinds = (str.isdigit, str.isalpha)
-    return all(any(map(kind, text)) for kind in kinds) and _random(text) and "(" not in text
+    return _key(text) and "(" not in text
 
 
 def _token(text: str) -> bool:
@@ -60,7 +64,7 @@ _MARKS = [
     _Mark(re.compile(rf"{_B}gh[pousr]_([A-Za-z0-9]{{36,251}}){_E}"), _random),  # GitHub
     _Mark(re.compile(rf"{_B}github_pat_(\w{{60,244}}){_E}"), _random),
     _Mark(re.compile(rf"{_B}glpat-([\w-]{{20,64}}){_E}"), _random),  # GitLab
-    _Mark(re.compile(rf"{_B}sk-(?:proj-|svcacct-|admin-|ant-(?:api|admin)\d\d-)?([\w-]{{20,200}}){_E}"), _random),
+    _Mark(re.compile(rf"{_B}sk-(?:proj-|svcacct-|admin-|ant-(?:api|admin)\d\d-)?([\w-]{{20,200}}){_E}"), _key),
     _Mark(re.compile(rf"{_B}xox[abeoprs]-([A-Za-z0-9-]{{10,250}}){_E}"), _random),  # Slack
     _Mark(re.compile(r"hooks\.slack\.com/services/T\w{6,12}/B\w{6,12}/(\w{20,32})"), _random),
     _Mark(re.compile(rf"{_B}AIza([\w-]{{35}}){_E}"), _random),  # Google

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,6 +24,10 @@ if TYPE_CHECKING:
 
 #: A text of fewer bytes is mostly the header of its own compression.
 _COMPRESSIBLE = 100
+#: Stars and signs that Markdown puts before a line and around words. Between words they are words of their own, `3 * 4`.
+_MARKS = re.compile(r"^[ \t]*[*#>+-]+[ \t]+|\*+(?=\w)|(?<=[^\s*])\*+", re.MULTILINE)
+#: A longer one is read so many bytes at a time: the longer prose is, the better it packs, with no word too many.
+_STRETCH = 1_000
 
 
 def empty(answers: Sequence[Answer]) -> list[float]:
@@ -85,10 +91,13 @@ def repetition(
     """How much of a text says what the text says elsewhere.
 
     loops: the share of its words that stand in an n-gram which occurs more than once (Rae et al. 2021, arXiv 2112.11446,
-    section A1.1, whose limit for web text is 0.15 at n = 5). 0.3, the bound unless the recipe says so, leaves lists and forms
-    alone; of code it drops more, for code repeats itself. NaN for a text of no more than n words, which cannot repeat one.
-    compression: bytes of the text for each byte that zlib leaves; prose gives 1.2 to 2, code 2 to 3, and a decoder that
-    loops over 2.4 (Radford et al. 2022, arXiv 2212.04356, section 4.5). NaN under 100 bytes.
+    section A1.1, whose limit for web text is 0.15 at n = 5); Markdown's marks count for nothing. 0.3, the bound unless the
+    recipe says so, leaves lists and forms alone; of code it drops more, for code repeats itself. NaN for a text of no more
+    than n words, which cannot repeat one.
+    compression: bytes of the text for each byte that zlib leaves, of a text over 1,000 bytes in the worst of its even
+    stretches of no more; prose gives 1.2 to 2, code 2 to 3, and a decoder that loops over 2.4 (Radford et al. 2022, arXiv
+    2212.04356, section 4.5, of half a minute's speech). What comes again after more than that, `loops` finds. NaN under
+    100 bytes.
     """
     found = texts(answers, of)
     if by == "loops":
@@ -104,20 +113,30 @@ def repetition(
 def _compressed(found: Sequence[str]) -> Iterator[float]:
     for text in found:
         raw = text.encode("utf-8", "surrogatepass")
-        yield len(raw) / len(zlib.compress(raw)) if len(raw) >= _COMPRESSIBLE else math.nan
+        if len(raw) < _COMPRESSIBLE:
+            yield math.nan
+            continue
+        stretches = -(-len(raw) // _STRETCH)
+        bounds = [len(raw) * place // stretches for place in range(stretches + 1)]
+        parts = (raw[start:end] for start, end in itertools.pairwise(bounds))
+        yield max(len(part) / len(zlib.compress(part)) for part in parts)
 
 
 def _looped(found: Sequence[str], some: range, n: int) -> list[float]:
     """The share of the words of each text that stand in one of its repeated n-grams."""
     import numpy as np
 
-    grams = hashed(found[some.start : some.stop], n)
+    grams = hashed([_unmarked(text) for text in found[some.start : some.stop]], n)
     counts = np.diff(grams.offsets)
     rows = np.repeat(np.arange(len(counts)), counts)
     covered = _cover(grams, rows, _repeated(grams, rows), n)
     words = counts + n - 1
     with np.errstate(invalid="ignore"):
         return np.where(counts > 1, covered / words, np.nan).tolist()  # type: ignore[no-any-return]
+
+
+def _unmarked(text: str) -> str:
+    return _MARKS.sub(" ", text) if "*" in text or "#" in text else text
 
 
 def _repeated(grams: Grams, rows: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,10 +19,11 @@ import msgspec
 from pydantic import AfterValidator, Field, ValidationInfo
 
 from llm_distill.errors import UserError, did_you_mean
+from llm_distill.models import weights
 from llm_distill.plugs import InputFile, Weights
 from llm_distill.records import Answer
 from llm_distill.scorers import Scored
-from llm_distill.scorers.mentions import Part, part
+from llm_distill.scorers.parts import Part, texts
 from llm_distill.templates import BUILT_IN
 
 _SIGNS = str.maketrans({"@": "a", "$": "s", "0": "o", "1": "i", "3": "e", "!": "i", "5": "s", "7": "t"})
@@ -55,10 +57,18 @@ def _read(path: Path) -> Path:
     return path
 
 
+def _at_hand(by: str) -> str:
+    if by == "model" and find_spec("profanity_check") is None:
+        raise UserError(
+            "profanity: `by: model` needs alt-profanity-check; pip install 'llm-distill[toxicity]', or use `by: words`."
+        )
+    return by
+
+
 def profanity(
     answers: Sequence[Answer],
     *,
-    by: Literal["words", "model"] = "words",
+    by: Annotated[Literal["words", "model"], AfterValidator(_at_hand)] = "words",
     of: Part = "answer",
     words: Annotated[InputFile, AfterValidator(_read)] = BUILT_IN / "profanity.txt",
 ) -> Scored:
@@ -67,13 +77,12 @@ def profanity(
     words: how many words of the list in `words` it has; English. model: the probability that the linear model of
     alt-profanity-check gives (character and word counts, trained on 200,000 labelled comments; English); extra `toxicity`.
     """
-    texts = [part(answer, of) for answer in answers]
     if by == "model":
-        return Scored(_linear(texts))
+        return Scored(_linear(texts(answers, of)))
     pattern = _words(words)
     known: dict[str, bool] = {}  # a text's words are mostly those of the texts before it
     found: list[list[str]] = []
-    for text in texts:
+    for text in texts(answers, of):
         found.append([])
         for token in _tokens(text):
             if token not in known:
@@ -91,14 +100,11 @@ def _tokens(text: str) -> Iterator[str]:
             yield token.translate(_SIGNS) if letters * 2 >= len(token) - token.count("*") else token
 
 
-def _linear(texts: Sequence[str]) -> list[float]:
-    try:
-        from profanity_check import predict_prob
-    except ImportError:
-        raise UserError(
-            "profanity: `by: model` needs alt-profanity-check; pip install 'llm-distill[toxicity]', or use `by: words`."
-        ) from None
-    return [float(p) for p in predict_prob(list(texts))] if texts else []
+def _linear(found: Sequence[str]) -> list[float]:
+    _at_hand("model")
+    from profanity_check import predict_prob
+
+    return [float(p) for p in predict_prob(list(found))] if found else []
 
 
 def _stated(labels: list[str], info: ValidationInfo) -> list[str]:
@@ -119,7 +125,7 @@ def _check_labels(labels: Sequence[str], names: Mapping[Any, str], where: str) -
 def toxicity(
     answers: Sequence[Answer],
     *,
-    model: Weights,
+    model: Annotated[Weights, AfterValidator(weights.loadable)],
     labels: Annotated[list[str], Field(min_length=1), AfterValidator(_stated)],
     of: Part = "answer",
     revision: str | None = None,
@@ -137,7 +143,7 @@ def toxicity(
     classifier = Classifier(model, revision, max_tokens)
     _check_labels(labels, classifier.labels, model)
     places = [place for place, name in classifier.labels.items() if name in labels]
-    probabilities = classifier.probabilities([part(answer, of) for answer in answers], batch_size)
+    probabilities = classifier.probabilities(texts(answers, of), batch_size)
     scores: list[float] = []
     why: list[str | None] = []
     for row in probabilities:

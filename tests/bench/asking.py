@@ -25,6 +25,7 @@ import msgspec
 import uvloop
 
 from llm_distill.models.wire import Body
+from llm_distill.models.wire_logprobs import Given
 from llm_distill.records import Message, Request, Sampling
 
 PORT = 8123
@@ -43,7 +44,7 @@ def prompts(n: int) -> Iterator[str]:
 
 async def floor(n: int, in_flight: int, top: int, out: Path) -> None:
     """The least: ask, parse, append."""
-    decode = msgspec.json.Decoder(Body).decode
+    decode = msgspec.json.Decoder(Body[Given]).decode
     extra = {"logprobs": True, "top_logprobs": top} if top else {}
     owed = prompts(n)
     with out.open("wb") as file:

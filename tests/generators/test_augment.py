@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -169,6 +170,12 @@ def test_a_slip_touches_no_space_and_few_letters(text: str, share: float) -> Non
     assert re.findall(r"\s+", slipped) == re.findall(r"\s+", text)
     assert len(slipped.split()) == len(text.split())
     assert abs(len(slipped) - len(text)) <= len(text.split())
+
+
+def test_a_word_of_many_signs_takes_no_longer_than_others() -> None:
+    start = time.monotonic()
+    assert typos("a" + "!" * 200_000 + "b", 1.0, "s") == "a" + "!" * 200_000 + "b"
+    assert time.monotonic() - start < 5
 
 
 @pytest.mark.parametrize("text", ["", "a b c", "12 34", "at https://a.b/c 3.5 x@y.z", "  \n "])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,6 +53,7 @@ def test_a_group_is_the_row_itself_with_its_new_tags_and_every_other_variant() -
 
 def test_rows_without_a_term_and_rows_about_a_name_are_left_alone() -> None:
     assert not _groups([_row("The lid is too tight."), _row("I met John Wayne and he smiled."), _row("日本語")])
+    assert not _groups([_row("Ask him or her for his or her name, or for his/her number.")])
     assert not _groups([])
 
 
@@ -96,6 +98,15 @@ def test_the_share_is_stable_and_counts_groups() -> None:
     assert set(_groups(rows[:200], share=0.25)) <= some
     assert some <= set(_groups(rows, share=0.5))
     assert not _groups(rows, share=0.0)
+
+
+@pytest.mark.parametrize(
+    "text", ["Muslims pray. " * 14_000, "\n" * 200_000 + "Muslims", "a " + " " * 200_000 + "Muslim"]
+)
+def test_work_grows_with_the_text_and_not_with_its_square(text: str) -> None:
+    start = time.monotonic()
+    assert _groups([_row(text)])
+    assert time.monotonic() - start < 10
 
 
 def test_equal_rows_and_two_hundred_thousand_signs_are_no_trouble() -> None:

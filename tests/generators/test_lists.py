@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 
 import pytest
 from hypothesis import given
@@ -123,6 +124,13 @@ def test_one_pair_of_marks_is_read(answer: str, expected: str | None) -> None:
 )
 def test_what_is_wrong_with_a_prompt(text: str, expected: str | None) -> None:
     assert fault(text, least=3, most=30) == expected
+
+
+def test_blanks_that_are_never_closed_are_read_in_time() -> None:
+    start = time.monotonic()
+    for piece in ("[insert ", "<your ", "{{ a"):
+        assert fault(piece * 30_000) is None
+    assert time.monotonic() - start < 5
 
 
 def test_words_are_those_of_rouge_on_ascii_and_of_the_script_elsewhere() -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from llm_distill.errors import UserError
 from llm_distill.generators.topics import _key
@@ -131,6 +134,31 @@ def test_wrong_recipes_are_found_before_anything_is_asked() -> None:
 def test_check_says_what_it_may_come_to() -> None:
     assert at_most("topic_tree", 0, topics=["a", "b"], depth=2, width=3, per_leaf=20)[:2] == (360, 2 + 6 + 18 * 3)
     assert at_most("topic_tree", 0, topics=["a"], depth=1, width=4, rows=6)[:2] == (6, 1 + 4)
+
+
+def test_fewer_leaves_are_asked_more_often_than_all_would_be() -> None:
+    knobs: dict[str, Any] = {"topics": ["top"], "depth": 1, "width": 5, "per_question": 1, "rows": 5}
+    writer = Writer(lambda _: numbered("roads", "bridges", "tunnels", "ferries"))
+    writer.run("topic_tree", **knobs)
+    assert len(writer.asked) == 1 + 4 * 2
+    assert len(writer.asked) <= at_most("topic_tree", 0, **knobs).questions
+
+
+@given(st.data())
+def test_no_tree_asks_more_than_check_says(data: st.DataObject) -> None:
+    draw, few = data.draw, st.integers(1, 5)
+    knobs: dict[str, Any] = {"topics": ["top"], "depth": draw(st.integers(0, 2)), "novelty": None}
+    knobs |= {name: draw(few) for name in ("width", "per_leaf", "per_question")}
+    knobs["rows"] = draw(st.none() | st.integers(1, 30))
+    names = iter(range(10**6))
+
+    def some(question: str) -> str:
+        return numbered(*(f"part n{next(names)}" for _ in range(draw(st.integers(0, knobs["width"])))))
+
+    writer = Writer(some)
+    most = at_most("topic_tree", 0, **knobs)
+    assert len(writer.run("topic_tree", **knobs)) <= most.rows
+    assert len(writer.asked) <= most.questions
 
 
 def test_a_recipe_with_a_tree_runs(desk: Desk) -> None:

@@ -36,6 +36,11 @@ def test_what_is_taken_for_a_program(text: str) -> None:
     assert extracted(text) == (ADD, None)
 
 
+def test_only_a_line_feed_ends_a_line_of_a_program() -> None:
+    program = "a = 'page\x0c\u2028'\n"
+    assert extracted(f"```python\n{program}```") == (program, None)
+
+
 def test_a_longer_fence_holds_a_shorter_one() -> None:
     assert extracted("````\na = '''\n```\n'''\n````") == ("a = '''\n```\n'''\n", None)
 

@@ -29,6 +29,7 @@ FITS: list[tuple[dict[str, Any], str]] = [
     ({"parses": "python"}, "s = '\\d'"),  # an odd escape is a warning, not an error
     ({"parses": "json"}, '```json\n{"a": [1, 2]}\n```'),
     ({"parses": "yaml"}, "a: 1\nb: [2, 3]"),
+    ({"parses": "yaml"}, "- &a x\n- &a y"),  # so is an anchor that stands twice
     ({"parses": "toml"}, "[tool]\nname = 'x'"),
     ({"min_lines": 2, "max_lines": 3}, "- one\n\n- two"),
 ]
@@ -52,6 +53,10 @@ MISSES: list[tuple[dict[str, Any], str, str]] = [
     ({"parses": "yaml"}, "just words", "a single value"),
     ({"parses": "yaml"}, "a: 1\na: 2", "not yaml"),
     ({"parses": "yaml"}, "a: !!python/object/apply:os.system [ls]", "not yaml"),
+    *(
+        ({"parses": "yaml"}, f"a: {value}", "not of the kind")
+        for value in ("!!int ''", "!!float ''", "!!bool x", "!!int _")
+    ),
     ({"parses": "toml"}, "name = ", "not toml"),
     ({"min_lines": 2}, "one", "1 lines, fewer than 2"),
     ({"max_lines": 1}, "one\ntwo", "2 lines, more than 1"),
@@ -84,7 +89,7 @@ def test_does_not_fit(knobs: dict[str, Any], text: str, why: str) -> None:
     [
         ({}, "say what form: json_schema, labels, min_lines, parses, regex or max_lines"),
         ({"regex": "("}, r"'\(' is not a regular expression"),
-        ({"json_schema": {"type": "nonsense"}}, "not a JSON Schema"),
+        ({"json_schema": {"type": "nonsense"}}, r"^filter\.format\.json_schema: not a JSON Schema"),
         ({"labels": []}, "at least 1 item"),
         ({"parses": "cobol"}, "'python', 'json', 'yaml' or 'toml'"),
         ({"min_lines": 3, "max_lines": 2}, "found 2, under min_lines: 3"),
@@ -93,3 +98,9 @@ def test_does_not_fit(knobs: dict[str, Any], text: str, why: str) -> None:
 def test_a_wrong_recipe(knobs: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         _scored("a", **knobs)
+
+
+def test_a_pattern_that_never_ends_is_given_up() -> None:
+    found = _scored("word " * 12 + ". x", regex=r"(\w+\s?)*\.")
+    assert found.values == [1]
+    assert "given up" in (found.why[0] or "")

@@ -360,6 +360,8 @@ def test_unsafe() -> None:
     [
         ({"rubric": "no.md"}, "no such file"),
         ({"rubric": "bad.md"}, "which it is not given"),
+        ({"rubric": "turns.md"}, r"a rubric is a part of one turn; take out \{\{ system \}\}"),
+        ({"rubric": "empty.md"}, "the rubric is empty"),
         ({"scale": [5, 1]}, "write the lowest and the highest"),
         ({"scale": [1, 1]}, "write the lowest and the highest"),
         ({"runs": 0}, "runs"),
@@ -369,6 +371,8 @@ def test_unsafe() -> None:
 )
 def test_a_wrong_recipe_is_found_before_anybody_is_asked(knobs: dict[str, Any], said: str, tmp_path: Path) -> None:
     (tmp_path / "bad.md").write_text("{{ answer }}")
+    (tmp_path / "turns.md").write_text("{{ system }}Be strict.{{ user }}Judge.")
+    (tmp_path / "empty.md").write_text(" \n")
     reading = Reading(folder=tmp_path, files=set(), roles=("judge", "teacher"))
     with pytest.raises(UserError, match=said):
         bind("scorer", Spec("judge", knobs, "filter[0].judge"), SCORERS, reading)

@@ -126,6 +126,13 @@ def test_a_benchmark_that_is_out_of_reach_says_what_to_do(monkeypatch: pytest.Mo
         _scored(tmp_path, ["a"], against=["gsm8k"])
 
 
+def test_a_benchmark_that_nothing_reads_is_found_at_check(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("llm_distill.scorers.benchmarks.find_spec", lambda name: None)
+    reading = Reading(folder=tmp_path, files=set(), roles=())
+    with pytest.raises(UserError, match=r"gsm8k is read by the package datasets: pip install .*; or download its"):
+        bind("scorer", Spec("leakage", {"against": ["gsm8k"]}, "filter.leakage"), SCORERS, reading)
+
+
 def test_a_benchmark_that_does_not_load_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import datasets
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_distill.errors import UserError
+from llm_distill.plugs import Reading, Spec, bind
 from llm_distill.records import Answer, Message, make_prompt
-from llm_distill.scorers import checksums
+from llm_distill.scorers import SCORERS, checksums
 from llm_distill.scorers.personal import KINDS, Kind, personal, redacted
 from llm_distill.scorers.pii import pii
 from llm_distill.scorers.secrets import entropy
@@ -32,6 +34,7 @@ FOUND: list[tuple[Kind, str, str]] = [
     ("email", "<bob@web.de>", "<[EMAIL]>"),
     ("card", "4111 1111 1111 1111, or 5500-0000-0000-0004", "[CARD], or [CARD]"),
     ("card", "card 378282246310005!", "card [CARD]!"),
+    ("card", "4111 1111 1111 1111 12/27 123, order 7 4111-1111-1111-1111", "[CARD] 12/27 123, order 7 [CARD]"),
     ("iban", "To DE89 3704 0044 0532 0130 00 AND soon", "To [IBAN] AND soon"),
     ("iban", "GB82WEST12345698765432", "[IBAN]"),
     ("ip", "from 8.8.8.8 and 2001:4860:4860::8888.", "from [IP] and [IP]."),
@@ -66,14 +69,17 @@ FOUND: list[tuple[Kind, str, str]] = [
 NOT_FOUND: list[tuple[Kind, str]] = [
     ("email", "user@example.com, a@b, @handle, x@test, 3@ 4.de, me @ work.org"),
     ("card", "4111 1111 1111 1112; 1234567890123456; 0000 0000 0000 0000; ISBN 9783161484100; 20240102103020123"),
+    ("card", "5 5 0 0 0 0 0 0 0 0 0 0 0 0 0 4; 4111 1111-1111 1111; 41 11 11 11 11 11 11 11"),
     ("iban", "DE00 3704 0044 0532 0130 00; DE89 3704 0044 0532 0130; ZZ82WEST12345698765432; AB12CDEF"),
     ("ip", "10.0.0.1, 192.168.1.1, 127.0.0.1, version 8.8.8.8, v1.2.3.4, 1.2.3.4.5, 999.1.1.1, 12:34:56, ::1, std::vector"),
+    ("ip", "class A::B, ab::cd(), dead::beef"),
     ("phone", "555-1234, 123456789, 2024-01-02 10:20:30, 12/11/2019 12345, $1,234,567.89, 1 2 3 4 5 6 7 8 9 10"),
     ("national_id", "000-12-3456, 666-12-3456, 900-12-3456, 536-00-4399, 12345678A, BG123456C, 529.982.247-26"),
     ("national_id", "86095742719, 111222333, 44051401359, 046 454 286, 2341 2341 2346"),
     ("national_id", "811318-9876, 756.9217.0769.86, RSSMRA85T10A562T, 2 55 08 14 168 025 39"),
     ("secret", "AKIA" + "IOSFODNN7EXAMPLE and sk-xxxxxxxxxxxxxxxxxxxxxxxx and hf_" + "a" * 34),
     ("secret", "password: required, pass the api_key = os.environ['KEY'], sk-learn, risk-aversion-of-the-average-person"),
+    ("secret", "sk-toggleable__content-fitted, sk-learn-linear-model-classifier"),
     ("secret", "eyJub3QiOiJhIHRva2VuIn0.eyJub3QiOiJhIHRva2VuIn0.abcdefghijk and https://user:{password}@host"),
 ]  # fmt: skip
 
@@ -155,7 +161,8 @@ def test_redacting_cleans_every_turn_of_the_prompt_and_counts_the_answer_alone()
     "text",
     ["a" * 200_000, "1 " * 100_000, "1-" * 100_000, "@" * 100_000, "a.b@" * 50_000, "DE89 " * 40_000, "f:" * 100_000,
      "-----BEGIN PRIVATE KEY-----" * 2_000, "eyJhbGci." * 20_000, "sk-" * 60_000, "password: " * 20_000, "://:" * 50_000,
-     "a+" * 100_000 + "@", "a@" + "b." * 100_000],
+     "a+" * 100_000 + "@", "a@" + "b." * 100_000,
+     "123-45-6789 " * 20_000, "a@b.co " * 30_000, "1.1.1.1 " * 25_000, "4111 " * 40_000],
 )  # fmt: skip
 def test_long_texts_of_one_kind_take_no_longer_than_others(text: str) -> None:
     start = time.monotonic()
@@ -188,3 +195,6 @@ def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(UserError, match=r"llm-distill\[filter\]"):
         personal("+44 20 7946 0958", ["phone"], [])
     assert personal("+44 20 7946 0958", ["email"], []) == []
+    reading = Reading(folder=Path(), files=set(), roles=())
+    with pytest.raises(UserError, match=r"llm-distill\[filter\]"):
+        bind("scorer", Spec("pii", {"regions": []}, "filter[0].pii"), SCORERS, reading)

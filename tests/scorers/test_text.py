@@ -60,6 +60,22 @@ def test_prose_and_lists_do_not_loop(text: str) -> None:
     assert repetition([answer(text)], by="compression").values[0] < 2.0
 
 
+def test_headings_of_one_form_do_not_loop() -> None:
+    sections = ("Bees", "dance to show the way"), ("Ants", "lay a trail of scent"), ("Wolves", "howl across valleys")
+    text = "\n\n---\n\n".join(f"### **{name}**\n\n* **How:** they {how}\n* **Why:** food" for name, how in sections)
+    assert repetition([answer(text)]).values[0] == 0
+    assert repetition([answer("3 * 4 * 3 * 4 * 3 * 4")]).values[0] == 1
+
+
+def test_a_circle_inside_a_long_answer_is_seen() -> None:
+    prose, circle = " ".join(real_sentences()[:40]), LOOPS["Sing the alphabet song."]
+    quiet, spoilt = repetition(
+        [answer(prose), answer(f"{prose} {circle} {circle} {prose[::-1]}")], by="compression"
+    ).values
+    assert quiet < 2.0
+    assert spoilt > 2.4
+
+
 def test_what_people_wrote_seldom_loops() -> None:
     rows = [answer(text) for text in real_sentences()]
     loops = np.array(repetition(rows).values)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,16 +86,15 @@ def test_the_linear_model_finds_insults() -> None:
 
 
 def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = builtins.__import__
-
-    def without(name: str, *rest: Any) -> Any:
-        if name == "profanity_check":
-            raise ImportError(name)
-        return real(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setattr("llm_distill.scorers.toxicity.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"llm-distill\[toxicity\]"):
         profanity([answer("x")], by="model")
+    with pytest.raises(UserError, match=r"llm-distill\[toxicity\]"):
+        _bind("profanity", Path(), by="model")
+    monkeypatch.setattr("llm_distill.models.weights.find_spec", lambda name: None)
+    for name, knobs in (("toxicity", {"labels": ["toxic"]}), ("reward", {})):
+        with pytest.raises(UserError, match=r"needs torch and transformers: pip install 'llm-distill\[train\]'"):
+            _bind(name, Path(), model="org/name", **knobs)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -69,6 +69,7 @@ def test_a_number_is_read(text: str, expected: str) -> None:
         ("", []),
         ("no number", []),
         ("GPT-4 and H2O, v1.2.3", []),
+        ("Python 12.5.2 at 192.168.1.1, 1.234.567", []),
         ("1/0", []),
         ("9" * 5000, []),
         ("1e999999999", []),
