@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,13 +26,16 @@ _Z = 1.959964  # of a 95 % interval
 
 
 class Decision(msgspec.Struct, frozen=True):
-    """What a reviewer said of a prompt with its answer. `random`: the row was drawn by chance, so that rates may count it."""
+    """What a reviewer said of a prompt with its answer. `random`: the row was drawn by chance, so that rates may count it;
+    `stands_for` so many rows of those that it was drawn from, whatever filters say of them since.
+    """
 
     key: str
     decision: Literal["keep", "drop"]
     note: str = ""
     reviewer: str = ""
     random: bool = True
+    stands_for: float | None = None
 
 
 def key(answer: Answer) -> str:
@@ -63,7 +66,9 @@ def decisions(folder: store.RunFolder) -> dict[str, Decision]:
 
 def digest(folder: store.RunFolder) -> str:
     """Of what the decisions do to rows; notes and names change nothing."""
-    return content_id(sorted((d.key, d.decision, d.random) for d in decisions(folder).values()))
+    return content_id(
+        sorted((d.key, d.decision, d.stands_for if d.random else -1.0) for d in decisions(folder).values())
+    )
 
 
 def remember(folder: store.RunFolder, new: Sequence[Decision]) -> dict[str, int]:
@@ -122,33 +127,39 @@ def agreement(verdicts: Mapping[str, str | None], said: Mapping[str, Decision], 
     verdicts: row_id -> the filter that drops the row by itself, or None; order: the filters as they stand in the recipe.
     precision: the share of a filter's drops that reviewers would drop too. recall: of the rows that it saw and that
     reviewers would drop, the share that it dropped. Rows are sampled more densely where there are few, so those of each
-    filter, and those kept, stand for all of theirs (post-stratification); Wilson's interval is then taken at the effective
-    number of rows (Kish 1965). Only rows that were drawn by chance count.
+    filter, and those kept, stand for those that they were drawn from (Hajek's estimator); Wilson's interval is then taken at
+    the effective number of rows (Kish 1965). Only rows that were drawn by chance count.
     """
     rows = Counter(verdicts.values())
-    fair = {row_id: d.decision for row_id, d in said.items() if d.random and row_id in verdicts}
+    fair = {row_id: d for row_id, d in said.items() if d.random and row_id in verdicts}
     seen = Counter(verdicts[row_id] for row_id in fair)
-    bad = Counter(verdicts[row_id] for row_id, decision in fair.items() if decision == "drop")
+    bad = Counter(verdicts[row_id] for row_id, d in fair.items() if d.decision == "drop")
 
-    def share(of: Sequence[str | None], among: Sequence[str | None], what: Mapping[str | None, int]) -> Any:
-        """Of what `what` counts in the strata `among`, the share that lies in `of`, each row standing for many."""
+    def rate(among: Sequence[str | None], counts: Callable[[str], bool], hits: Callable[[str], bool]) -> Any:
+        """Of the rows in the strata `among` that count, the share that hits, each judged row standing for many."""
         if any(rows[stratum] and not seen[stratum] for stratum in among):
             return None
-        weights = [(rows[h] / seen[h], what[h], h in of) for h in among if seen[h]]
-        total, squares = sum(w * n for w, n, _ in weights), sum(w * w * n for w, n, _ in weights)
-        return _wilson(sum(w * n for w, n, inside in weights if inside) / total, total**2 / squares) if total else None
+        judged = [
+            (d.stands_for or rows[verdicts[row_id]] / seen[verdicts[row_id]], hits(row_id))
+            for row_id, d in fair.items()
+            if verdicts[row_id] in among and counts(row_id)
+        ]
+        total, squares = sum(w for w, _ in judged), sum(w * w for w, _ in judged)
+        return _wilson(sum(w for w, hit in judged if hit) / total, total**2 / squares) if judged else None
 
-    def precision(of: Sequence[str]) -> Any:
-        if any(rows[h] and not seen[h] for h in of) or not any(seen[h] for h in of):
-            return None
-        weights = [(rows[h] / seen[h], seen[h], bad[h]) for h in of if seen[h]]
-        total, squares = sum(w * n for w, n, _ in weights), sum(w * w * n for w, n, _ in weights)
-        return _wilson(sum(w * k for w, _, k in weights) / total, total**2 / squares)
+    def is_bad(row_id: str) -> bool:
+        return fair[row_id].decision == "drop"
+
+    def precision(of: Sequence[str | None]) -> Any:
+        return rate(of, lambda _row: True, is_bad)
+
+    def recall(of: Sequence[str], among: Sequence[str | None]) -> Any:
+        return rate(among, is_bad, lambda row_id: verdicts[row_id] in of)
 
     filters = [
         {
             "filter": name, "dropped": rows[name], "reviewed": seen[name], "agreed": bad[name],
-            "precision": precision([name]), "recall": share([name], [*order[i:], None], bad),
+            "precision": precision([name]), "recall": recall([name], [*order[i:], None]),
         }
         for i, name in enumerate(order)
     ]  # fmt: skip
@@ -156,10 +167,10 @@ def agreement(verdicts: Mapping[str, str | None], said: Mapping[str, Decision], 
         "decided": len(said),
         "by_chance": len(fair),
         "filters": filters,
-        "together": {"precision": precision(order), "recall": share(order, [*order, None], bad)},
+        "together": {"precision": precision(order), "recall": recall(order, [*order, None])},
         "kept": {
             "rows": rows[None], "reviewed": seen[None], "agreed": seen[None] - bad[None],
-            "clean": _wilson(1 - bad[None] / seen[None], seen[None]) if seen[None] else None,
+            "clean": rate([None], lambda _row: True, lambda row_id: not is_bad(row_id)),
         },
     }  # fmt: skip
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
+from msgspec.structs import replace
 
 from llm_distill import review, store
 from llm_distill.errors import UserError
@@ -25,11 +27,13 @@ from llm_distill.text_files import UTF8, lines
 By = Literal["kept", "dropped", "both"]
 #: What a reviewer fills in.
 _ANSWERS = ("decision", "note", "reviewer")
-_FIRST = ("id", *_ANSWERS, "drawn", "dropped_by", "prompt", "answer", "prediction", "row_id")
+_FIRST = ("id", *_ANSWERS, "drawn", "stands_for", "dropped_by", "prompt", "answer", "prediction", "row_id")
 #: How a row came onto its sheet: by chance, so that it may stand for others, or by a query.
+_DRAW = ("drawn", "stands_for", "dropped_by")
 _BY_CHANCE, _BY_QUERY = "by chance", "by a query"
 #: A spreadsheet's cell holds 32,767 characters.
 _LONGEST = 32_000
+_ROWS = re.compile(r"(\d{1,12}(?:\.\d+)?(?:e\+?\d+)?) rows")
 _FORMULA = "=+\\-@\t\r\n＝＋－＠"  # noqa: RUF001  spreadsheets take the full-width signs too
 _BEGINS = re.compile(f"'*[{_FORMULA}]")
 #: Where a spreadsheet that splits at another mark would see a cell begin. A list's "- item" is left alone.
@@ -69,9 +73,11 @@ def draw(folder: store.RunFolder, rows: int, by: By, where: str | None) -> list[
     dropped = {name: len(of) for name, of in ranked.items() if name}
     sides = _fill({"kept": len(ranked.get("", ())), "dropped": sum(dropped.values())}, rows)
     counts = {"": sides["kept"], **_fill(dropped, sides["dropped"])}
-    chosen = [pair for name, of in ranked.items() for pair in of[: counts.get(name, 0)]]
+    chosen = [
+        (found, row, len(of) / counts[name]) for name, of in ranked.items() for found, row in of[: counts.get(name, 0)]
+    ]
     drawn = _BY_CHANCE if where is None else _BY_QUERY
-    return [_shown(found, row, drawn) for found, row in sorted(chosen, key=lambda pair: pair[0])]
+    return [_shown(found, row, drawn, many) for found, row, many in sorted(chosen, key=lambda one: one[0])]
 
 
 def _fill(sizes: Mapping[str, int], total: int) -> dict[str, int]:
@@ -86,13 +92,14 @@ def _fill(sizes: Mapping[str, int], total: int) -> dict[str, int]:
     return counts
 
 
-def _shown(found: str, row: Mapping[str, Any], drawn: str) -> dict[str, Any]:
+def _shown(found: str, row: Mapping[str, Any], drawn: str, stands_for: float) -> dict[str, Any]:
     turns = row["messages"]
     alone = len(turns) == 1
     shown = {
         "id": f"row-{found}",  # never a number, which a spreadsheet would round
         **dict.fromkeys(_ANSWERS, ""),
         "drawn": drawn,
+        "stands_for": f"{stands_for:.6g} rows",
         "dropped_by": row.get("dropped_by") or "",
         "prompt": turns[0]["content"] if alone else "\n\n".join(f"{m['role']}: {m['content']}" for m in turns),
         "answer": row["text"] or "",
@@ -140,14 +147,16 @@ def read(path: Path, folder: store.RunFolder) -> list[review.Decision]:
         raise UserError(f"--read {path}: a sheet is a .csv or a .jsonl file.")
     known = {f"row-{review.key(a)}" for a in store.read_answers(folder.file("answers.parquet"))}
     found: dict[str, tuple[str, review.Decision]] = {}
+    strata: dict[str, str] = {}  # of each row, by chance drawn, the filter that had dropped it
     for where, row in _csv(path) if path.suffix == ".csv" else _json(path):
-        if missing := [name for name in ("id", "decision", "drawn") if name not in row]:
+        if missing := [name for name in ("id", "decision", *_DRAW) if name not in row]:
             raise UserError(f"{where}: no column {missing[0]!r}; a sheet keeps the columns it went out with.")
         named, decided, note, reviewer = (row.get(name, "").strip() for name in ("id", *_ANSWERS))
         if named not in known:
             raise UserError(
                 f"{where}: no row {named[:60]!r} in {folder.path}; is this another run's sheet, or was the id edited?"
             )
+        strata[named] = row["dropped_by"]
         if not decided:
             if note:
                 raise UserError(f"{where}: a note and no decision; write keep or drop, or remove the note.")
@@ -159,7 +168,12 @@ def read(path: Path, folder: store.RunFolder) -> list[review.Decision]:
                 f"{where}: drawn {row['drawn'][:60]!r} was {_BY_CHANCE!r} or {_BY_QUERY!r}; leave it as it was."
             )
         verdict: Any = decided.lower()
-        decision = review.Decision(named.removeprefix("row-"), verdict, note, reviewer, row["drawn"] == _BY_CHANCE)
+        stated = _ROWS.fullmatch(row["stands_for"])
+        if stated is None:
+            raise UserError(f"{where}: stands_for {row['stands_for'][:60]!r} was a number of rows; leave it as it was.")
+        by_chance = row["drawn"] == _BY_CHANCE
+        many = float(stated[1]) if by_chance else None
+        decision = review.Decision(named.removeprefix("row-"), verdict, note, reviewer, by_chance, many)
         first = found.setdefault(named, (where, decision))
         if first[1].decision != decision.decision:
             raise UserError(
@@ -167,7 +181,10 @@ def read(path: Path, folder: store.RunFolder) -> list[review.Decision]:
             )
     if not found:
         raise UserError(f"{path}: no row has a decision; write keep or drop in the column `decision`.")
-    return [decision for _, decision in found.values()]
+    # Rows that were left open: those of their stratum that were judged stand for them too.
+    drawn, judged = Counter(strata.values()), Counter(strata[name] for name in found)
+    share = {name: drawn[strata[name]] / judged[strata[name]] for name in found}
+    return [replace(d, stands_for=d.stands_for * share[name]) if d.stands_for else d for name, (_, d) in found.items()]
 
 
 def _csv(path: Path) -> Iterator[tuple[str, dict[str, str]]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -238,6 +239,33 @@ def test_agreement_weighs_rows_by_what_they_stand_for() -> None:
     assert found["together"]["precision"][0] == round(21 / 30, 4)
     assert found["kept"]["clean"] == [0.8, 0.4902, 0.9433]
     assert (found["decided"], found["by_chance"]) == (31, 30)
+
+
+def test_rows_stand_for_those_they_were_drawn_from_whatever_filters_say_since() -> None:
+    # The filter `a` kept 900 rows, all of them good, and dropped 100, all bad; ten of each side were judged. It then takes
+    # half of what it took: of the 950 rows kept 900 are good.
+    said = {f"k{i}": Decision(f"k{i}", "keep", stands_for=90.0) for i in range(10)}
+    said |= {f"a{i}": Decision(f"a{i}", "drop", stands_for=10.0) for i in range(10)}
+    verdicts: dict[str, str | None] = {f"k{i}": None for i in range(900)}
+    verdicts |= {f"a{i}": "a" if i % 2 else None for i in range(100)}
+    found = agreement(verdicts, said, ["a"])
+    assert found["kept"]["clean"][0] == round(900 / 950, 4)
+    assert (found["filters"][0]["precision"][0], found["filters"][0]["recall"][0]) == (1.0, 0.5)
+
+
+def test_a_sheet_says_what_each_row_stands_for(run: store.RunFolder, tmp_path: Path) -> None:
+    rows = drawn(run, 10)
+    sides = Counter(row["dropped_by"] for row in rows)
+    whole = Counter(row["dropped_by"] for row in drawn(run, 1000))
+    for row in rows:
+        assert float(row["stands_for"].split()[0]) == pytest.approx(whole[row["dropped_by"]] / sides[row["dropped_by"]])
+    path = tmp_path / "s.csv"
+    left_open = next(row["id"] for row in rows if row["dropped_by"] == "")
+    for row in rows:
+        row["decision"] = "" if row["id"] == left_open else "keep"
+    review_sheet.write(rows, path)
+    total = sum(d.stands_for or 0 for d in review_sheet.read(path, run))
+    assert total == pytest.approx(sum(whole.values()))
 
 
 def test_agreement_claims_nothing_of_what_nobody_judged() -> None:

@@ -165,7 +165,9 @@ def _table(values: np.ndarray, filled: np.ndarray, padding: float) -> np.ndarray
     return table
 
 
-def _distinct(content: Sequence[Token], flat: list[Alternative]) -> tuple[bytes, np.ndarray, np.ndarray, np.ndarray | None]:
+def _distinct(
+    content: Sequence[Token], flat: list[Alternative]
+) -> tuple[bytes, np.ndarray, np.ndarray, np.ndarray | None]:
     """(spelling, ends, places of both, numbers), as in Logprobs, of the tokens that came and of those that could have."""
     import numpy as np
     import pyarrow as pa

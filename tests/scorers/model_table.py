@@ -1,4 +1,4 @@
-"""What scorers that read a model's numbers or prose are worth on real weights: `python -m tests.scorers.model_table [RUN]`.
+"""What scorers that read a model's numbers are worth on real weights: `python -m tests.scorers.model_table [RUN]`.
 
 Minutes; needs `make setup` and `make probes`. The numbers are in docs/scorers.md. RUN is a run's folder whose rows have labels
 that people gave, filtered by nothing: there it is asked whether a higher score goes with being right.
@@ -6,9 +6,7 @@ that people gave, filtered by nothing: there it is asked whether a higher score 
 
 from __future__ import annotations
 
-import asyncio
 import math
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,18 +15,13 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from llm_distill.models.transformers_local import TransformersModel
-from llm_distill.records import Message, Request, Sampling
 from llm_distill.scorers import Context
 from llm_distill.scorers.student import ifd, perplexity
-from llm_distill.scorers.text import repetition
 from llm_distill.tasks import Task
 from tests.scorers.probe_table import QUICKSTART, jsonl
-from tests.scorers.quality_table import said
 from tests.scorers.rows import answer
 
 STUDENT = QUICKSTART / "SmolLM2-135M-Instruct.Q4_1.gguf"
-#: Some words of at most 150 characters, three times in a row at the end, the last time perhaps cut.
-_CIRCLE = re.compile(r"(.{4,150}?)\1\1(.{0,150})\Z", re.DOTALL)
 
 
 def auroc(high: Sequence[float], low: Sequence[float]) -> str:
@@ -72,28 +65,7 @@ def belonging(count: int = 40) -> None:
         print(scorer.__name__, "of the wrong question higher:", auroc(next_, own), f"by row {paired} of {len(rows)}")
 
 
-async def circles(count: int = 32) -> None:
-    """What the student writes at temperature 0: how much of what ends in a circle is found, and of the rest."""
-    model = TransformersModel(model=str(STUDENT), dtype="float32", device="cpu")
-    sampling = Sampling(temperature=0, max_tokens=220)
-    requests = [Request((Message("user", row["question"]),), sampling) for row in jsonl("fiqa.jsonl")[:count]]
-    texts = [done.text for done in await asyncio.gather(*(model.complete(request) for request in requests))]
-    await model.close()
-    looped = [
-        bool((end := _CIRCLE.search(text[-600:])) and (end[1].startswith(end[2]) or not end[2])) for text in texts
-    ]
-    for by, bound in (("loops", 0.3), ("compression", 2.4)):
-        scores = repetition(said(texts), by=by).values  # type: ignore[arg-type]
-        for kind in (True, False):
-            found = [score > bound for score, circle in zip(scores, looped, strict=True) if circle is kind]
-            print(f"repetition by {by}:", "circles" if kind else "others", f"{sum(found)} of {len(found)}")
-    for text, circle, score in zip(texts, looped, repetition(said(texts)).values, strict=True):
-        if circle != (score > 0.3):
-            print(circle, f"{score:.2f}", repr(text[-160:]))
-
-
 if __name__ == "__main__":
     for folder in sys.argv[1:]:
         sureness(Path(folder))
     belonging()
-    asyncio.run(circles())
