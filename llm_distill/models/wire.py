@@ -69,14 +69,6 @@ _decode_plain = msgspec.json.Decoder(Body[wire_logprobs.Given]).decode
 _decode_spelt = msgspec.json.Decoder(Body[wire_logprobs.SpeltGiven]).decode
 
 
-def _decode(body: bytes) -> Body[Any]:
-    if wire_logprobs.spelt(body):
-        return _decode_spelt(body)
-    plain = _decode_plain(body)
-    numbered = any(c.logprobs and c.logprobs.numbered for c in plain.choices)
-    return _decode_spelt(body) if numbered else plain
-
-
 def payload(request: Request, model: str, max_tokens_field: str, *, token_ids: bool = False) -> dict[str, Any]:
     """The body of a request, without an endpoint's extras. `token_ids` asks vLLM for logprobs by vocabulary id.
 
@@ -114,13 +106,14 @@ def _response_format(schema: str) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": name, "schema": read, "strict": True}}
 
 
-def _whole(body: bytes) -> Body[Any]:
+def _whole(body: bytes, *, spelt: bool) -> Body[Any]:
+    """A body as structs; `spelt`: with the bytes of its tokens."""
     try:
-        return _decode(body)
+        return _decode_spelt(body) if spelt else _decode_plain(body)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         body = wire_logprobs.without_nan(body)
     try:
-        return _decode(body)
+        return _decode_spelt(body)
     except msgspec.ValidationError:
         return _mended(msgspec.json.decode(body))
 
@@ -136,9 +129,9 @@ def _mended(value: Any) -> Body[Any]:
     texts = {k: str(value[k]) for k in ("model", "system_fingerprint") if value.get(k) is not None}
     whole = {"choices": choices, "usage": counts, "error": value.get("error"), **texts}
     try:
-        return _decode(msgspec.json.encode(whole))
+        return _decode_spelt(msgspec.json.encode(whole))
     except msgspec.ValidationError:  # its logprobs are none
-        return _decode(msgspec.json.encode(whole | {"choices": [{**c, "logprobs": None} for c in choices]}))
+        return _decode_spelt(msgspec.json.encode(whole | {"choices": [{**c, "logprobs": None} for c in choices]}))
 
 
 def _mended_choice(choice: dict[str, Any]) -> dict[str, Any]:
@@ -162,7 +155,14 @@ def completion(body: bytes, seconds: float = 0.0, *, token_ids: bool = False) ->
     UserError when `token_ids` were asked for and its logprobs have none, or the other way round.
     """
     try:
-        answer = _whole(body)
+        return _completion(body, seconds, token_ids=token_ids, spelt=token_ids)
+    except wire_logprobs.Unspelt:
+        return _completion(body, seconds, token_ids=token_ids, spelt=True)
+
+
+def _completion(body: bytes, seconds: float, *, token_ids: bool, spelt: bool) -> Completion:
+    try:
+        answer = _whole(body, spelt=spelt)
     except (msgspec.MsgspecError, ValueError, RecursionError):
         why = "the body is not a whole chat completion" if body else "empty body"
         raise Unavailable(why, billed=True) from None

@@ -50,26 +50,23 @@ class Given(msgspec.Struct):
     token_logprobs: list[float | None] = []
     top_logprobs: list[dict[str, float | None] | None] | None = None
 
-    @property
-    def numbered(self) -> bool:
-        """Whether ids come unasked, as from llama.cpp, whose texts leave pieces of characters out."""
-        return bool(self.content) and self.content[0].id is not None  # type: ignore[index]
-
-    def each(self) -> Sequence[Token]:
+    def each(self) -> Sequence[Any]:
         """Token by token; of raw text, the alternatives by falling logprob, and the one that came among them."""
         if self.content is not None:
             return self.content
         tops = self.top_logprobs or [None] * len(self.tokens)
         return [
-            Token(token, logprob, top_logprobs=sorted(starmap(Alternative, (top or {}).items()), key=_falling))
+            SpeltToken(token, logprob, top_logprobs=sorted(starmap(Spelt, (top or {}).items()), key=_falling))
             for token, logprob, top in zip(self.tokens, self.token_logprobs, tops, strict=False)
         ]
 
 
+class Unspelt(Exception):
+    """A token's text does not say its bytes, and they were not read."""
+
+
 class Spelt(Alternative, gc=False):
-    """The same with its bytes, for bodies in which a text may not say them: without them a body is read in two thirds of
-    the time.
-    """
+    """The same with its bytes. Few texts leave them open, and without them a body is read in two thirds of the time."""
 
     bytes: msgspec.Raw = msgspec.Raw(b"null")
 
@@ -82,15 +79,6 @@ class SpeltGiven(Given):
     content: list[SpeltToken] | None = None  # type: ignore[assignment] # a token in all but its class
 
 
-def spelt(body: bytes) -> bool:
-    """Whether a token's bytes may be others than those of its text: a piece of a character, or a placeholder."""
-    return (
-        _PLACEHOLDER in body
-        or any(piece in body for piece in _PIECES)
-        or (b"\\u" in body and b"\\ufffd" in body.lower())
-    )
-
-
 def _falling(alternative: Alternative) -> float:
     return math.inf if alternative.logprob is None else -alternative.logprob
 
@@ -99,7 +87,7 @@ def columns(given: Given | None, sampled: list[int] | None, *, token_ids: bool) 
     """By column; None as soon as one chosen token has no finite logprob, for a partly known row would mislead.
 
     `sampled` are the ids beside the logprobs (vLLM's `return_token_ids`). `token_ids`: ids were asked for, so that their
-    absence is a UserError, as are ids without bytes that were not asked for.
+    absence is a UserError, as are ids without bytes that were not asked for. Unspelt where bytes are needed and not there.
     """
     if given is None or not (content := given.each()):
         return None
@@ -216,9 +204,11 @@ def _piece(token: Alternative) -> bytes:
 
 
 def _bytes(token: Alternative) -> bytes:
-    """The bytes that are given with a token, or else those of its text."""
+    """The bytes that are given with a token, or else those of its text. Unspelt where they were not read."""
+    if not isinstance(token, Spelt):
+        raise Unspelt
     try:
-        given = msgspec.json.decode(token.bytes, type=list[int] | None) if isinstance(token, Spelt) else None
+        given = msgspec.json.decode(token.bytes, type=list[int] | None)
         return token.token.encode() if given is None else bytes(given)
     except (msgspec.MsgspecError, ValueError):
         raise Unavailable("the bytes of its tokens are none", billed=True) from None

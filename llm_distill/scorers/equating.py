@@ -112,6 +112,8 @@ def _compared(reference: str, answer: str, timeout_s: int) -> tuple[float | None
         )
         return read(f"${text.strip()}$") if alone else []
 
+    if reference.split() == answer.split():  # `12:00` is no expression, and still itself
+        return 1.0, None
     step = "the reference"
     try:
         due = bare(reference) or read(reference)

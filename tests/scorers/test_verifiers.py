@@ -195,6 +195,7 @@ def test_json_equals_itself_however_it_is_written(value: Any) -> None:
 
 
 MATH = [
+    ("12:00", "12:00", 1.0),
     ("Therefore $\\boxed{0.5}$", "1/2", 1.0),
     ("so 1/3", "\\frac{1}{3}", 1.0),
     ("It is $(x+1)^2$.", "x^2+2x+1", 1.0),
