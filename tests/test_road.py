@@ -71,3 +71,35 @@ def test_a_run_that_is_killed_twice_ends_as_if_it_was_not(desk: Desk) -> None:
     page = (folder / "report" / "report.html").read_text(encoding="utf-8")
     assert report["headline"][:40] in page
     assert not any(stage["ran"] for stage in desk.run(recipe)["stages"].values())
+
+
+@pytest.mark.weights
+@pytest.mark.timeout(900)
+def test_six_generators_write_and_filters_judge_with_a_real_teacher(desk: Desk) -> None:
+    if not WEIGHTS.exists():
+        pytest.skip("needs `make setup`")
+    less = {
+        "prompts.seeds.limit": 3, "prompts.magpie.rows": 2, "prompts.magpie.max_tokens": 24,
+        "prompts.topic_tree.width": 2, "prompts.topic_tree.max_tokens": 64, "prompts.templates.sample": 3,
+        "mix.rows": 14, "answers.max_tokens": 40, "answers.max_failed": 1,
+    }  # fmt: skip
+    overrides = [argument for key, value in less.items() for argument in ("-s", f"{key}={value}")]
+    process = desk.command("run", ROOT / "jobs" / "generated.yaml", "--json", *overrides)
+    out, err = process.communicate(timeout=800)
+    assert process.returncode in (0, 1), err  # a small teacher may be cut off in every answer
+    summary = json.loads(out.splitlines()[-1])
+    folder = desk.folder / summary["run"]
+    stages = json.loads((folder / "run.json").read_text(encoding="utf-8"))["stages"]
+    made = {entry["generator"]: entry["rows"] for entry in stages["prompts"]["made"]}
+    assert list(made) == ["seeds", "templates", "counterfactual", "augment", "topic_tree", "magpie"]
+    assert all(made[name] for name in ("seeds", "templates", "counterfactual", "augment", "magpie"))
+    asked, held_out, answers = (desk.rows(summary, table) for table in ("prompts", "held_out", "answers"))
+    assert len(asked) == len(answers) <= 14
+    tags = [dict(row["tags"]) for row in (*asked, *held_out)]
+    groups = {t["group"] for t in tags if "group" in t}
+    held = {dict(row["tags"]).get("group") for row in held_out} - {None}
+    assert not held & {dict(row["tags"]).get("group") for row in asked}
+    assert groups
+    kept, dropped = (desk.rows(summary, table) for table in ("kept", "dropped"))
+    assert len(kept) + len(dropped) == len(answers)
+    assert all(row["dropped_by"] for row in dropped)
