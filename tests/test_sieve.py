@@ -236,3 +236,13 @@ def test_unanswered_questions_of_a_scorer_are_owed(desk: Desk, api: MockApi) -> 
     record = json.loads((desk.folder / summary["run"] / "run.json").read_text())
     assert record["stages"]["filter"]["owed"] == 0
     assert len(desk.rows(summary, "kept")) == 20
+
+
+@pytest.mark.parametrize(("reasoning", "said"), [("auto", "fine"), ("none", "<think>hm</think>\nfine")])
+def test_what_models_think_is_none_of_what_they_say(desk: Desk, api: MockApi, reasoning: str, said: str) -> None:
+    recipe = _judged(
+        desk, api, filter=[{"judging:marks": {"min": 1}}], answers={"max_tokens": 8, "reasoning": reasoning}
+    )
+    api.says = lambda _body, _prompt: "<think>hm</think>\nfine"
+    summary = desk.run(recipe, "--until", "filter", PYTHONPATH=str(desk.folder))
+    assert {row["why.judging:marks"] for row in desk.rows(summary, "kept")} == {said}

@@ -374,8 +374,8 @@ def test_what_does_not_stand_there_is_dropped_and_counted(shelf: Desk, answer: A
     assert [row.text for row in rows] == (["When did it rise?"] if answer == {"items": [GOOD, GOOD]} else [])
 
 
-def test_reasoning_goes_and_a_known_question_is_no_news(shelf: Desk) -> None:
-    reader = Reader(lambda _passage: f"<think>hm</think>\n{json.dumps({'items': [GOOD]})}")
+def test_a_known_question_is_no_news(shelf: Desk) -> None:
+    reader = Reader(lambda _passage: json.dumps({"items": [GOOD]}))
     rows = _rows(shelf, reader, files="docs/river.pdf")
     assert [row.reference for row in rows] == ["May 1994"]
     assert _rows(shelf, reader, before=rows, files="docs/river.pdf") == []
