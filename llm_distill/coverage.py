@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 #: distinct-n falls with the number of texts, so it is measured on so many at most, picked by hash: sets can be compared.
 _SAMPLE = 1000
-#: Values of a tag that a report has room for; tags with more are counted only.
+#: Values of a tag that a report has room for, the most frequent ones; a tag with a value for every other row is an
+#: identifier, and is counted only.
 _VALUES = 50
 _WORD = re.compile(r"\w+")
 
@@ -64,6 +65,8 @@ def mean_distance(vectors: np.ndarray) -> float | None:
 def _shares(values: Sequence[str], rows: int) -> dict[str, Any]:
     counts = Counter(values)
     top = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:_VALUES]
+    if len(counts) > max(_VALUES, len(values) / 2):
+        top = []
     return {
         "rows": len(values) / rows,
         "values": len(counts),

@@ -25,6 +25,12 @@ def test_tags_are_shares_and_ids_are_none() -> None:
     assert found["tags"] == {"topic": {"rows": 0.8, "values": 2, "shares": {"x": 0.75, "y": 0.25}}}
 
 
+def test_an_identifier_is_counted_and_topics_are_listed() -> None:
+    found = coverage([row(f"text {i}", id=str(i), topic=str(i % 60)) for i in range(120)], None)["tags"]
+    assert found["id"] == {"rows": 1.0, "values": 120, "shares": {}}
+    assert len(found["topic"]["shares"]) == 50
+
+
 def test_no_rows_have_no_variety() -> None:
     assert coverage([], None) == {"rows": 0, "distinct_1": None, "distinct_2": None, "mean_distance": None, "tags": {}}
 
