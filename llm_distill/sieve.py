@@ -32,8 +32,7 @@ if TYPE_CHECKING:
 _CHUNK = 2000
 #: A scorer that would take longer than this is worth the start of other processes.
 _PATIENCE_S = 10.0
-#: A row's score, the scorer's words, and the prompt in place of its own.
-_Row = tuple[float, str | None, Prompt | None]
+#: Of each row its score, the scorer's words, and the prompt in place of its own; the latter two may be empty.
 _Scores = tuple[np.ndarray, Sequence[str | None], Sequence[Prompt | None]]
 #: A row's score and words, by the row's id and the answers it was made from.
 Known = Mapping[str, Mapping[tuple[str, tuple[str, ...]], tuple[float, str | None]]]
@@ -108,9 +107,13 @@ def _scores(
     if not filter_.row_local:
         scores, said = filter_.scores(answers, context)
         return scores, said.why, said.prompts
+    if not known:
+        return _spread(filter_, answers, context, helpers)
     places = [known.get((a.prompt.row_id, a.requests)) for a in answers]
     left = [answer for answer, place in zip(answers, places, strict=True) if place is None]
-    fresh = iter(_spread(filter_, left, context, helpers))
+    new, said_now, own_now = _spread(filter_, left, context, helpers)
+    nothing = [None] * len(left)
+    fresh = iter(zip(new.tolist(), said_now or nothing, own_now or nothing, strict=True))
     each = [(*place, None) if place else next(fresh) for place in places]
     words, prompts = [why for _, why, _ in each], [prompt for *_, prompt in each]
     scores = np.array([score for score, *_ in each], np.float64)
@@ -130,21 +133,21 @@ class _Helpers:
         return self._until.enter_context(ProcessPoolExecutor(self.cores, mp_context=get_context("spawn")))
 
 
-def _spread(filter_: Filter, answers: Sequence[Answer], context: Context, helpers: _Helpers) -> list[_Row]:
+def _spread(filter_: Filter, answers: Sequence[Answer], context: Context, helpers: _Helpers) -> _Scores:
     """Row-local scores: the first rows here, the rest in as many processes as there are cores if that would take long."""
     if not _can_travel(filter_):
-        return _rows(*filter_.scores(answers, context))
+        return _joined([filter_.scores(answers, context)], len(answers))
     context = Context(context.task, seed=context.seed)  # here as elsewhere, or the clock would decide what is seen
     start = time.perf_counter()
-    found = _rows(*filter_.scores(answers[:_CHUNK], context))
+    parts = [filter_.scores(answers[:_CHUNK], context)]
     rest = answers[_CHUNK:]
     chunks = [rest[i : i + _CHUNK] for i in range(0, len(rest), _CHUNK)]
     slow = (time.perf_counter() - start) * len(chunks) > _PATIENCE_S
-    if not (slow and helpers.cores > 1):
-        return found + [row for chunk in chunks for row in _rows(*filter_.scores(chunk, context))]
-    for part in helpers.pool.map(_elsewhere, [filter_] * len(chunks), chunks, [context] * len(chunks)):
-        found += part
-    return found
+    if slow and helpers.cores > 1:
+        parts += helpers.pool.map(_elsewhere, [filter_] * len(chunks), chunks, [context] * len(chunks))
+    else:
+        parts += [filter_.scores(chunk, context) for chunk in chunks]
+    return _joined(parts, len(answers))
 
 
 def _can_travel(filter_: Filter) -> bool:
@@ -152,13 +155,17 @@ def _can_travel(filter_: Filter) -> bool:
     return not filter_.plug.roles and filter_.plug.spec.name not in IN_PROCESSES
 
 
-def _elsewhere(filter_: Filter, answers: Sequence[Answer], context: Context) -> list[_Row]:
-    return _rows(*filter_.scores(answers, context))
+def _elsewhere(filter_: Filter, answers: Sequence[Answer], context: Context) -> tuple[np.ndarray, Scored]:
+    return filter_.scores(answers, context)
 
 
-def _rows(scores: np.ndarray, said: Scored) -> list[_Row]:
-    nothing = [None] * len(scores)
-    return list(zip(scores.tolist(), said.why or nothing, said.prompts or nothing, strict=True))
+def _joined(parts: Sequence[tuple[np.ndarray, Scored]], rows: int) -> _Scores:
+    """The columns of all parts, one after another; words and prompts where some part has them."""
+    scores = np.concatenate([values for values, _ in parts])
+    assert len(scores) == rows
+    words = [why for values, said in parts for why in said.why or [None] * len(values)]
+    prompts = [prompt for values, said in parts for prompt in said.prompts or [None] * len(values)]
+    return scores, words if any(words) else (), prompts if any(prompts) else ()
 
 
 def scorer_identity(filter_: Filter, plan: Plan) -> str:
