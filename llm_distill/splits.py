@@ -39,7 +39,7 @@ class Rows:
     """What a recipe's generators made.
 
     at_most: of the generators that would ask a model (none was asked), what they may come to, None where they do not say.
-    aside: rows that are near held-out ones. made: for each entry of `prompts`, its name and coverage.
+    aside: rows that are near held-out ones. made: for each entry of `prompts`, its name and coverage; empty in an estimate.
     """
 
     asked: list[Prompt] = field(default_factory=list)
@@ -88,7 +88,8 @@ def gather(
             if side != "aside":
                 (mine if side == "asked" else found.held_out).append(row)
         entries.append(mine)
-        found.made.append({"generator": generator.spec.name, **coverage(new, embed)})
+        if ask is not None:  # an estimate has no use for it
+            found.made.append({"generator": generator.spec.name, **coverage(new, embed)})
     found.asked = _mix(plan, entries, made_by, sides, say, mixes=ask is not None or not found.at_most)
     if plan.held_out and plan.held_out.file:
         found.held_out = sides.given
