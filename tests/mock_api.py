@@ -41,6 +41,7 @@ class MockApi:
         self.bodies: list[dict[str, Any]] = []
         self.times: list[float] = []  # when each request came, on the monotonic clock
         self.in_flight = self.most_in_flight = 0
+        self.may_answer: Callable[[], bool] = lambda: True  # an answer is held back until then
         self.places: int | None = None  # more than so many in flight are turned away
         self.per_second: float | None = None  # a token bucket of one second, stated in headers
         self._level, self._filled = 0.0, 0.0
@@ -73,6 +74,8 @@ class MockApi:
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         try:
             await asyncio.sleep(self.latency_s)
+            while not self.may_answer():
+                await asyncio.sleep(0.01)
         finally:
             self.in_flight -= 1
         planned = self.faults.get(prompt)
