@@ -24,12 +24,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class Errand:
-    """A stage's `ask`. owed: its questions without an answer, which a later run asks again. entries: of all that it asked,
-    by key, without their texts.
+    """A stage's `ask`. logprobs: whether the entries that it gives have them. owed: its questions without an answer, which a
+    later run asks again. entries: of all that it asked, by key, without their texts.
     """
 
     run: Run
     what: str
+    logprobs: bool = False
     owed: int = 0
     entries: dict[str, Entry] = field(default_factory=dict)
 
@@ -40,15 +41,15 @@ class Errand:
         model, ledger = self.run.model(role), self.run.ledger
         keys = [question.key(salt(self.run, model)) for question in questions]
         asked = dict(zip(keys, questions, strict=True))
-        known = dict(zip(asked, ledger.read(asked, logprobs=False), strict=True))
+        known = dict(zip(asked, ledger.read(asked, logprobs=self.logprobs), strict=True))
         missing = {key: asked[key] for key, entry in known.items() if entry is None or entry.status == "failed"}
         if missing and self.run.may_ask:
             self._announce(role, missing)
             settle(self.run, {model.identity: (model, missing.items(), len(missing))})
-            known |= zip(missing, ledger.read(missing, logprobs=False), strict=True)
+            known |= zip(missing, ledger.read(missing, logprobs=self.logprobs), strict=True)
         entries = [known[key] or Entry(key, "failed", "not asked yet") for key in keys]
         self.owed += sum(entry.status == "failed" for entry in entries)
-        self.entries |= {e.key: msgspec.structs.replace(e, text="", reasoning=None) for e in entries}
+        self.entries |= {e.key: msgspec.structs.replace(e, text="", reasoning=None, logprobs=None) for e in entries}
         return entries if self.run.plan.answers.reasoning == "none" else list(map(_without_reasoning, entries))
 
     @property

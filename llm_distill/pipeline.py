@@ -68,8 +68,8 @@ STAGES = {
     ),
     "train": Stage(
         train_student, ("seed", "task", "train"),
-        ("kept.parquet",), ("student",),
-        lambda plan: plan.trainer is not None, lambda _plan: ("student",), gate_training,
+        ("kept.parquet", "logprobs.parquet", "logprob_tokens.parquet"), ("student",),
+        lambda plan: plan.trainer is not None, lambda plan: plan.pupils, gate_training,
     ),
     "evaluate": Stage(
         evaluate, ("seed", "task", "teachers", "answers", "evaluate"),

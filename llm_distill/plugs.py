@@ -2,7 +2,8 @@
 
 A plug is a plain function (or a class, where it owns a connection or weights). Its positional parameters are what the
 house hands over; its keyword-only parameters are the recipe's knobs. A pydantic model is built from those, so a wrong
-knob is found before anything is spent. `package.module:function` names a plug of one's own.
+knob is found before anything is spent. Knobs that several plugs share are the fields of a `Group`.
+`package.module:function` names a plug of one's own.
 """
 
 from __future__ import annotations
@@ -11,13 +12,18 @@ import importlib
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, TypedDict, cast, get_args, get_type_hints
+from typing import Annotated, Any, TypedDict, TypeGuard, cast, get_args, get_type_hints
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, ValidationInfo, create_model
 
 from llm_distill.errors import UserError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Group:
+    """Knobs that several plugs share: a keyword-only parameter typed as a subclass takes its fields, flat, as knobs."""
 
 
 class Reading(TypedDict):
@@ -127,7 +133,9 @@ class Plug:
     def roles(self) -> tuple[str, ...]:
         """The models that it asks, by role."""
         declared = _declared(self.function).items()
-        named = {role for name, (hint, _) in declared if _asks(hint) and (role := self.knobs.get(name))}
+        groups = [vars(group) for group in self.knobs.values() if isinstance(group, Group)]
+        knobs = {name: value for part in (self.knobs, *groups) for name, value in part.items()}
+        named = {role for name, (hint, _) in declared if _asks(hint) and (role := knobs.get(name))}
         inner = {role for value in self.knobs.values() if isinstance(value, Plug) for role in value.roles}
         return tuple(sorted(named | inner))
 
@@ -173,8 +181,8 @@ def knob_model(function: Callable[..., Any]) -> type[BaseModel]:
     return create_model("Knobs", __config__=_KNOBS, **fields)
 
 
-def _declared(function: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
-    """A function's knobs, each with its type and its default (`...` where it must be given)."""
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    """A function's keyword-only parameters, each with its type."""
     target = function.__init__ if inspect.isclass(function) else function
     knobs = [p for p in inspect.signature(target).parameters.values() if p.kind is p.KEYWORD_ONLY]
     # Of the knobs alone: what the house hands over may be typed by names that only a type checker imports.
@@ -185,7 +193,33 @@ def _declared(function: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
         raise UserError(
             f"{function.__module__}:{function.__name__}: its annotations cannot be read: {error}."
         ) from None
-    return {k.name: (hints.get(k.name, Any), ... if k.default is k.empty else k.default) for k in knobs}
+    return {k.name: hints.get(k.name, Any) for k in knobs}
+
+
+def _declared(function: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
+    """A function's knobs, each with its type and its default (`...` where it must be given)."""
+    target = function.__init__ if inspect.isclass(function) else function
+    parameters = inspect.signature(target).parameters
+    declared: dict[str, tuple[Any, Any]] = {}
+    for name, hint in _hints(function).items():
+        if _is_group(hint):
+            types = get_type_hints(hint, include_extras=True)
+            declared |= {f.name: (types[f.name], ... if f.default is MISSING else f.default) for f in fields(hint)}
+        else:
+            default = parameters[name].default
+            declared[name] = (hint, ... if default is inspect.Parameter.empty else default)
+    return declared
+
+
+def _is_group(hint: Any) -> TypeGuard[type[Group]]:
+    return isinstance(hint, type) and issubclass(hint, Group)
+
+
+def _as_taken(function: Callable[..., Any], knobs: dict[str, Any]) -> dict[str, Any]:
+    """Flat knobs as the function takes them: those of a group in an instance of it."""
+    groups = {name: hint for name, hint in _hints(function).items() if _is_group(hint)}
+    made = {name: hint(**{f.name: knobs.pop(f.name) for f in fields(hint)}) for name, hint in groups.items()}
+    return knobs | made
 
 
 def bind(kind: str, spec: Spec, table: Mapping[str, str], reading: Reading) -> Plug:
@@ -198,7 +232,7 @@ def bind(kind: str, spec: Spec, table: Mapping[str, str], reading: Reading) -> P
         checked = model.model_validate(spec.knobs, context=reading)
     except ValidationError as error:
         raise UserError(one_line(error, spec.where, model.model_fields)) from None
-    return Plug(spec, function, {name: getattr(checked, name) for name in model.model_fields})
+    return Plug(spec, function, _as_taken(function, {name: getattr(checked, name) for name in model.model_fields}))
 
 
 def one_line(error: ValidationError, where: str, allowed: Mapping[str, Any]) -> str:

@@ -13,23 +13,22 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from hashlib import blake2b
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Any, TypeVar
 
 from cronsim import CronSim, CronSimError
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from llm_distill import store, templates
 from llm_distill.errors import UserError
 from llm_distill.generators import GENERATORS
-from llm_distill.limits import Budget, Limits, Per
 from llm_distill.mixing import Mix
 from llm_distill.models import MODELS
-from llm_distill.plugs import InputFile, Plug, Reading, Spec, bind, one_line
+from llm_distill.plugs import Plug, Reading, Spec, bind, one_line
 from llm_distill.recipe_checks import check_across
 from llm_distill.recipe_file import override, read_recipe
-from llm_distill.records import Sampling, content_id
+from llm_distill.recipe_keys import Answers, Evaluate, HeldOut, Report, Strict
+from llm_distill.records import content_id
 from llm_distill.scorers import SCORERS, Filter, Pick, bind_filters, bind_pick
-from llm_distill.structured import Schema
 from llm_distill.tasks import Task
 from llm_distill.teachers import Teachers
 from llm_distill.terms import Policy, Record, shipped, with_name
@@ -38,13 +37,7 @@ from llm_distill.trainers import TRAINERS
 _T = TypeVar("_T", bound=BaseModel)
 #: Keys that bound what asking may cost: raising one goes on with the same account.
 _BOUNDS = ("budget_usd", "budget_tokens", "per", "retries", "max_failed", "drain_s")
-_Usd = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-_Tokens = Annotated[int, Field(ge=0)]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
 
 def checked_name(name: str) -> str:
@@ -54,80 +47,8 @@ def checked_name(name: str) -> str:
     return name
 
 
-class HeldOut(_Strict):
-    """Rows that only evaluation sees: a labelled file, or a share of the prompts picked by a hash of their content.
-
-    near: rows whose word 3-grams are alike by so much (Jaccard) stay on one side; null compares nothing.
-    """
-
-    file: InputFile | None = None
-    share: float | None = Field(None, gt=0, lt=1)
-    near: float | None = Field(0.7, gt=0, le=1)
-
-    def model_post_init(self, _context: Any) -> None:
-        """Exactly one way."""
-        if (self.file is None) == (self.share is None):
-            raise ValueError("write either `file: rows.jsonl` or `share: 0.1`")
-
-
-class Answers(_Strict):
-    """How the teachers are asked, and what that may cost."""
-
-    temperature: float = Field(0.0, ge=0)
-    top_p: float = Field(1.0, gt=0, le=1)
-    max_tokens: int = Field(512, ge=1)
-    stop: list[str] = []
-    seed: int | None = None
-    top_logprobs: int | None = Field(None, ge=0)
-    samples: int = Field(1, ge=1, le=256)
-    best_by: str | dict[str, Any] | None = None
-    json_schema: Schema | None = Field(None, alias="schema")
-    reasoning: Literal["auto", "none"] = "auto"
-    fresh: bool = False
-    budget_usd: _Usd | dict[Per, _Usd] | None = None
-    budget_tokens: _Tokens | dict[Per, _Tokens] | None = None
-    per: Per = "run"
-    retries: int = Field(6, ge=0)
-    max_failed: float = Field(0.05, ge=0, le=1)
-    drain_s: float = Field(20.0, ge=0)
-
-    @property
-    def sampling(self) -> Sampling:
-        """The part that every answer depends on."""
-        stop, schema = tuple(self.stop), self.json_schema
-        return Sampling(self.temperature, self.top_p, self.max_tokens, stop, self.seed, self.top_logprobs, schema)
-
-    @property
-    def limits(self) -> Limits:
-        """The part that bounds the asking."""
-        return Limits(self.budgets, self.retries, self.max_failed, self.drain_s)
-
-    @property
-    def budgets(self) -> tuple[Budget, ...]:
-        """Every bound, a plain number being one for the time that `per` says."""
-        usd = self.budget_usd if isinstance(self.budget_usd, dict) else {self.per: self.budget_usd}
-        tokens = self.budget_tokens if isinstance(self.budget_tokens, dict) else {self.per: self.budget_tokens}
-        found = [Budget(per, usd.get(per), tokens.get(per)) for per in get_args(Per)]
-        return tuple(b for b in found if b.usd is not None or b.tokens is not None)
-
-
-class Evaluate(_Strict):
-    """How the arms are compared. Sampling defaults to the answers' own, greedy."""
-
-    slices: list[str] = []
-    temperature: float = Field(0.0, ge=0)
-    max_tokens: int | None = Field(None, ge=1)
-    resamples: int = Field(10_000, ge=100)
-
-
-class Report(_Strict):
-    """What the report says besides the numbers."""
-
-    title: str | None = None
-    notes: str | None = None
-
-
-class _Recipe(_Strict):
+class _Recipe(BaseModel):
+    model_config = Strict.model_config
     name: str
     seed: int = 0
     schedule: str | None = None
@@ -199,6 +120,11 @@ class Plan:
     def judges(self) -> tuple[str, ...]:
         """The roles whose models the filters ask or look into."""
         return tuple(sorted({role for filter_ in self.filters for role in filter_.plug.roles}))
+
+    @property
+    def pupils(self) -> tuple[str, ...]:
+        """The roles whose models training loads or asks."""
+        return ("student", *(self.trainer.roles if self.trainer else ()))
 
     @property
     def questions_a_row(self) -> int:

@@ -176,11 +176,17 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class Sample(msgspec.Struct, frozen=True):
-    """One training example: what the student is shown and what it should say."""
+    """One training example: what the student is shown and what it should say.
+
+    `completion` is the teacher's: its text, or its label. `gold` is what people say it should be, where that is known;
+    `answer` is what the teacher's answer was read from.
+    """
 
     row_id: str
     messages: tuple[Message, ...]
     completion: str
+    gold: str | None = None
+    answer: Answer | None = None
 
 
 #: Asks the model of a role: the entries of its questions, in their order; those without an answer are `failed`.

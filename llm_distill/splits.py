@@ -22,7 +22,8 @@ from llm_distill.models import Model
 from llm_distill.near import NearIndex
 from llm_distill.ngrams import portions
 from llm_distill.plugs import Plug, find
-from llm_distill.recipe import HeldOut, Plan
+from llm_distill.recipe import Plan
+from llm_distill.recipe_keys import HeldOut
 from llm_distill.records import Ask, Prompt, make_prompt
 from llm_distill.seeds import numbered, read_rows
 

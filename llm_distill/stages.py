@@ -185,14 +185,15 @@ def gate_training(run: Run) -> None:
 
 def train_student(run: Run) -> Outcome:
     """student/: the student, trained on what was kept."""
-    plan = run.plan
+    plan, ask = run.plan, Errand(run, "train", logprobs=True)
     run.make_room()
     samples = []
     for answer in store.read_answers(run.folder.file("kept.parquet")):
         (messages,) = plan.task.student_view.questions(answer.prompt, plan.task.labels)
         target = answer.prediction if plan.task.kind == "classify" else answer.text
+        gold = answer.prompt.label if plan.task.kind == "classify" else answer.prompt.reference
         assert target is not None, answer.prompt.row_id  # the filter stage has taken out what has no label
-        samples.append(Sample(answer.prompt.row_id, messages, target))
+        samples.append(Sample(answer.prompt.row_id, messages, target, gold, answer))
     assert plan.trainer is not None
     job = TrainingJob(
         samples,
@@ -201,9 +202,15 @@ def train_student(run: Run) -> Outcome:
         plan.train_seed,
         run.watch.rows,
         run.watch.say,
+        plan.task,
+        run.folder.path,
+        plan.teachers.roles,
+        plan.answers.sampling,
+        plan.models,
+        ask,
     )
     plan.trainer(job)
-    return Outcome(len(samples), len(samples))
+    return Outcome(len(samples), len(samples), ask.owed, ask.spent)
 
 
 def evaluate(run: Run) -> Outcome:

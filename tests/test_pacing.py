@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,7 @@ def test_single_429s_say_nothing_about_the_load(tmp_path: Path) -> None:
         rng = random.Random(attempt)
         with serving(latency_s=0.1) as api:
             api.faults = {p: ["429"] for p in prompts if rng.random() < 0.05}
-            noisy.append(_timed(lambda api=api, n=attempt: ask_mock(api, tmp_path / f"b{n}", prompts, concurrency=64)))
+            noisy.append(_timed(partial(ask_mock, api, tmp_path / f"b{attempt}", prompts, concurrency=64)))
             assert set(api.paid.values()) == {1}
             assert len(api.paid) == 1500
         if noisy[-1] < 2 * quiet:

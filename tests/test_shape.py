@@ -44,7 +44,7 @@ RANKS = [
     ["ask"],
     ["generators", "scorers", "trainers", "evals", "report"],
     ["merging", "teachers"],
-    ["recipe_checks"],
+    ["recipe_checks", "recipe_keys"],
     ["recipe"],
     ["sieve", "collect"],
     ["splits", "errand", "fairness", "review"],

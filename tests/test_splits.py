@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from llm_distill.errors import UserError
 from llm_distill.near import similarity
-from llm_distill.recipe import HeldOut, load
+from llm_distill.recipe import load
+from llm_distill.recipe_keys import HeldOut
 from llm_distill.records import Entry, Prompt, Request
 from llm_distill.splits import _Sides, gather
 from tests.conftest import Desk

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from llm_distill.records import Sample
+from llm_distill.records import Ask, Sample, Sampling
+
+if TYPE_CHECKING:
+    from llm_distill.plugs import Plug
+    from llm_distill.tasks import Task
 
 
 def _quiet(_step: int, _steps: int, _numbers: dict[str, float]) -> None: ...
@@ -19,6 +23,10 @@ class TrainingJob:
 
     `student` are the student's loading knobs (`model`, `sha256`, `revision`, `dtype`, `device`) as in the recipe's
     `transformers` entry. `on_step(step, steps, numbers)` is called at each logged step, `say` prints one line.
+
+    What the teachers showed beyond their texts: `answers` is the run's folder, in which logprobs.parquet lies;
+    `teachers` are the roles that answered, `sampling` how they were asked, `models` the recipe's models by role.
+    `ask` asks one of them: the entries of its questions, logprobs among them.
     """
 
     samples: Sequence[Sample]
@@ -27,7 +35,16 @@ class TrainingJob:
     seed: int
     on_step: Callable[[int, int, dict[str, float]], None] = _quiet
     say: Callable[[str], None] = field(default=lambda _line: None)
+    task: Task | None = None
+    answers: Path | None = None
+    teachers: Sequence[str] = ()
+    sampling: Sampling | None = None
+    models: Mapping[str, Plug] = field(default_factory=dict)
+    ask: Ask | None = None
 
 
 #: Name in a recipe -> where its function is.
-TRAINERS = {"sft": "llm_distill.trainers.sft:sft"}
+TRAINERS = {
+    "sft": "llm_distill.trainers.sft:sft",
+    "logit_kd": "llm_distill.trainers.logit_kd:logit_kd",
+}

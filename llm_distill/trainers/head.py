@@ -8,6 +8,7 @@ keys and values depend on nothing that follows. The loss itself, its shift and i
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from types import MethodType
 from typing import Any
 
@@ -17,18 +18,27 @@ _SHORT = 16
 _MANY_LOGITS = 2**27
 
 
-def lighten(model: Any, batch: dict[str, Any], *, share: bool = True) -> str:
+@dataclass
+class Scored:
+    """What an objective makes of a batch: a loss that is a sum over its trained positions, and its parts."""
+
+    loss: Any
+    parts: dict[str, float]
+
+
+def lighten(model: Any, batch: dict[str, Any], *, ours: bool = True, share: bool = True) -> str:
     """Do so for a causal LM that TRL has given its fused head; says what was done, for training.json.
 
-    Some families scale or cap logits after the head, or remember otherwise than by keys and values. So each of the two
-    must first reproduce what the model does by itself, on the first `batch`; one that does not is left out. `share` is False
-    where activations are checkpointed, which keeps no keys and values.
+    The model then also takes `objective` with `more` (see `course.Objective`), and gives Scored. Some families scale or cap
+    logits after the head, or remember otherwise than by keys and values. So each of the two must first reproduce what the
+    model does by itself, on the first `batch`; one that does not is left out. `ours` is False where TRL's head is the better
+    one, `share` where activations are checkpointed, which keeps no keys and values.
     """
     import torch
     from transformers import DynamicCache
     from trl.trainer.utils import FusedCausalLMOutput
 
-    stock, sharing = model.forward, [False]
+    stock, sharing, plain = model.forward, [False], [False]
 
     def behind(self: Any, input_ids: Any, attention_mask: Any, labels: Any, more: dict[str, Any]) -> Any:
         """Last hidden states of the tokens behind the shared beginning: (batch, seq - shared, width)."""
@@ -41,9 +51,23 @@ def lighten(model: Any, batch: dict[str, Any], *, share: bool = True) -> str:
         out = self.base_model(input_ids=input_ids, attention_mask=attention_mask, **more, use_cache=shared >= _SHORT)
         return out.last_hidden_state
 
-    def forward(self: Any, *args: Any, fused_lm_head: bool = False, **kwargs: Any) -> Any:
-        if not fused_lm_head:
-            return stock(*args, **kwargs)
+    def scored(self: Any, ids: Any, mask: Any, labels: Any, objective: Any, more: dict[str, Any]) -> Scored:
+        learnt = labels[:, 1:] != -100  # position t predicts token t + 1
+        if plain[0]:
+            states = behind(self, ids, mask, labels, {})[:, :-1]
+            parts = states[learnt[:, -states.shape[1] :]], self.get_output_embeddings()
+        else:  # a family that does more than its head says: whole logits, of which the trained ones are kept
+            logits = stock(input_ids=ids, attention_mask=mask, use_cache=False).logits
+            parts = logits[:, :-1][learnt], torch.nn.Identity()
+        return Scored(*objective(*parts, labels[:, 1:][learnt], more))
+
+    def forward(
+        self: Any, *args: Any, fused_lm_head: bool = False, objective: Any = None, more: Any = None, **kwargs: Any
+    ) -> Any:
+        if objective is not None:
+            return scored(self, kwargs["input_ids"], kwargs["attention_mask"], kwargs["labels"], objective, more)
+        if not (fused_lm_head and ours and plain[0]):
+            return stock(*args, fused_lm_head=fused_lm_head, **kwargs) if fused_lm_head else stock(*args, **kwargs)
         if (kwargs["labels"] != -100).sum() * self.config.get_text_config().vocab_size > _MANY_LOGITS:
             return stock(*args, fused_lm_head=True, **kwargs)
         ids, mask, labels = (kwargs.pop(name) for name in ("input_ids", "attention_mask", "labels"))
@@ -68,23 +92,28 @@ def lighten(model: Any, batch: dict[str, Any], *, share: bool = True) -> str:
             label_mask=learnt,
         )
 
-    def same(one: Any, other: Any) -> bool:
-        return bool(torch.allclose(one.float(), other.float(), rtol=tolerance, atol=tolerance))
-
     model.eval()
-    tolerance = 1e-3 if model.dtype == torch.float32 else 0.1  # bfloat16 rounds to 1 part in 256
     with torch.no_grad():
         ids = batch["input_ids"][:1]
         logits = stock(input_ids=ids, use_cache=False).logits[0, -1]
         state = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0, -1]
-        if not same(logits, model.get_output_embeddings()(state)):
-            return "every position"
+        plain[0] = _same(logits, model.get_output_embeddings()(state), model.dtype)
         model.forward = MethodType(forward, model)
+        if not plain[0]:
+            return "every position"
         if share and shared_tokens(batch["input_ids"], batch["labels"]) >= _SHORT and _can_share(model):
             apart = model(**batch, fused_lm_head=True).log_probs
             sharing[0] = True
-            sharing[0] = same(apart, model(**batch, fused_lm_head=True).log_probs)
-    return "trained positions, shared beginnings" if sharing[0] else "trained positions"
+            sharing[0] = _same(apart, model(**batch, fused_lm_head=True).log_probs, model.dtype)
+    scores = "trained positions" if ours else "TRL's head"
+    return f"{scores}, shared beginnings" if sharing[0] else scores
+
+
+def _same(one: Any, other: Any, dtype: Any) -> bool:
+    import torch
+
+    tolerance = 1e-3 if dtype == torch.float32 else 0.1  # bfloat16 rounds to 1 part in 256
+    return bool(torch.allclose(one.float(), other.float(), rtol=tolerance, atol=tolerance))
 
 
 def shared_tokens(input_ids: Any, labels: Any) -> int:

@@ -17,11 +17,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llm_distill.errors import UserError
 from llm_distill.trainers.checkpoints import seal
-from llm_distill.trainers.rows import Row
+from llm_distill.trainers.rows import UNTRAINED, Row
+
+if TYPE_CHECKING:
+    from llm_distill.trainers.course import Objective
 
 
 class Stop:
@@ -83,6 +86,7 @@ def arguments(folder: Path, settings: dict[str, Any], seed: int, *, on_cpu: bool
         max_length=None,
         bf16=settings["dtype"] == "bfloat16",  # multiplies in bfloat16; what is trained stays float32
         activation_checkpointing=settings["activation_checkpointing"],
+        remove_unused_columns=False,  # `place` says which row it is
         use_cpu=on_cpu,
         dataloader_pin_memory=not on_cpu,
         logging_steps=1,  # a coarser curve would not be the same after a resume
@@ -107,11 +111,20 @@ def make_trainer(
     report: Callable[[int, dict[str, float]], None],
     stop: Stop,
     checkpoint_every_s: float,
+    objective: Objective | None = None,
 ) -> Any:
-    """An SFTTrainer that reads `rows` in `order` and calls `report(step, logs)` after each step."""
+    """An SFTTrainer that reads `rows` in `order`, minimises `objective` (else TRL's own loss) and calls `report(step, logs)`
+    after each step.
+    """
     from datasets import Dataset
     from transformers import PrinterCallback, TrainerCallback
     from trl import SFTTrainer
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+    class Collator(DataCollatorForLanguageModeling):  # type: ignore[misc]
+        def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+            batch: dict[str, Any] = super().torch_call(examples)
+            return batch | objective.tensors([e["place"] for e in examples]) if objective else batch
 
     class Quiet(SFTTrainer):  # type: ignore[misc]
         next_save = time.monotonic() + checkpoint_every_s
@@ -121,6 +134,20 @@ def make_trainer(
 
         def create_model_card(self, *_args: Any, **_kwargs: Any) -> None:
             return
+
+        def compute_loss(
+            self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+        ) -> Any:
+            if objective is None:
+                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            own = {name: inputs.pop(name) for name in ("input_ids", "labels", "attention_mask")}
+            # Of all micro-batches of a step: their means would weigh a token of a short answer more than one of a long.
+            tokens = (own["labels"] != UNTRAINED).sum() if num_items_in_batch is None else num_items_in_batch
+            out = model(**own, objective=objective.loss, more=inputs)
+            for name, value in out.parts.items():
+                parts[name] = parts.get(name, 0.0) + value / float(tokens)
+            # Each process divides by the tokens of all, and their gradients are averaged.
+            return out.loss / tokens * self.accelerator.num_processes
 
         def training_step(self, *args: Any, **kwargs: Any) -> Any:
             loss = super().training_step(*args, **kwargs)
@@ -146,22 +173,32 @@ def make_trainer(
 
         def on_log(self, _args: Any, state: Any, _control: Any, logs: dict[str, float], **_: Any) -> None:
             if "loss" in logs:
+                logs |= parts
+                parts.clear()
                 _must_be_finite("gradient norm", logs["grad_norm"], state.global_step)
                 if state.global_step == 1 and logs["grad_norm"] == 0:
                     raise RuntimeError("The first step's gradients are all zero: the loss does not reach the weights.")
                 report(state.global_step, logs)
 
-    data = Dataset.from_dict({"input_ids": [r.input_ids for r in rows], "labels": [r.labels for r in rows]})
+    parts: dict[str, float] = {}
+    columns = {"input_ids": [r.input_ids for r in rows], "labels": [r.labels for r in rows]}
+    data = Dataset.from_dict(columns | {"place": range(len(rows))})
     trainer = Quiet(
         model=model,
         args=args,
         train_dataset=data.select(order),
         processing_class=tokenizer,
+        data_collator=Collator(pad_token_id=pad_token(tokenizer)),
         peft_config=lora,
         callbacks=[Follow()],
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def pad_token(tokenizer: Any) -> int:
+    """The id that fills short rows: read by nobody, so any will do."""
+    return int(next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None))
 
 
 def write_weights(model: Any, folder: Path) -> None:

@@ -7,8 +7,9 @@ teacher's text untouched (templates strip it, or cut reasoning out of it), then 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from llm_distill.errors import UserError
@@ -37,8 +38,15 @@ class Row:
         return len(self.input_ids) - self.prompt_tokens
 
 
-def make_rows(samples: Sequence[Sample], tokenizer: Any, stop_ids: Collection[int], max_length: int) -> list[Row]:
-    """One row per sample, in order. `stop_ids` are the ids at which the student's generation stops.
+def make_rows(
+    samples: Sequence[Sample],
+    tokenizer: Any,
+    stop_ids: Collection[int],
+    max_length: int,
+    completions: Mapping[str, Sequence[int]] = MappingProxyType({}),
+) -> list[Row]:
+    """One row per sample, in order. `stop_ids` are the ids at which the student's generation stops; `completions` are those
+    known as token ids already, by row_id: a text tokenised again need not be the tokens that were sampled.
 
     A sample that cannot be learnt whole is a UserError: nothing is ever cut to fit, since the cut loses the end token
     (and, of a reasoned answer, the answer).
@@ -60,7 +68,9 @@ def make_rows(samples: Sequence[Sample], tokenizer: Any, stop_ids: Collection[in
     spelt_out = re.compile("|".join(map(re.escape, sorted(specials))) or "(?!)")
     rows = []
     for sample, prompt, whole in zip(samples, prompt_ids, whole_ids, strict=True):
-        if prompt == whole[: len(prompt)] and not spelt_out.search(sample.completion):
+        if sample.row_id in completions:
+            completion = list(completions[sample.row_id])
+        elif prompt == whole[: len(prompt)] and not spelt_out.search(sample.completion):
             completion = whole[len(prompt) :]
         else:
             # Either the text merges across the boundary, where generation could never merge, or it spells out a

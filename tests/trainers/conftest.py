@@ -10,6 +10,8 @@ import pytest
 
 from llm_distill.records import Message, Sample
 from llm_distill.trainers import TrainingJob
+from llm_distill.trainers import sft as sft_module
+from llm_distill.trainers.hyper import Hyperparameters
 from tests.models.conftest import byte_level_tokenizer, tiny
 
 
@@ -21,6 +23,11 @@ def reviews(count: int) -> list[Sample]:
         answer = "positive" if i % 2 else "negative, a bad day" if i % 3 else "negative"
         made.append(Sample(f"r{i}", (Message("user", text),), answer))
     return made
+
+
+def sft(job: TrainingJob, **knobs: Any) -> None:
+    """Plain fine-tuning with some hyperparameters."""
+    sft_module.sft(job, hyper=Hyperparameters(**knobs))
 
 
 @pytest.fixture(scope="session")

@@ -12,8 +12,8 @@ from llm_distill.models.decoding import Engine, encode
 from llm_distill.records import Message, Sample
 from llm_distill.trainers import TrainingJob
 from llm_distill.trainers.rows import make_rows, stop_ids
-from llm_distill.trainers.sft import sft
 from tests.conftest import ROOT
+from tests.trainers.conftest import sft
 
 CACHE = ROOT / "data" / "quickstart" / "cache"
 STUDENT = CACHE / "SmolLM2-135M-Instruct.Q4_1.gguf"

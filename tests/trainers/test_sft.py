@@ -21,12 +21,12 @@ from transformers import AutoTokenizer
 from llm_distill.errors import Interrupted, UserError
 from llm_distill.models import weights
 from llm_distill.plugs import Spec, bind
-from llm_distill.trainers import TRAINERS, TrainingJob
+from llm_distill.trainers import TRAINERS, TrainingJob, course
 from llm_distill.trainers import loop as training_loop
-from llm_distill.trainers import sft as sft_module
-from llm_distill.trainers.sft import reading_order, sft
+from llm_distill.trainers.curve import reading_order
 from tests.conftest import ROOT
 from tests.models.conftest import byte_level_tokenizer, fallback_tokenizer, tiny
+from tests.trainers.conftest import sft
 
 MakeJob = Callable[..., TrainingJob]
 
@@ -87,8 +87,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from llm_distill.trainers import TrainingJob
-from llm_distill.trainers.sft import sft
-from tests.trainers.conftest import reviews
+from tests.trainers.conftest import reviews, sft
 import torch
 torch.set_num_threads(1)
 def on_step(step, _of, _numbers):
@@ -261,7 +260,7 @@ def test_what_this_machine_lacks_is_said(make_job: MakeJob, monkeypatch: pytest.
     job.student["device"] = "cuda:1"
     with pytest.raises(UserError, match=r"device is cuda:1.*set CUDA_VISIBLE_DEVICES=1"):
         sft(job)
-    monkeypatch.setattr(sft_module, "find_spec", lambda name: None if name == "trl" else name)
+    monkeypatch.setattr(course, "find_spec", lambda name: None if name == "trl" else name)
     with pytest.raises(UserError, match=r"train: trl not installed; `pip install 'llm-distill\[train\]'`"):
         sft(job)
 
@@ -272,7 +271,7 @@ def test_its_knobs_are_checked_with_the_recipe(tmp_path: Path) -> None:
             "trainer", Spec("sft", knobs, "train.sft"), TRAINERS, {"folder": tmp_path, "files": set(), "roles": []}
         )
 
-    assert read(epochs=1).knobs["lora_rank"] == 16
+    assert read(epochs=1).knobs["hyper"].lora_rank == 16
     for wrong in ({"epoch": 1}, {"lora_rank": 0}, {"schedule": "triangle"}, {"learning_rate": -1}, {"dtype": "fp8"}):
         with pytest.raises(UserError, match=f"train.sft.*{next(iter(wrong))}"):
             read(**wrong)

@@ -1,0 +1,205 @@
+"""The course that every trainer built on TRL's SFTTrainer takes: load, tokenise, check, train, publish.
+
+What is learnt at a position is the trainer's: the text alone (TRL's own loss), or an `Objective`.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+from llm_distill.errors import Interrupted, UserError
+from llm_distill.models import weights
+from llm_distill.trainers import TrainingJob
+from llm_distill.trainers.batch_check import check_batch, check_rows, preview
+from llm_distill.trainers.checkpoints import fingerprint, last_whole, publish
+from llm_distill.trainers.curve import Curve, reading_order
+from llm_distill.trainers.hyper import Hyperparameters
+from llm_distill.trainers.rows import Row, make_rows, stop_ids
+
+_GOES_ON = "the same command goes on from its last checkpoint."
+
+
+class Objective(Protocol):
+    """What is minimised in place of cross-entropy with the text."""
+
+    #: What a loss is made of, beside the loss itself: names of numbers for the curve.
+    parts: Sequence[str]
+    #: Of all that it knows of the rows: with other knowledge, training is not gone on with.
+    digest: str
+
+    def tensors(self, places: Sequence[int]) -> dict[str, Any]:
+        """What it knows of the rows at some places: tensors whose first dimension is their n trained positions, row after
+        row.
+        """
+
+    def loss(self, states: Any, head: Any, wanted: Any, more: Mapping[str, Any]) -> tuple[Any, dict[str, float]]:
+        """The sum over n positions, and its parts likewise.
+
+        states: (n, width), what predicts each trained token; head: the module that makes (n, vocabulary) logits of them;
+        wanted: (n,), the tokens of the text; more: `tensors` of the batch.
+        """
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a trainer teaches: token rows with what else is known of them.
+
+    settings: its knobs that decide how training goes; story: more keys for training.json.
+    """
+
+    rows: Sequence[Row]
+    objective: Objective | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    story: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Desk:
+    """The student's tokenizer and model, loaded where and as the knobs say. `settings` are the knobs, settled."""
+
+    def __init__(self, job: TrainingJob, hyper: Hyperparameters) -> None:
+        missing = [name for name in ("torch", "transformers", "datasets", "peft", "trl") if not find_spec(name)]
+        if missing:
+            raise UserError(f"train: {', '.join(missing)} not installed; `pip install 'llm-distill[train]'`.")
+        job.out.mkdir(parents=True, exist_ok=True)
+        for stale in ("adapter_model.safetensors", "adapter_config.json", "config.json"):
+            (job.out / stale).unlink(missing_ok=True)
+        self.job, self.hyper = job, hyper
+        self.settings = asdict(hyper) | {"learning_rate": hyper.rate}
+        del self.settings["checkpoint_every_s"]  # decides nothing
+        self.where = job.student["model"], job.student.get("sha256"), job.student.get("revision")
+        self.device = _resolve(self.settings, job.student.get("device", "auto"))
+        self.tokenizer = weights.load_tokenizer(*self.where)
+        # Only LoRA may stand on bfloat16 weights: a small step on such a weight is rounded away.
+        kind = self.settings["dtype"] if hyper.lora_rank else "float32"
+        self.model = weights.load_model(*self.where, dtype=kind, device=str(self.device))
+
+    def rows(self, completions: Mapping[str, Sequence[int]] | None = None) -> list[Row]:
+        """The samples as token rows, some of them with completions that are token ids already, by row_id."""
+        ends = stop_ids(self.model, self.tokenizer)
+        return make_rows(self.job.samples, self.tokenizer, ends, self.hyper.max_length, completions or {})
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Training libraries kept quiet; Ctrl-C is an Interrupted that says how to go on."""
+    from llm_distill.trainers import loop
+
+    try:
+        with loop.quiet():
+            yield
+    except KeyboardInterrupt:
+        raise Interrupted(f"Training stopped; {_GOES_ON}") from None
+
+
+def train(desk: Desk, lesson: Lesson) -> None:
+    """Train on a lesson and write the adapter (without LoRA: the model), its curve and its story into `job.out`.
+
+    Called again after a kill, it goes on from the last whole checkpoint and ends with the same weights.
+    """
+    from llm_distill.trainers import loop
+    from llm_distill.trainers.head import lighten
+
+    job, hyper, model, rows = desk.job, desk.hyper, desk.model, lesson.rows
+    settings = {**desk.settings, **lesson.settings}
+    findings = check_rows(rows, desk.tokenizer, rows[0].input_ids[-1])
+    order = reading_order([len(r.input_ids) for r in rows], hyper.batch_size, hyper.epochs, job.seed)
+
+    identity = weights.identity(*desk.where)
+    known = settings | loop.versions() | {"base": identity}
+    if lesson.objective:
+        known["objective"] = lesson.objective.digest
+    checkpoints = job.out / "checkpoints" / fingerprint(rows, known, job.seed)
+    resume = last_whole(checkpoints)
+    parts = lesson.objective.parts if lesson.objective else ()
+    curve = Curve(job, rows, order, hyper, int(resume.name.rpartition("-")[2]) if resume else 0, parts)
+    stop = loop.Stop()
+    args = loop.arguments(checkpoints, settings, job.seed, on_cpu=desk.device.type == "cpu")
+    trainer = loop.make_trainer(
+        model, desk.tokenizer, rows, order, args, _lora(hyper), curve.add, stop, hyper.checkpoint_every_s,
+        lesson.objective,
+    )  # fmt: skip
+    batch = next(iter(trainer.get_train_dataloader()))
+    check_batch(batch, [rows[i] for i in order[: hyper.batch_size]])
+    findings["scored"] = lighten(
+        model,
+        {name: batch[name] for name in ("input_ids", "labels", "attention_mask")},
+        # On CUDA, TRL's kernels score trained positions only; a mixture of experts has a second loss, over all of them.
+        ours=lesson.objective is not None or (desk.device.type == "cpu" and not trainer.aux_loss_enabled),
+        share=desk.device.type == "cpu" and not settings["activation_checkpointing"],
+    )
+    example = preview(rows[order[0]], desk.tokenizer)
+    job.say(f"The first row, as it is learnt (between \u27e6 and \u27e7):\n{example}")
+
+    with stop.on_ctrl_c(job.say):
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    if trainer.state.global_step < curve.steps:
+        raise Interrupted(f"Training stopped after step {trainer.state.global_step} of {curve.steps}; {_GOES_ON}")
+
+    story = {
+        "settings": settings,
+        "base": identity,
+        "seed": job.seed,
+        "steps": curve.steps,
+        "trained_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        "parameters": sum(p.numel() for p in trainer.model.parameters()),
+        "checks": findings,
+        "example": example,
+        "versions": loop.versions(),
+        **lesson.story,
+    }
+    finish(desk, trainer.model, story, checkpoints.parent)
+
+
+def finish(desk: Desk, model: Any, story: Mapping[str, Any], checkpoints: Path) -> None:
+    """Publish what was trained, the file whose presence says so last, and drop the checkpoints."""
+    from llm_distill.trainers import loop
+
+    made = checkpoints / "made"
+    if desk.hyper.lora_rank:
+        model.peft_config["default"].base_model_name_or_path = desk.where[0]
+    loop.write_weights(model, made)
+    desk.tokenizer.save_pretrained(made)
+    if desk.hyper.lora_rank:
+        weights.sign_adapter(str(made), *desk.where)
+    (made / "training.json").write_text(json.dumps(story, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    publish(made, desk.job.out, "adapter_model.safetensors" if desk.hyper.lora_rank else "config.json")
+    shutil.rmtree(checkpoints)
+
+
+def _resolve(settings: dict[str, Any], device: str) -> Any:
+    """Settle what depends on the machine, in `settings`; gives the torch.device."""
+    import torch
+
+    place = weights.pick_device(device)
+    if place.index:
+        raise UserError(
+            f"train: device is {device}, but training takes the first GPU it sees; "
+            f"write `device: cuda` and set CUDA_VISIBLE_DEVICES={place.index}."
+        )
+    if settings["dtype"] == "auto":
+        fast = place.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        settings["dtype"] = "bfloat16" if fast else "float32"
+    if settings["activation_checkpointing"] is None:
+        settings["activation_checkpointing"] = place.type != "cpu"
+    return place
+
+
+def _lora(hyper: Hyperparameters) -> Any:
+    from peft import LoraConfig
+
+    if hyper.lora_rank is None:
+        return None
+    return LoraConfig(
+        r=hyper.lora_rank,
+        lora_alpha=hyper.lora_alpha,
+        lora_dropout=hyper.lora_dropout,
+        target_modules="all-linear",  # attention alone learns less, at any rank ("LoRA Without Regret")
+        task_type="CAUSAL_LM",
+    )
