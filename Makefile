@@ -50,10 +50,11 @@ check: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: .venv/installed
+bench: setup
 	$(BIN)/python -m tests.bench.asking
 	$(BIN)/python -m tests.bench.logprobs
 	$(BIN)/python -m tests.bench.filters
+	$(BIN)/python -m tests.bench.training
 
 # vLLM pins what we do not, so it has its own environment, with this package in it for `vllm_offline`. torch first, as
 # above. Of what vLLM brings for pictures and sound there is no CPU build everywhere, and text needs none of it.

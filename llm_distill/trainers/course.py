@@ -29,10 +29,13 @@ _GOES_ON = "the same command goes on from its last checkpoint."
 class Objective(Protocol):
     """What is minimised in place of cross-entropy with the text."""
 
-    #: What a loss is made of, beside the loss itself: names of numbers for the curve.
-    parts: Sequence[str]
-    #: Of all that it knows of the rows: with other knowledge, training is not gone on with.
-    digest: str
+    @property
+    def parts(self) -> Sequence[str]:
+        """What a loss is made of, beside the loss itself: names of numbers for the curve."""
+
+    @property
+    def digest(self) -> str:
+        """Of all that it knows of the rows: with other knowledge, training is not gone on with."""
 
     def tensors(self, places: Sequence[int]) -> dict[str, Any]:
         """What it knows of the rows at some places: tensors whose first dimension is their n trained positions, row after

@@ -48,8 +48,9 @@ def lighten(model: Any, batch: dict[str, Any], *, ours: bool = True, share: bool
             self.base_model(input_ids=input_ids[:1, :shared], **more, past_key_values=begun, use_cache=True)
             begun.batch_repeat_interleave(len(input_ids))
             input_ids, more = input_ids[:, shared:], more | {"past_key_values": begun}
-        out = self.base_model(input_ids=input_ids, attention_mask=attention_mask, **more, use_cache=shared >= _SHORT)
-        return out.last_hidden_state
+        return self.base_model(
+            input_ids=input_ids, attention_mask=attention_mask, **more, use_cache=shared >= _SHORT
+        ).last_hidden_state
 
     def scored(self: Any, ids: Any, mask: Any, labels: Any, objective: Any, more: dict[str, Any]) -> Scored:
         learnt = labels[:, 1:] != -100  # position t predicts token t + 1
@@ -70,7 +71,7 @@ def lighten(model: Any, batch: dict[str, Any], *, ours: bool = True, share: bool
             return stock(*args, fused_lm_head=fused_lm_head, **kwargs) if fused_lm_head else stock(*args, **kwargs)
         if (kwargs["labels"] != -100).sum() * self.config.get_text_config().vocab_size > _MANY_LOGITS:
             return stock(*args, fused_lm_head=True, **kwargs)
-        ids, mask, labels = (kwargs.pop(name) for name in ("input_ids", "attention_mask", "labels"))
+        ids, mask, labels = map(kwargs.pop, ("input_ids", "attention_mask", "labels"))
         more = {name: value for name, value in kwargs.items() if value is not None and name != "use_cache"}
         states = behind(self, ids, mask, labels, more)[:, :-1]
         labels = labels[:, 1:]  # position t predicts token t + 1
