@@ -10,29 +10,25 @@ student. The numbers lie in `ablation.json` and `ablation.md` of the full run's 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from llm_distill import pipeline, store
 from llm_distill.ablate_table import markdown, notes
-from llm_distill.errors import FellShort, Interrupted, UserError, did_you_mean
-from llm_distill.ledger import Ledger
-from llm_distill.plugs import Spec
-from llm_distill.recipe import Plan, load
+from llm_distill.errors import FellShort, UserError, did_you_mean
+from llm_distill.recipe import Plan, load, seeded
 from llm_distill.records import content_id
-from llm_distill.stages import Run, Watch
+from llm_distill.stages import Watch
+from llm_distill.variants import RowScores, Work, measured
 
 FULL = "all filters"
 NUMBERS, TABLE = "ablation.json", "ablation.md"
 #: What a row teaches: rows that are equal in these make equal students.
 _TAUGHT = ("row_id", "messages", "tags", "text", "prediction")
-#: Of each metric, the score of each held-out row.
-_Scores = dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -64,39 +60,9 @@ def derived(plan: Plan, without: Sequence[str] = (), *, rows: int | None = None,
         raw["filter"] = [entry for entry, filter_ in named if filter_.name not in without]
     if rows is not None:
         raw["filter"] = [*raw["filter"], {"sample": {"rows": rows}}]
-    if seed is not None and seed != plan.train_seed:
-        trainer = Spec.read(raw["train"], "train")
-        raw["train"] = {trainer.name: trainer.knobs | {"seed": seed}}
+    if seed is not None:
+        raw["train"] = seeded(plan, raw["train"], seed)
     return replace(load(plan.path, raw=raw), account=plan.account, sources=plan.sources)
-
-
-@dataclass
-class _Work:
-    """What the arms share: where they run, who looks on, and what each has cost."""
-
-    plan: Plan
-    workspace: Path
-    watch: Watch
-    ledger_url: str | None
-    spent: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    def run(self, arm: str, plan: Plan, last: str | None) -> store.RunFolder:
-        """Bring an arm's run as far as a stage; FellShort or Interrupted where it stops before."""
-        folder = store.RunFolder.of(self.workspace, plan.name, plan.digest)
-        if plan.digest != self.plan.digest and folder.record.get("arm") != arm:
-            folder.path.mkdir(parents=True, exist_ok=True)
-            folder.record["arm"] = arm  # so that it is not taken for the recipe's own latest run
-            folder.save()
-        start = time.perf_counter()
-        summary = pipeline.run(plan, self.workspace, self.watch, ledger_url=self.ledger_url, last=last)
-        spent = self.spent.setdefault(arm, {"seconds": 0.0, "cost_usd": 0.0})
-        if any(stage["ran"] for stage in summary["stages"].values()):
-            spent["seconds"] = round(spent["seconds"] + time.perf_counter() - start, 1)
-        unknown = None in (spent["cost_usd"], summary["cost_usd"])
-        spent["cost_usd"] = None if unknown else spent["cost_usd"] + summary["cost_usd"]
-        if summary["status"] != "done":
-            raise (Interrupted if summary["status"] == "interrupted" else FellShort)(f"{arm}: {summary['reason']}")
-        return store.RunFolder(Path(summary["run"]))
 
 
 def ablate(
@@ -111,7 +77,7 @@ def ablate(
 ) -> Iterator[dict[str, Any]]:
     """The ablation as it stands after each arm; the last one is whole. Raises what stops it; what is done is kept."""
     wanted = arms([filter_.name for filter_ in plan.filters], only)
-    work = _Work(plan, workspace, watch, ledger_url)
+    work = Work(plan, workspace, watch, ledger_url)
     measures = plan.trainer is not None and plan.evaluate is not None
     settings = {"only": sorted(only), "seeds": seeds if measures else 0, "equal_rows": equal_rows and measures}
     work.spent = _spent_before(store.RunFolder.of(workspace, plan.name, plan.digest), settings)
@@ -119,7 +85,7 @@ def ablate(
     full = work.run(FULL, plan, None)
     found = _started(work, wanted, full, settings)
     students: dict[str, str] = {}  # what was taught -> the first arm that taught it
-    scores: dict[str, list[_Scores]] = {}
+    scores: dict[str, list[RowScores]] = {}
     try:
         for i, (arm, row) in enumerate(zip(wanted, found["arms"], strict=True), start=1):
             if measures:
@@ -143,10 +109,10 @@ def ablate(
         raise
     finally:
         if full.file(NUMBERS).exists():
-            _report(work, full)
+            work.report(plan, full)
 
 
-def _started(work: _Work, wanted: Sequence[Arm], full: store.RunFolder, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _started(work: Work, wanted: Sequence[Arm], full: store.RunFolder, settings: Mapping[str, Any]) -> dict[str, Any]:
     """An ablation before any student is trained: what each arm keeps."""
     kept = {}
     for arm in wanted:
@@ -200,7 +166,7 @@ def _taught(run: store.RunFolder) -> tuple[int, str]:
     return len(rows), content_id([content_id([row[name] for name in _TAUGHT]) for row in rows])
 
 
-def _scores(run: store.RunFolder, plan: Plan) -> _Scores:
+def _scores(run: store.RunFolder, plan: Plan) -> RowScores:
     """The student's score on each held-out row: by the task's metric, and by agreement with the teacher."""
     from llm_distill.evals.metrics import AGREEMENT, PRIMARY, agreement_scores, gold_scores
 
@@ -210,32 +176,13 @@ def _scores(run: store.RunFolder, plan: Plan) -> _Scores:
     return {metric: gold, AGREEMENT: agreement_scores(student, teacher, plan.task.kind)}
 
 
-def _mean(of: Sequence[_Scores]) -> _Scores:
-    """Scores averaged over trainings, row by row."""
-    both = {metric: [row for row in rows if all(row in one[metric] for one in of)] for metric, rows in of[0].items()}
-    return {m: {row: sum(one[m][row] for one in of) / len(of) for row in rows} for m, rows in both.items()}
-
-
-def _measured(here: Sequence[_Scores], full: Sequence[_Scores], plan: Plan, *, same: bool) -> dict[str, Any]:
-    """An arm's score, and its change against the full run on the same rows."""
-    from llm_distill.evals.compare import paired, rounded, share
-    from llm_distill.evals.statistics import mean
-
+def _measured(here: Sequence[RowScores], full: Sequence[RowScores], plan: Plan, *, same: bool) -> dict[str, Any]:
+    """An arm's score, its change against the full run on the same rows, and what it says of the filter."""
     assert plan.evaluate is not None
-    resamples = plan.evaluate.resamples
-    shared = share({"student": _mean(here), "full": _mean(full)}, plan.task.kind, plan.seed, resamples)
-    if shared.metric is None or not shared.has("student", "full"):
-        return {"metric": shared.metric, "score": None, "by_seed": [], "change": None, "verdict": "not measured"}
-    score = mean(shared.scores["student"], plan.seed, resamples)
-    change = None if here is full else paired(shared, "full")
-    numbers = {
-        "metric": shared.metric,
-        "score": score._asdict(),
-        "by_seed": [sum(one[shared.metric][row] for row in shared.rows) / len(shared.rows) for one in here],
-        "change": change,
-    }
-    said = verdict(change, same=same) if same or change else None
-    return {**rounded(numbers), "verdict": said}
+    found = measured(here, full, plan, plan.evaluate.resamples)
+    if found["score"] is None:
+        return found | {"verdict": "not measured"}
+    return found | {"verdict": verdict(found["change"], same=same) if same or found["change"] else None}
 
 
 def verdict(change: Mapping[str, Any] | None, *, same: bool = False) -> str:
@@ -258,12 +205,3 @@ def _save(full: store.RunFolder, found: dict[str, Any]) -> None:
     store.write_json(full.file(NUMBERS), found)
     with store.replacing(full.file(TABLE)) as temporary:
         temporary.write_text(markdown(found), encoding="utf-8")
-
-
-def _report(work: _Work, full: store.RunFolder) -> None:
-    """The full run's report again, with the ablation in it."""
-    ledger = Ledger(work.ledger_url or work.workspace / "ledger.sqlite")
-    try:
-        pipeline.do(Run(work.plan, full, ledger, work.watch), "report")
-    finally:
-        ledger.close()

@@ -1,4 +1,4 @@
-"""The command line. It and `cli_runs`, its commands on runs, are the only modules that print; this one alone exits.
+"""The command line. It and its commands on runs (`cli_*`) are the only modules that print; this one alone exits.
 
 Exit codes: 0 done, 1 finished but something fell short, 2 the user's mistake, 130 interrupted.
 """
@@ -14,7 +14,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from llm_distill import __version__, cli_runs
+from llm_distill import __version__, cli_attach, cli_runs, cli_students, cli_sweep
 from llm_distill.cli_runs import AsJson, Overrides, RecipeArg, Workspace, brief, headline
 from llm_distill.errors import DistillError, FellShort, Interrupted, UserError
 
@@ -89,18 +89,26 @@ def _tell(summary: dict[str, Any]) -> None:
 
 
 @app.command()
-def check(recipe: RecipeArg, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def check(
+    recipe: RecipeArg, overrides: Overrides = None, workspace: Workspace = Path("data"), as_json: AsJson = False
+) -> None:
     """Read a recipe, find its mistakes, estimate what it would ask and cost. Spends nothing."""
+    from llm_distill import lineage
     from llm_distill.estimate import estimate, missing_keys
     from llm_distill.recipe import load
+    from llm_distill.sweep_space import space, trials
 
     plan = load(recipe, overrides or ())
+    untrained = lineage.missing(plan, workspace)  # another recipe's students, which may come later
+    plan = plan if untrained else lineage.settled(plan, workspace)
     # Making a model loads nothing, and refuses what no type can: an address, a pattern.
-    models = {role: model() for role, model in plan.models.items()}
-    plan.teachers.check_models({role: model.identity for role, model in models.items()})
+    models = {role: model() for role, model in plan.models.items() if role not in untrained}
+    plan.teachers.check_models({role: models[role].identity if role in models else role for role in plan.models})
     found = {"recipe": plan.name, "digest": plan.digest, **estimate(plan), "missing_keys": missing_keys(plan)}
     for role, asked in found["teachers"].items():
-        asked["counting"] = models[role].count.how
+        asked["counting"] = models[role].count.how if role in models else "not trained yet"
+    tried = space(plan) if plan.sweep else None  # which binds every value that would be tried
+    found["sweep"] = {"knobs": tried.paths, "trials": trials(plan, tried)} if tried else None
     if as_json:
         print(json.dumps(found, sort_keys=True))
         return
@@ -136,20 +144,24 @@ def check(recipe: RecipeArg, overrides: Overrides = None, as_json: AsJson = Fals
     print(f"  filters    {', '.join(f.name for f in plan.filters) or 'none'}")
     print(f"  training   {plan.trainer.spec.name if plan.trainer else 'none: this recipe makes data'}")
     print(f"  evaluation {'yes' if plan.evaluate else 'none'}")
+    if tried:
+        print(f"  sweep      {found['sweep']['trials']:,} trials over {', '.join(tried.paths)}")
     for note in (
         *found["open_terms"],
         *found["notes"],
         *(f"export {name}, which `run` will need" for name in found["missing_keys"]),
+        *untrained.values(),
     ):
         print(f"  note       {note}")
 
 
 @app.command()
-def fetch(recipe: RecipeArg, overrides: Overrides = None) -> None:
+def fetch(recipe: RecipeArg, overrides: Overrides = None, workspace: Workspace = Path("data")) -> None:
     """Make a recipe's models ready: find or download weights, check hashes, convert .gguf files. Asks nobody."""
+    from llm_distill.lineage import settled
     from llm_distill.recipe import load
 
-    for role, plug in load(recipe, overrides or ()).models.items():
+    for role, plug in settled(load(recipe, overrides or ()), workspace).models.items():
         model = plug()
         model.preflight()
         model.count.fetch()
@@ -157,7 +169,8 @@ def fetch(recipe: RecipeArg, overrides: Overrides = None) -> None:
 
 
 for command in (
-    cli_runs.runs, cli_runs.show, cli_runs.report, cli_runs.refilter, cli_runs.review, cli_runs.ablate
+    cli_runs.runs, cli_runs.show, cli_runs.report, cli_runs.refilter, cli_runs.review, cli_runs.ablate,
+    cli_attach.attach, cli_sweep.sweep, cli_students.export, cli_students.serve,
 ):  # fmt: skip
     app.command()(command)
 

@@ -15,6 +15,7 @@ from llm_distill.account import Account
 from llm_distill.collect import salt, settle
 from llm_distill.errors import UserError, did_you_mean
 from llm_distill.limits import Charge
+from llm_distill.models import Model
 from llm_distill.reasoning import separate
 from llm_distill.records import Entry, Request
 
@@ -38,17 +39,24 @@ class Errand:
         """The entries of questions to the model of a role, in their order."""
         if role not in self.run.plan.models:
             raise UserError(f"{self.what}: no model {role!r}.{did_you_mean(role, self.run.plan.models)}")
-        model, ledger = self.run.model(role), self.run.ledger
+        entries = self.of(self.run.model(role), role, questions)
+        self.owed += sum(entry.status == "failed" for entry in entries)
+        return entries
+
+    def of(self, model: Model, role: str, questions: Sequence[Request]) -> list[Entry]:
+        """The same of a model that no recipe names: a role's with an adapter of its own. Its failures are not owed: asked
+        again it would fail again.
+        """
+        ledger = self.run.ledger
         keys = [question.key(salt(self.run, model)) for question in questions]
         asked = dict(zip(keys, questions, strict=True))
         known = dict(zip(asked, ledger.read(asked, logprobs=self.logprobs), strict=True))
         missing = {key: asked[key] for key, entry in known.items() if entry is None or entry.status == "failed"}
         if missing and self.run.may_ask:
-            self._announce(role, missing)
+            self._announce(model, role, missing)
             settle(self.run, {model.identity: (model, missing.items(), len(missing))})
             known |= zip(missing, ledger.read(missing, logprobs=self.logprobs), strict=True)
         entries = [known[key] or Entry(key, "failed", "not asked yet") for key in keys]
-        self.owed += sum(entry.status == "failed" for entry in entries)
         self.entries |= {e.key: msgspec.structs.replace(e, text="", reasoning=None, logprobs=None) for e in entries}
         return entries if self.run.plan.answers.reasoning == "none" else list(map(_without_reasoning, entries))
 
@@ -61,11 +69,10 @@ class Errand:
         known = None if None in costs else sum(c for c in costs if c is not None)
         return {"spent": {"answered": len(paid), **tokens, "cost_usd": known}} if self.entries else {}
 
-    def _announce(self, role: str, questions: dict[str, Request]) -> None:
-        account = Account(self.run.model(role), self.run.id)
+    def _announce(self, model: Model, role: str, questions: dict[str, Request]) -> None:
+        account = Account(model, self.run.id)
         most = sum((account.item(key, question).reserve for key, question in questions.items()), Charge())
-        priced = self.run.model(role).prices
-        cost = "" if priced is None or not most.usd else f", at most ${most.usd:,.4f}"
+        cost = "" if model.prices is None or not most.usd else f", at most ${most.usd:,.4f}"
         self.run.watch.say(f"{self.what}: {len(questions):,} questions to {role}{cost}")
 
 

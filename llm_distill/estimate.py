@@ -6,6 +6,7 @@ import os
 from math import ceil
 from typing import Any
 
+from llm_distill import trainers
 from llm_distill.generators import AtMost
 from llm_distill.plugs import Plug, find
 from llm_distill.prices import FREE
@@ -43,7 +44,7 @@ def estimate(plan: Plan) -> dict[str, Any]:
         own = [p for p, roles in zip(rows, who, strict=True) if role in roles]
         share = len(own) / len(rows) if rows else 1.0
         teachers[role] = _asked(plan, role, own, round(unseen * share), each)
-    others = _writing(plan, found) + _judging(plan, kept)
+    others = _writing(plan, found) + _judging(plan, kept) + _training(plan, kept)
     costs = [asked["cost_usd_at_most"] for asked in (*teachers.values(), *others)]
     return {
         "prompts": len(prompts),
@@ -76,6 +77,15 @@ def _judging(plan: Plan, rows: int) -> list[dict[str, Any]]:
         elif any(known_prices(plan.models[role]) != FREE for role in plug.roles):
             found.append(_errand(plan, plug, None))
     return found
+
+
+def _training(plan: Plan, rows: int) -> list[dict[str, Any]]:
+    """What the trainer's own questions come to."""
+    trainer = plan.trainer
+    if trainer is None or trainer.spec.name not in trainers.ASKS:
+        return []
+    most = find("trainer", trainer.spec.name, trainers.ASKS, trainer.spec.where)(rows, **trainer.knobs)
+    return [] if most is None else [_errand(plan, trainer, most)]
 
 
 def _errand(plan: Plan, plug: Plug, most: AtMost | None) -> dict[str, Any]:

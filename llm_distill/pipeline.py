@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_distill import __version__, review, store
+from llm_distill import __version__, lineage, review, store
 from llm_distill.errors import FellShort, Interrupted, UserError
 from llm_distill.ledger import Ledger
 from llm_distill.provenance import describe
@@ -59,7 +59,7 @@ STAGES = {
     "answers": Stage(
         ask_teacher, ("task", "teachers", "answers"),
         ("prompts.parquet",), ("answers.parquet", "logprobs.parquet", "logprob_tokens.parquet"),
-        asks=lambda plan: plan.teachers.roles,
+        asks=lambda plan: (*plan.teachers.roles, *plan.readers),
     ),
     "filter": Stage(
         filter_answers, ("seed", "task", "filter"),
@@ -102,6 +102,7 @@ def run(
         names = [name for name in names if list(STAGES).index(name) <= list(STAGES).index(last)]
     if first is not None and first not in names:
         raise UserError(f"--from {first}: this run has no such stage; it has {', '.join(names)}.")
+    plan = lineage.settled(plan, workspace)
     try:
         folder = store.RunFolder.of(workspace, plan.name, plan.digest)
         folder.path.mkdir(parents=True, exist_ok=True)
@@ -141,12 +142,12 @@ def _step(job: Run, name: str, *, forced: bool) -> dict[str, Any]:
     return {key: stamp[key] for key in ("rows_in", "rows_out", "seconds")} | {"ran": due}
 
 
-def do(job: Run, name: str) -> None:
-    """Do one stage, whatever was done of it before, and stamp it."""
+def do(job: Run, name: str, by: Callable[[Run], Outcome] | None = None) -> None:
+    """Do one stage, whatever was done of it before, and stamp it; or have another function make what it would make."""
     stage, folder = STAGES[name], job.folder
     folder.save(name)  # whatever is there now is no longer vouched for
     start = time.perf_counter()
-    outcome = stage.function(job)
+    outcome = (by or stage.function)(job)
     stamp = {
         "inputs": _inputs(job, name),
         "outputs": {file: store.digest(folder.file(file)) for file in stage.writes},

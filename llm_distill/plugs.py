@@ -46,7 +46,18 @@ def input_file(path: Path, info: ValidationInfo) -> Path:
     return full
 
 
+#: How a reference to weights begins that means the student of another recipe (see `lineage`).
+RUN = "run:"
+
+
+def is_run(reference: Any) -> bool:
+    """Whether a reference means the student of another recipe."""
+    return isinstance(reference, str) and reference.startswith(RUN)
+
+
 def _weights(reference: str, info: ValidationInfo) -> str:
+    if is_run(reference):
+        return reference
     full = cast(Reading, info.context)["folder"] / Path(reference).expanduser()
     if full.exists():
         return str(full.resolve())
@@ -76,7 +87,8 @@ SecretName = Annotated[str, AfterValidator(_variable)]
 #: A program, such as an environment's `bin/python`; a path is relative to the recipe's folder. No link is followed: an
 #: environment is known by its own.
 Program = Annotated[str, AfterValidator(_program)]
-#: Model weights: a local folder, a .gguf file (both relative to the recipe's folder) or a hub id such as `org/name`.
+#: Model weights: a local folder, a .gguf file (both relative to the recipe's folder), a hub id such as `org/name`, or
+#: `run:NAME`, what the recipe NAME trained last.
 Weights = Annotated[str, AfterValidator(_weights)]
 
 

@@ -53,7 +53,8 @@ def describe(job: Run, roles: Sequence[str]) -> None:
 
 def _named(plan: Plan) -> list[str]:
     """The records that the recipe's models and prompts name."""
-    names = {*plan.prompt_terms, *(plug.knobs.get("terms") for plug in plan.models.values())}
+    stated = (*plan.prompt_terms, *(plug.knobs.get("terms") for plug in plan.models.values()))
+    names = {name for terms in stated if terms for name in terms.split("+")}  # several: of a student's teachers
     return sorted(plan.terms.keys() & names)
 
 

@@ -26,7 +26,7 @@ from llm_distill.models import MODELS
 from llm_distill.plugs import Plug, Reading, Spec, bind, one_line
 from llm_distill.recipe_checks import check_across
 from llm_distill.recipe_file import override, read_recipe
-from llm_distill.recipe_keys import Answers, Evaluate, HeldOut, Report, Strict
+from llm_distill.recipe_keys import Answers, Evaluate, HeldOut, Report, Strict, Sweep
 from llm_distill.records import content_id
 from llm_distill.scorers import SCORERS, Filter, Pick, bind_filters, bind_pick
 from llm_distill.tasks import Task
@@ -64,6 +64,7 @@ class _Recipe(BaseModel):
     train: str | dict[str, Any] | None = None
     evaluate: Evaluate | None = None
     report: Report = Report()
+    sweep: dict[str, Any] | None = None
 
     @field_validator("name")
     @classmethod
@@ -107,6 +108,7 @@ class Plan:
     train_seed: int  # `seed` among the trainer's knobs; the recipe's unless given
     evaluate: Evaluate | None
     report: Report
+    sweep: Sweep | None
     digest: str
     account: str
     sources: tuple[str, ...]
@@ -120,6 +122,11 @@ class Plan:
     def judges(self) -> tuple[str, ...]:
         """The roles whose models the filters ask or look into."""
         return tuple(sorted({role for filter_ in self.filters for role in filter_.plug.roles}))
+
+    @property
+    def readers(self) -> tuple[str, ...]:
+        """The roles whose models read what the teachers answered."""
+        return (self.answers.attach.model,) if self.answers.attach else ()
 
     @property
     def pupils(self) -> tuple[str, ...]:
@@ -184,6 +191,8 @@ def load(path: Path, overrides: Sequence[str] = (), raw: Mapping[str, Any] | Non
         train_seed=train_seed,
         evaluate=recipe.evaluate,
         report=recipe.report,
+        # What a sweep reads is no part of the run: its files are noted elsewhere.
+        sweep=None if recipe.sweep is None else _checked(Sweep, recipe.sweep, "sweep", {**reading, "files": set()}),
         digest="",
         account="",
         sources=(),
@@ -192,9 +201,10 @@ def load(path: Path, overrides: Sequence[str] = (), raw: Mapping[str, Any] | Non
     files = sorted(_file_digest(f) for f in reading["files"])
     if plan.answers.json_schema:  # it may come from code
         files.append(content_id(plan.answers.json_schema))
-    words = raw | {"answers": _without(raw.get("answers") or {}, _BOUNDS)}
+    run = _without(raw, ["sweep"])  # with other trials it is the same run
+    words = run | {"answers": _without(raw.get("answers") or {}, _BOUNDS)}
     sources = (*files, store.digest(templates.BUILT_IN))  # an edited text of ours is no other recipe
-    return replace(plan, digest=content_id([raw, files]), account=content_id([words, files]), sources=sources)
+    return replace(plan, digest=content_id([run, files]), account=content_id([words, files]), sources=sources)
 
 
 def _training(recipe: _Recipe) -> tuple[Spec | None, int]:
@@ -205,6 +215,14 @@ def _training(recipe: _Recipe) -> tuple[Spec | None, int]:
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise UserError(f"{spec.where}.seed: found {seed!r}; write a whole number.")
     return replace(spec, knobs=_without(spec.knobs, ["seed"])), seed
+
+
+def seeded(plan: Plan, train: Any, seed: int) -> Any:
+    """The words under `train` with another seed, where it is not the plan's own."""
+    if seed == plan.train_seed:
+        return train
+    trainer = Spec.read(train, "train")
+    return {trainer.name: trainer.knobs | {"seed": seed}}
 
 
 def _without(mapping: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from llm_distill.errors import UserError
+from llm_distill.errors import UserError, did_you_mean
 from llm_distill.plugs import Plug
 from llm_distill.prices import Prices, listing
 from llm_distill.scorers import Filter, Pick, check_needs
@@ -40,14 +40,16 @@ def open_terms(plan: Plan) -> list[str]:
 
 
 def kindred_judges(plan: Plan) -> list[str]:
-    """A note for each judge of the filters that is of a teacher's family: such judges favour what sounds like themselves
-    (Li et al. 2025, arXiv 2502.01534).
+    """A note for each judge of the filters, or of training, that is of a teacher's family: such judges favour what sounds
+    like themselves (Li et al. 2025, arXiv 2502.01534).
     """
-    families = {role: _family(plan.models[role]) for role in {*plan.teachers.roles, *plan.judges}}
+    own = plan.trainer.knobs.get("judge") if plan.trainer else None
+    judges = sorted({*plan.judges, *([own] if own else [])})
+    families = {role: _family(plan.models[role]) for role in {*plan.teachers.roles, *judges}}
     return [
         f"models.{judge} judges answers of models.{role}, and both are of the family {families[judge]!r}: such a judge favours "
         "what sounds like itself; name one of another family"
-        for judge in plan.judges
+        for judge in judges
         for role in plan.teachers.roles
         if families[judge] and families[judge] == families[role]
     ]
@@ -63,7 +65,8 @@ def _family(model: Plug) -> str | None:
 def check_across(plan: Plan) -> None:
     """UserError for keys that do not fit together."""
     student = plan.models.get("student")
-    for role in sorted({*plan.teachers.roles, *plan.writers, *plan.judges}):
+    asked_in_training = plan.trainer.roles if plan.trainer else ()
+    for role in sorted({*plan.teachers.roles, *plan.writers, *plan.judges, *asked_in_training}):
         teacher = plan.models[role]
         if any(b.usd is not None for b in plan.answers.budgets) and known_prices(teacher) is None:
             raise UserError(
@@ -98,7 +101,37 @@ def check_across(plan: Plan) -> None:
                 f"have none; add `tokenizer:` with the folder, .gguf or hub id of the model that {role} is."
             )
     check_asking(plan)
+    _check_attach(plan)
     open_terms(plan)
     scorers: list[Filter | Pick] = [*plan.filters, *([plan.pick] if plan.pick else [])]
-    logprobs, several = plan.answers.top_logprobs is not None, plan.questions_a_row > 1
+    logprobs = plan.answers.top_logprobs is not None or plan.answers.attach is not None
+    several = plan.questions_a_row > 1
     check_needs(scorers, plan.task.kind, logprobs=logprobs, several=several)
+
+
+def _check_attach(plan: Plan) -> None:
+    attach = plan.answers.attach
+    if attach is None:
+        return
+    where = "answers.attach"
+    if plan.answers.top_logprobs is not None:
+        raise UserError(f"{where}: answers.top_logprobs asks the teachers for their own; remove one of them.")
+    if attach.model not in plan.models:
+        raise UserError(
+            f"{where}.model: no model {attach.model!r} in `models`.{did_you_mean(attach.model, plan.models)}"
+        )
+    model = plan.models[attach.model]
+    if model.spec.name not in ("transformers", "vllm", "openai_api"):
+        raise UserError(
+            f"{where}.model: models.{attach.model} is {model.spec.name}; an answer is read by transformers, vllm, or "
+            "openai_api with the base_url of a vLLM server."
+        )
+    if model.spec.name == "openai_api" and not model.knobs.get("tokenizer"):
+        raise UserError(
+            f"{model.spec.where}.tokenizer: {where} sends token ids, so the tokenizer must be at hand; write its folder, .gguf "
+            "or hub id."
+        )
+    if model.knobs.get("prices_usd"):
+        raise UserError(
+            f"{model.spec.where}.prices_usd: {where} reads with a model of one's own, outside of any budget."
+        )

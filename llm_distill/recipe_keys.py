@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator
 
 from llm_distill.limits import Budget, Limits, Per
 from llm_distill.plugs import InputFile
@@ -37,6 +38,17 @@ class HeldOut(Strict):
             raise ValueError("write either `file: rows.jsonl` or `share: 0.1`")
 
 
+class Attach(Strict):
+    """An open model that reads the teachers' answers, where they themselves give no logprobs: what it finds likely at each
+    place is learnt in their stead.
+
+    model: its role. top_logprobs: 20 is what hosted APIs give, and all but a hundredth of the mass (arXiv 2410.16215).
+    """
+
+    model: str
+    top_logprobs: int = Field(20, ge=1, le=1024)
+
+
 class Answers(Strict):
     """How the teachers are asked, and what that may cost."""
 
@@ -46,6 +58,7 @@ class Answers(Strict):
     stop: list[str] = []
     seed: int | None = None
     top_logprobs: int | None = Field(None, ge=0)
+    attach: Attach | None = None
     samples: int = Field(1, ge=1, le=256)
     best_by: str | dict[str, Any] | None = None
     json_schema: Schema | None = Field(None, alias="schema")
@@ -92,3 +105,90 @@ class Report(Strict):
 
     title: str | None = None
     notes: str | None = None
+
+
+class Range(Strict):
+    """Every number from `low` to `high`; `log`: factors count, not differences. Whole ones where the knob takes no others."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    def model_post_init(self, _context: Any) -> None:
+        """In order, and positive where factors count."""
+        if not self.low < self.high:
+            raise ValueError(f"low is {self.low:g} and high is {self.high:g}; low must be the smaller")
+        if self.log and self.low <= 0:
+            raise ValueError(f"low is {self.low:g}, and `log: true` needs it above 0")
+
+
+def _values(found: Any) -> Any:
+    if isinstance(found, list) and (len(found) < 2 or any(one in found[:i] for i, one in enumerate(found))):
+        raise ValueError(f"found {found}; list two or more different values")
+    if not isinstance(found, list | Mapping):
+        raise ValueError(f"found {found!r}; list the values, or write a range: {{low: 0.1, high: 0.9}}")
+    return found
+
+
+#: What a knob is tried at: the values of a list, or a range.
+Values = Annotated[
+    Annotated[list[Any], Tag("values")] | Annotated[Range, Tag("range")],
+    Discriminator(lambda found: "values" if isinstance(found, list) else "range"),
+    BeforeValidator(_values),
+]
+
+
+class Dev(Strict):
+    """The rows that trials are judged on: a share of those to be trained on (a fifth, as in five-fold cross-validation), or
+    a labelled file.
+    """
+
+    file: InputFile | None = None
+    share: float = Field(0.2, gt=0, lt=1)
+
+    def model_post_init(self, _context: Any) -> None:
+        """Not both."""
+        if self.file is not None and "share" in self.model_fields_set:
+            raise ValueError("write either `file: rows.jsonl` or `share: 0.2`")
+
+
+class Sweep(Strict):
+    """Which knobs of the trainer are tried at which values, how often, and what decides.
+
+    trials: beside the recipe's own settings; a grid has as many as it has points. seeds: trainings of each, averaged.
+    metric: null is agreement with the teacher on a share of its rows, and the task's own metric on a labelled file.
+    """
+
+    over: dict[str, Values] = Field(min_length=1)
+    # Random search needs few trials where few knobs matter (Bergstra and Bengio 2012), and each is a training.
+    trials: int | None = Field(None, ge=1, le=1000)
+    sampler: Literal["tpe", "random", "grid"] = "tpe"
+    metric: Literal["accuracy", "token_f1", "agreement_with_teacher"] | None = None
+    seeds: int = Field(1, ge=1, le=20)
+    dev: Dev = Dev()
+
+    @field_validator("over")
+    @classmethod
+    def _of_training(cls, over: dict[str, Any]) -> dict[str, Any]:
+        for path in over:
+            steps = path.split(".")
+            if steps[0] != "train" or not all(steps):
+                raise ValueError(
+                    f"found {path!r}; trials share every answer, so they differ in knobs of training alone: "
+                    "`train.sft.learning_rate`"
+                )
+            if steps[-1] == "seed":
+                raise ValueError(f"found {path!r}; a seed is no setting; `seeds: 3` averages over three")
+            if above := [other for other in over if path.startswith(f"{other}.")]:
+                raise ValueError(f"{path} lies within {above[0]}, which is swept too; keep one of them")
+        return over
+
+    def model_post_init(self, _context: Any) -> None:
+        """A grid has points."""
+        if self.sampler != "grid":
+            return
+        if self.trials is not None:
+            raise ValueError("a grid has as many trials as points; remove `trials`, or use `sampler: random`")
+        for path, values in self.over.items():
+            if isinstance(values, Range):
+                raise ValueError(f"a grid needs a list of values for {path}; found a range")

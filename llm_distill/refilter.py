@@ -15,6 +15,7 @@ from typing import Any
 from llm_distill import pipeline, store
 from llm_distill.errors import UserError
 from llm_distill.ledger import Ledger
+from llm_distill.lineage import settled
 from llm_distill.provenance import describe
 from llm_distill.recipe import load
 from llm_distill.stages import Run, Watch
@@ -36,7 +37,7 @@ def refilter(
     raw = json.loads(folder.file("recipe.resolved.json").read_text(encoding="utf-8"))
     plan = load(path, overrides, raw=raw)
     # With the account of the run, under which a `fresh` one's verdicts lie.
-    plan = replace(plan, account=folder.record.get("account", plan.account))
+    plan = replace(settled(plan, workspace), account=folder.record.get("account", plan.account))
     new = store.RunFolder.of(workspace, plan.name, plan.digest)
     new.path.mkdir(parents=True, exist_ok=True)
     ledger = Ledger(ledger_url or workspace / "ledger.sqlite")

@@ -7,7 +7,7 @@ next run asks for them again.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 from llm_distill import review, store
+from llm_distill.attach import attach
 from llm_distill.collect import Panel, alone, collect, teachers
 from llm_distill.coverage import embedding
 from llm_distill.errand import Errand
@@ -23,7 +24,7 @@ from llm_distill.fairness import fairness, unfair
 from llm_distill.limits import Tally
 from llm_distill.models import Model
 from llm_distill.recipe import Plan
-from llm_distill.records import Answer, Sample, Sampling
+from llm_distill.records import Answer, Entry, Request, Sample, Sampling
 from llm_distill.scorers import Context
 from llm_distill.sieve import earlier_scores, scorer_identity, sieve
 from llm_distill.splits import check_rows, gather
@@ -105,9 +106,14 @@ def make_prompts(run: Run) -> Outcome:
 
 def ask_teacher(run: Run) -> Outcome:
     """answers.parquet: the teachers' answer to every prompt."""
-    prompts = store.read_prompts(run.folder.file("prompts.parquet"))
-    counts = collect(run, prompts, teachers(run, prompts, run.plan.answers.sampling), "answers.parquet")
-    return Outcome(len(prompts), counts.rows - counts.failed.total(), counts.owed)
+    plan, prompts = run.plan, store.read_prompts(run.folder.file("prompts.parquet"))
+    counts = collect(run, prompts, teachers(run, prompts, plan.answers.sampling), "answers.parquet")
+    notes: dict[str, Any] = {}
+    if plan.answers.attach:
+        run.make_room()
+        (role,) = plan.readers
+        notes["attach"] = attach(run.folder, plan, run.model(role), run.watch.rows, run.watch.say)
+    return Outcome(len(prompts), counts.rows - counts.failed.total(), counts.owed, notes)
 
 
 def filter_answers(run: Run) -> Outcome:
@@ -195,6 +201,14 @@ def train_student(run: Run) -> Outcome:
         assert target is not None, answer.prompt.row_id  # the filter stage has taken out what has no label
         samples.append(Sample(answer.prompt.row_id, messages, target, gold, answer))
     assert plan.trainer is not None
+
+    def student_answers(folder: Path | None, questions: Sequence[Request]) -> list[Entry]:
+        student = run.model("student", **(trained(folder) if folder else {}))
+        try:
+            return ask.of(student, "student", questions)
+        finally:
+            run.make_room()  # what follows is training
+
     job = TrainingJob(
         samples,
         plan.models["student"].knobs,
@@ -208,6 +222,7 @@ def train_student(run: Run) -> Outcome:
         plan.answers.sampling,
         plan.models,
         ask,
+        student_answers,
     )
     plan.trainer(job)
     return Outcome(len(samples), len(samples), ask.owed, ask.spent)

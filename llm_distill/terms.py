@@ -16,13 +16,13 @@ from typing import Annotated, Any, Literal, NamedTuple, Protocol
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from llm_distill.errors import UserError, did_you_mean
-from llm_distill.plugs import Plug, Reading, Spec, one_line
+from llm_distill.plugs import Plug, Reading, Spec, is_run, one_line
 from llm_distill.recipe_file import read_recipe
 
 _TABLE = Path(__file__).parent / "terms.yaml"
 _WORDS = {True: "yes", False: "no"}
 #: What a row of several answers calls terms that nobody named.
-_UNKNOWN = "unknown"
+UNKNOWN = "unknown"
 
 Permission = Annotated[
     Literal["yes", "no", "unknown"], BeforeValidator(lambda v: _WORDS[v] if isinstance(v, bool) else v)
@@ -154,9 +154,9 @@ def resolve(value: Any, where: str, own: dict[str, Record], reading: Reading) ->
         record = Record.model_validate({"licence": name} | words)
     except ValidationError as error:
         raise UserError(one_line(error, where, Record.model_fields)) from None
-    if name == _UNKNOWN or "+" in name:
+    if name == UNKNOWN or "+" in name:
         raise UserError(
-            f"{where}.name: found {name!r}; rows join names with `+` and call what nobody named `{_UNKNOWN}`."
+            f"{where}.name: found {name!r}; rows join names with `+` and call what nobody named `{UNKNOWN}`."
         )
     if name in shipped() or own.setdefault(name, record) != record:
         raise UserError(f"{where}.name: {name!r} names another record already; give this one a name of its own.")
@@ -177,12 +177,14 @@ def named_sources(
 ) -> Iterator[Source]:
     """Whose words a recipe's student learns from, as far as the recipe knows: its models, and prompts that name terms.
 
-    The student's own base is none of them: records speak of answers, and its licence's duties are the report's to say.
+    The student's own base is none of them: records speak of answers, and its licence's duties are the report's to say. Nor
+    is another recipe's student yet, which stands under its teachers' terms: they are known where it was trained.
     """
     for role, plug in models.items():
-        if role != "student":
-            model = plug.knobs.get("model", plug.spec.name)
-            yield Source(f"models.{role} ({model}) answers", plug.knobs.get("terms"))
+        model = plug.knobs.get("model", plug.spec.name)
+        if role != "student" and not is_run(model):
+            for name in (plug.knobs.get("terms") or UNKNOWN).split("+"):  # several: of a student's teachers
+                yield Source(f"models.{role} ({model}) answers", None if name == UNKNOWN else name)
     for i, (generator, terms) in enumerate(zip(generators, prompt_terms, strict=True)):
         if terms:
             yield Source(f"prompts[{i}] ({generator.spec.name}) stands", terms)
@@ -235,7 +237,7 @@ def row_sources(rows: Iterable[Mapping[str, Any]]) -> Iterator[Source]:
     total, counted = 0, Counter[tuple[str, str | None]]()
     for row in rows:
         total += 1
-        for name in (row["terms"] or _UNKNOWN).split("+"):
-            counted[row["model"] or "an unnamed model", None if name == _UNKNOWN else name] += 1
+        for name in (row["terms"] or UNKNOWN).split("+"):
+            counted[row["model"] or "an unnamed model", None if name == UNKNOWN else name] += 1
     for (model, terms), count in sorted(counted.items(), key=lambda item: (-item[1], str(item[0]))):
         yield Source(f"{count:,} of {total:,} rows were answered by {model}", terms)

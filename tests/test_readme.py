@@ -29,7 +29,7 @@ COMMANDS = [
 
 
 #: Recipes whose models and rows `make setup` brings.
-NEEDS_SETUP = ("quickstart.yaml", "bias_audit.yaml", "generated.yaml")
+NEEDS_SETUP = ("quickstart.yaml", "bias_audit.yaml", "generated.yaml", "chain.yaml", "on_policy.yaml")
 
 
 def _text(kind: str) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cached_property
@@ -111,6 +112,11 @@ class OpenAIModel(Model):
         """What spells the ids in this model's logprobs, where they come without bytes."""
         return read_vocabulary(self._tokenizer) if self._tokenizer and self._token_ids else None
 
+    @property
+    def tokenizer_named(self) -> str | None:
+        """Where the model's own tokenizer is, if that is known."""
+        return self._tokenizer
+
     def preflight(self) -> None:
         """UserError when the key's environment variable is not set, or the tokenizer not there; before anything is asked."""
         _ = self.vocabulary
@@ -119,6 +125,16 @@ class OpenAIModel(Model):
                 f"the environment variable {self._key_env} is not set; export the key of {self._base_url}, "
                 "or write `api_key_env: null` for an endpoint that needs none."
             )
+
+    @property
+    def name(self) -> str:
+        """What the endpoint calls the model."""
+        return self._name
+
+    @property
+    def url(self) -> str:
+        """Where the endpoint is."""
+        return self._base_url
 
     def key(self) -> str:
         """The key, from its environment variable."""
@@ -206,6 +222,12 @@ class OpenAIModel(Model):
         if request.sampling.top_logprobs is None:
             return wire.completion(answer, seconds, token_ids=self._token_ids)
         return await self._reading.completion(answer, seconds, self.pace.in_flight, token_ids=self._token_ids)
+
+    async def post(self, path: str, data: bytes) -> tuple[int, Mapping[str, str], bytes]:
+        """Status, headers and body of another of its endpoints."""
+        url = f"{self._base_url}/{path}"
+        async with self._open().post(url, data=data, proxy=self._proxy, allow_redirects=False) as response:
+            return response.status, response.headers, await response.read()
 
     async def _refused(
         self, status: int, retry_after: str | None, body: bytes, request: Request | None = None

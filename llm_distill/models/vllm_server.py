@@ -121,6 +121,11 @@ class VllmModel(Model):
         """What spells the ids in its logprobs."""
         return self._setup.vocabulary
 
+    @property
+    def name(self) -> str:
+        """What its server calls the model."""
+        return self._setup.name
+
     def preflight(self) -> None:
         """Check the weights, the interpreter, that vLLM is installed for it, and the port. Starts no server."""
         self._setup.folder()
@@ -142,6 +147,10 @@ class VllmModel(Model):
         """Ask the server, which is started if it is not there. See Model.complete for the errors."""
         self._setup.check(request, self._max_logprobs)
         return await (await self._ready()).complete(request)
+
+    async def ready(self) -> OpenAIModel:
+        """The running server, started if it is not there, for questions of another kind."""
+        return await self._ready()
 
     async def close(self) -> None:
         """Close the connections. The server stays, and is found again from another event loop."""

@@ -20,6 +20,7 @@ from typing import Any
 
 from llm_distill.errors import UserError
 from llm_distill.models import gguf, hub
+from llm_distill.plugs import is_run
 from llm_distill.records import content_id
 
 #: What decides a folder's answers besides its weights.
@@ -55,6 +56,8 @@ def fingerprint(reference: str, sha256: str | None = None, revision: str | None 
     The sha256 of a .gguf, a digest of a folder's safetensors, or a hub id with its revision: pin that to a commit,
     since a branch can move under a scheduled job.
     """
+    if is_run(reference):
+        raise UserError(f"{reference}: the student of another recipe, known only where that has been run.")
     path = Path(reference).expanduser()
     if path.is_file() and path.suffix == ".gguf":
         digest = _file_digest(path)
@@ -127,6 +130,14 @@ def load_model(
     if adapter is not None:
         model = _with_adapter(model, adapter, fingerprint(reference, sha256, revision))
     return model.eval()
+
+
+def with_trainable_adapter(model: Any, adapter: str) -> Any:
+    """A loaded base with its LoRA adapter, to be trained further: one that was made here, on this base."""
+    from peft import PeftModel
+
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):
+        return PeftModel.from_pretrained(model, adapter, is_trainable=True, torch_device=str(model.device))
 
 
 def load_encoder(reference: str) -> Any:

@@ -1,4 +1,5 @@
-"""The parts of report.json that tell how the data was made: prompts, filters and their fairness, groups, reviewers, ablation.
+"""The parts of report.json that tell how the data was made: prompts, filters and their fairness, groups, reviewers, ablation,
+sweep.
 
 Each is left out where the run has nothing to say of it.
 """
@@ -15,6 +16,7 @@ import msgspec
 from llm_distill import store
 from llm_distill.evals.flips import Of, flip_rates
 from llm_distill.records import Answer
+from llm_distill.report import sweep_section
 
 
 def about_data(
@@ -28,6 +30,7 @@ def about_data(
         "flips": _flips({"asked_rows": answers, **arms}, kind),
         "review": _review(filtered.get("review")),
         "ablation": _ablation(folder),
+        "sweep": sweep_section.read(folder),
     }
     return {name: part for name, part in parts.items() if part}
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm_distill.records import Ask, Sample, Sampling
+from llm_distill.records import Ask, Entry, Request, Sample, Sampling
 
 if TYPE_CHECKING:
     from llm_distill.plugs import Plug
@@ -26,7 +26,8 @@ class TrainingJob:
 
     What the teachers showed beyond their texts: `answers` is the run's folder, in which logprobs.parquet lies;
     `teachers` are the roles that answered, `sampling` how they were asked, `models` the recipe's models by role.
-    `ask` asks one of them: the entries of its questions, logprobs among them.
+    `ask` asks one of them: the entries of its questions, logprobs among them. `student_answers` asks the student that lies in
+    a folder as a trainer wrote it, or (None) as it is before training; both go through the ledger.
     """
 
     samples: Sequence[Sample]
@@ -41,10 +42,13 @@ class TrainingJob:
     sampling: Sampling | None = None
     models: Mapping[str, Plug] = field(default_factory=dict)
     ask: Ask | None = None
+    student_answers: Callable[[Path | None, Sequence[Request]], list[Entry]] | None = None
 
 
 #: Name in a recipe -> where its function is.
 TRAINERS = {
+    "dpo": "llm_distill.trainers.dpo:dpo",
     "sft": "llm_distill.trainers.sft:sft",
-    "logit_kd": "llm_distill.trainers.logit_kd:logit_kd",
 }
+#: Of those that ask a model while they train: name -> where `(rows, **knobs) -> AtMost | None` is, for `check`.
+ASKS = {"dpo": "llm_distill.trainers.dpo:at_most"}

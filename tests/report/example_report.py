@@ -149,6 +149,37 @@ def full() -> dict[str, Any]:
                 ablated("without empty", ["empty"], 383, 0, 0.873, (0.0, 0.0, 0.0), "took nothing"),
             ],
         },
+        "sweep": {
+            "complete": True,
+            "stale": False,
+            "settings": {"trials": 2},
+            "wanted": 2,
+            "kept": "9f",
+            "dev": {
+                "file": None,
+                "share": 0.2,
+                "metric": "agreement_with_teacher",
+                "rows": 76,
+                "learnt": 307,
+                "aside": 0,
+            },
+            "trials": [
+                tried(0, 0.82, None, {"train.sft.learning_rate": None, "train.sft.lora_rank": 16}),
+                tried(1, 0.86, (0.04, -0.02, 0.1), {"train.sft.learning_rate": 0.000812, "train.sft.lora_rank": 32}),
+                tried(2, None, None, {"train.sft.learning_rate": 0.1, "train.sft.lora_rank": 8}),
+            ],
+            "best": {
+                "trial": 1,
+                "parameters": {"train.sft.learning_rate": 0.000812, "train.sft.lora_rank": 32},
+                "overrides": ["train.sft.learning_rate=0.000812", "train.sft.lora_rank=32"],
+                "metric": "agreement_with_teacher",
+                "verdict": "no measurable gain",
+                "change": tried(1, 0.86, (0.04, -0.02, 0.1), {})["change"],
+                "p_adjusted": 0.5,
+            },
+            "said": ["Best: trial 1, learning_rate 0.000812, lora_rank 32."],
+            "notes": ["Each setting was trained once."],
+        },
         "training": {
             "trainer": "sft",
             "samples": 383,
@@ -232,6 +263,25 @@ def part(of: str, by: str, value: str, rows: int, dropped: int, rate: float, mor
 def flip(who: str, attribute: str, variant: str, groups: int, flips: int, outcomes: dict[str, int]) -> dict[str, Any]:
     counts = {"groups": groups, "flips": flips, "rate": around(flips / groups, 0.1), "outcomes": outcomes}
     return {"who": who, "attribute": attribute, "variant": variant, "of": "label", **counts}
+
+
+def tried(
+    number: int, score: float | None, change: tuple[float, float, float] | None, parameters: Any
+) -> dict[str, Any]:
+    keys = ("difference", "low", "high")
+    return {
+        "trial": number,
+        "parameters": parameters,
+        "students": ["5a"],
+        "failed": "train: the loss became nan at step 3." if score is None else None,
+        "same_as": None,
+        "seconds": 12.5,
+        "cost_usd": 0.0,
+        "metric": "agreement_with_teacher",
+        "score": None if score is None else around(score, 0.08),
+        "by_seed": [] if score is None else [score],
+        "change": None if change is None else dict(zip(keys, change, strict=True)) | {"n": 76, "p": 0.25},
+    }
 
 
 def ablated(

@@ -35,6 +35,7 @@ USER_KEYED = (
     "seconds",
     "shares",
     "outcomes",
+    "parameters",
 )
 
 
@@ -124,7 +125,7 @@ def test_full_report_says_it_all() -> None:
         assert said in page.text.replace("\u00a0", " "), said
     assert "Not part of this run" not in page.text
     assert len(page.all("article")) == 20
-    assert len(page.all("svg")) == 6
+    assert len(page.all("svg")) == 7
     assert len(page.all("mark")) == 1
 
 
@@ -299,6 +300,23 @@ def test_an_ablation_of_other_rows_says_so() -> None:
     text = Page(render(report)).text
     for said in ("run ablate again", "stopped before its end", "Stopped. the budget is spent"):
         assert said in text, said
+
+
+def test_a_sweep_is_shown_best_first() -> None:
+    report = full()
+    report["sweep"] |= {"stale": True, "complete": False, "stopped": "the budget is spent"}
+    text = Page(render(report)).text
+    for said in (
+        "Trial Learning rate LoRA rank Student Against own Time In words 1 0.000812 32 86.0 %",
+        "own settings null 16 82.0 %",
+        "2 0.1 8 — 12.5 s Cannot be trained: train: the loss became nan at step 3.",
+        "-s train.sft.lora_rank=32",
+        "no measurable gain over the recipe's own (+4.0 points, \u22122.0 to +10.0)",
+        "run sweep again",
+        "Stopped. the budget is spent",
+    ):
+        assert said in text, said
+    assert 'id="sweep"' not in render(full() | {"sweep": None})
 
 
 def test_unknown_cost_is_never_zero() -> None:
