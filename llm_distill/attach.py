@@ -1,7 +1,7 @@
 """Logprobs for answers that came without any: an open model reads each, and says what it found likely at each place.
 
-A closed API or a person gives a text; a model whose weights are at hand gives the distributions that `logit_kd` learns
-from. What it is shown is what the teacher was shown (of several worked examples the first ones), and then the answer, token
+A closed API or a person gives a text; a model whose weights are at hand gives the distributions behind it.
+What it is shown is what the teacher was shown (of several worked examples the first ones), and then the answer, token
 by token. For every row the bytes of these tokens are held against the answer's: where they differ, the row has no logprobs.
 """
 

@@ -21,7 +21,7 @@ def attach(
     workspace: Workspace = Path("data"),
     as_json: AsJson = False,
 ) -> None:
-    """Add logprobs to a run's answers: an open model reads them, for `train: logit_kd`. Asks no teacher again.
+    """Add logprobs to a run's answers: an open model reads them, for filters by confidence. Asks no teacher again.
 
     What is read is a run of its own; `run` with the overrides that are printed goes on from it.
     """

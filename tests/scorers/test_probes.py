@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from functools import lru_cache
 
 import pytest
@@ -24,6 +25,8 @@ def written(begin: str, end: str) -> str:
 def quality() -> list[Line]:
     for package in ("py3langid", "wordllama", "math_verify"):
         pytest.importorskip(package)
+    if shutil.which("bwrap") is None:
+        pytest.skip("bubblewrap is not installed (Debian: bubblewrap)")
     return quality_table.lines()
 
 
