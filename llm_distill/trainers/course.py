@@ -23,7 +23,8 @@ from llm_distill.trainers.curve import Curve, reading_order
 from llm_distill.trainers.hyper import Hyperparameters
 from llm_distill.trainers.rows import Row, make_rows, stop_ids
 
-_GOES_ON = "the same command goes on from its last checkpoint."
+#: What a message of a training that was stopped ends with.
+GOES_ON = "the same command goes on from its last checkpoint."
 
 
 class Objective(Protocol):
@@ -98,7 +99,7 @@ def stoppable() -> Iterator[None]:
         with loop.quiet():
             yield
     except KeyboardInterrupt:
-        raise Interrupted(f"Training stopped; {_GOES_ON}") from None
+        raise Interrupted(f"Training stopped; {GOES_ON}") from None
 
 
 def train(desk: Desk, lesson: Lesson) -> None:
@@ -125,7 +126,7 @@ def train(desk: Desk, lesson: Lesson) -> None:
     stop = loop.Stop()
     args = loop.arguments(checkpoints, settings, job.seed, on_cpu=desk.device.type == "cpu")
     trainer = loop.make_trainer(
-        model, desk.tokenizer, rows, order, args, _lora(hyper), curve.add, stop, hyper.checkpoint_every_s,
+        model, desk.tokenizer, rows, order, args, lora_config(hyper), curve.add, stop, hyper.checkpoint_every_s,
         lesson.objective,
     )  # fmt: skip
     batch = next(iter(trainer.get_train_dataloader()))
@@ -143,7 +144,7 @@ def train(desk: Desk, lesson: Lesson) -> None:
     with stop.on_ctrl_c(job.say):
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     if trainer.state.global_step < curve.steps:
-        raise Interrupted(f"Training stopped after step {trainer.state.global_step} of {curve.steps}; {_GOES_ON}")
+        raise Interrupted(f"Training stopped after step {trainer.state.global_step} of {curve.steps}; {GOES_ON}")
 
     story = {
         "settings": settings,
@@ -194,7 +195,8 @@ def _resolve(settings: dict[str, Any], device: str) -> Any:
     return place
 
 
-def _lora(hyper: Hyperparameters) -> Any:
+def lora_config(hyper: Hyperparameters) -> Any:
+    """PEFT's LoraConfig; None where every weight is trained."""
     from peft import LoraConfig
 
     if hyper.lora_rank is None:

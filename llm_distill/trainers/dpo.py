@@ -29,7 +29,7 @@ from llm_distill.scorers.judge import at_most as judge_at_most
 from llm_distill.trainers import TrainingJob
 from llm_distill.trainers.batch_check import check_rows, preview
 from llm_distill.trainers.checkpoints import fingerprint, last_whole
-from llm_distill.trainers.course import _GOES_ON, Desk, Lesson, _lora, finish, stoppable, train
+from llm_distill.trainers.course import GOES_ON, Desk, Lesson, finish, lora_config, stoppable, train
 from llm_distill.trainers.curve import Curve, reading_order
 from llm_distill.trainers.hyper import Count, Hyperparameters
 from llm_distill.trainers.preferences import REASONS, Comparison, Pair, Round, make_pairs, prefer
@@ -178,7 +178,7 @@ def _train_round(course: _Course, number: int, before: Path | None, found: Round
     hyper, job = course.hyper, course.job
     whole = {"model": str(before), "sha256": None, "revision": None} if before and not hyper.lora_rank else {}
     desk = Desk(_within(job, course.folder(number), {**job.student, **whole}), hyper)
-    seed, model, lora = job.seed + number, desk.model, _lora(hyper)
+    seed, model, lora = job.seed + number, desk.model, lora_config(hyper)
     vocabulary = Vocabulary.of(desk.tokenizer)
     pairs, counts = make_pairs(found.preferences, model, desk.tokenizer, vocabulary, hyper.max_length)
     if not pairs:
@@ -210,7 +210,7 @@ def _train_round(course: _Course, number: int, before: Path | None, found: Round
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     if trainer.state.global_step < curve.steps:
         step = trainer.state.global_step
-        raise Interrupted(f"Training stopped after step {step} of {curve.steps} of round {number}; {_GOES_ON}")
+        raise Interrupted(f"Training stopped after step {step} of {curve.steps} of round {number}; {GOES_ON}")
     story = {
         "settings": settings,
         "base": base,

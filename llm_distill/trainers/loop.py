@@ -68,37 +68,105 @@ def versions() -> dict[str, str]:
 
 
 def arguments(folder: Path, settings: dict[str, Any], seed: int, *, on_cpu: bool) -> Any:
-    """The SFTConfig. Its one "epoch" is all our passes: the rows come in an order of ours, see `sft.reading_order`."""
+    """The SFTConfig."""
     from trl import SFTConfig
 
-    args = SFTConfig(
-        output_dir=str(folder),
-        num_train_epochs=1,
-        train_sampling_strategy="sequential",
-        per_device_train_batch_size=settings["batch_size"],
-        gradient_accumulation_steps=settings["gradient_accumulation"],
-        learning_rate=settings["learning_rate"],
-        lr_scheduler_type=settings["schedule"],
-        warmup_steps=settings["warmup_ratio"],  # below 1 it is a share of the steps
-        weight_decay=settings["weight_decay"],
-        seed=seed,
-        dataset_kwargs={"skip_prepare_dataset": True},  # the rows are tokenised, masked and checked already
-        max_length=None,
-        bf16=settings["dtype"] == "bfloat16",  # multiplies in bfloat16; what is trained stays float32
-        activation_checkpointing=settings["activation_checkpointing"],
-        remove_unused_columns=False,  # `place` says which row it is
-        use_cpu=on_cpu,
-        dataloader_pin_memory=not on_cpu,
-        logging_steps=1,  # a coarser curve would not be the same after a resume
-        logging_nan_inf_filter=False,
-        save_strategy="no",  # `Follow` says when
-        save_total_limit=2,  # the last whole one, and the one being written
-        report_to="none",
-        disable_tqdm=True,
-        log_level="error",
+    return alone(
+        SFTConfig(
+            **common(folder, settings, seed, on_cpu=on_cpu),
+            dataset_kwargs={"skip_prepare_dataset": True},  # the rows are tokenised, masked and checked already
+            activation_checkpointing=settings["activation_checkpointing"],
+            remove_unused_columns=False,  # `place` says which row it is
+        )
     )
-    args._n_gpu = min(args.n_gpu, 1)  # seeing several GPUs, the Trainer would want DataParallel, which TRL refuses
+
+
+def common(folder: Path, settings: dict[str, Any], seed: int, *, on_cpu: bool) -> dict[str, Any]:
+    """What the configs of all trainers hold. The one "epoch" is all our passes: the rows come in an order of ours, see
+    `curve.reading_order`.
+    """
+    return {
+        "output_dir": str(folder),
+        "num_train_epochs": 1,
+        "train_sampling_strategy": "sequential",
+        "per_device_train_batch_size": settings["batch_size"],
+        "gradient_accumulation_steps": settings["gradient_accumulation"],
+        "learning_rate": settings["learning_rate"],
+        "lr_scheduler_type": settings["schedule"],
+        "warmup_steps": settings["warmup_ratio"],  # below 1 it is a share of the steps
+        "weight_decay": settings["weight_decay"],
+        "seed": seed,
+        "max_length": None,  # nothing is cut
+        "bf16": settings["dtype"] == "bfloat16",  # multiplies in bfloat16; what is trained stays float32
+        "use_cpu": on_cpu,
+        "dataloader_pin_memory": not on_cpu,
+        "logging_steps": 1,  # a coarser curve would not be the same after a resume
+        "logging_nan_inf_filter": False,
+        "save_strategy": "no",  # `follow` says when
+        "save_total_limit": 2,  # the last whole one, and the one being written
+        "report_to": "none",
+        "disable_tqdm": True,
+        "log_level": "error",
+    }
+
+
+def alone(args: Any) -> Any:
+    """The config for one GPU: seeing several, the Trainer would want DataParallel, which TRL refuses."""
+    args._n_gpu = min(args.n_gpu, 1)
     return args
+
+
+def quietly(kind: Any, checkpoint_every_s: float) -> Any:
+    """A class of TRL's trainers that tells nobody, stops where its loss is no number, and seals its checkpoints."""
+
+    class Quiet(kind):  # type: ignore[misc]
+        next_save = time.monotonic() + checkpoint_every_s
+
+        def _send_telemetry(self) -> None:
+            return
+
+        def create_model_card(self, *_args: Any, **_kwargs: Any) -> None:
+            return
+
+        def training_step(self, *args: Any, **kwargs: Any) -> Any:
+            loss = super().training_step(*args, **kwargs)
+            _must_be_finite("loss", float(loss), self.state.global_step + 1)
+            return loss
+
+        def _save(self, output_dir: str | None = None, **_: Any) -> None:
+            write_weights(self.model, Path(output_dir or self.args.output_dir))
+
+        def _save_checkpoint(self, model: Any, trial: Any) -> None:
+            begun = time.monotonic()
+            super()._save_checkpoint(model, trial)
+            seal(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
+            ended = time.monotonic()
+            self.next_save = ended + max(checkpoint_every_s, 20 * (ended - begun) if checkpoint_every_s else 0)
+
+    return Quiet
+
+
+def follow(trainer: Any, report: Callable[[int, dict[str, float]], None], stop: Stop) -> Any:
+    """Have a quiet trainer call `report(step, logs)` after each step, save when it is time, and stop when asked to."""
+    from transformers import PrinterCallback, TrainerCallback
+
+    class Follow(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
+            control.should_training_stop |= stop.asked
+            control.should_save = state.global_step < state.max_steps and (
+                stop.asked or time.monotonic() >= trainer.next_save
+            )
+
+        def on_log(self, _args: Any, state: Any, _control: Any, logs: dict[str, float], **_: Any) -> None:
+            if "loss" in logs:
+                _must_be_finite("gradient norm", logs["grad_norm"], state.global_step)
+                if state.global_step == 1 and logs["grad_norm"] == 0:
+                    raise RuntimeError("The first step's gradients are all zero: the loss does not reach the weights.")
+                report(state.global_step, logs)
+
+    trainer.add_callback(Follow())
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def make_trainer(
@@ -117,7 +185,6 @@ def make_trainer(
     after each step.
     """
     from datasets import Dataset
-    from transformers import PrinterCallback, TrainerCallback
     from trl import SFTTrainer
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
@@ -126,15 +193,7 @@ def make_trainer(
             batch: dict[str, Any] = super().torch_call(examples)
             return batch | objective.tensors([e["place"] for e in examples]) if objective else batch
 
-    class Quiet(SFTTrainer):  # type: ignore[misc]
-        next_save = time.monotonic() + checkpoint_every_s
-
-        def _send_telemetry(self) -> None:
-            return
-
-        def create_model_card(self, *_args: Any, **_kwargs: Any) -> None:
-            return
-
+    class Taught(quietly(SFTTrainer, checkpoint_every_s)):  # type: ignore[misc]
         def compute_loss(
             self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:
@@ -149,51 +208,23 @@ def make_trainer(
             # Each process divides by the tokens of all, and their gradients are averaged.
             return out.loss / tokens * self.accelerator.num_processes
 
-        def training_step(self, *args: Any, **kwargs: Any) -> Any:
-            loss = super().training_step(*args, **kwargs)
-            _must_be_finite("loss", float(loss), self.state.global_step + 1)
-            return loss
-
-        def _save(self, output_dir: str | None = None, **_: Any) -> None:
-            write_weights(self.model, Path(output_dir or self.args.output_dir))
-
-        def _save_checkpoint(self, model: Any, trial: Any) -> None:
-            begun = time.monotonic()
-            super()._save_checkpoint(model, trial)
-            seal(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
-            ended = time.monotonic()
-            self.next_save = ended + max(checkpoint_every_s, 20 * (ended - begun) if checkpoint_every_s else 0)
-
-    class Follow(TrainerCallback):  # type: ignore[misc]
-        def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
-            control.should_training_stop |= stop.asked
-            control.should_save = state.global_step < state.max_steps and (
-                stop.asked or time.monotonic() >= trainer.next_save
-            )
-
-        def on_log(self, _args: Any, state: Any, _control: Any, logs: dict[str, float], **_: Any) -> None:
-            if "loss" in logs:
-                logs |= parts
-                parts.clear()
-                _must_be_finite("gradient norm", logs["grad_norm"], state.global_step)
-                if state.global_step == 1 and logs["grad_norm"] == 0:
-                    raise RuntimeError("The first step's gradients are all zero: the loss does not reach the weights.")
-                report(state.global_step, logs)
-
     parts: dict[str, float] = {}
+
+    def with_parts(step: int, logs: dict[str, float]) -> None:
+        report(step, logs | parts)
+        parts.clear()
+
     columns = {"input_ids": [r.input_ids for r in rows], "labels": [r.labels for r in rows]}
     data = Dataset.from_dict(columns | {"place": range(len(rows))})
-    trainer = Quiet(
+    trainer = Taught(
         model=model,
         args=args,
         train_dataset=data.select(order),
         processing_class=tokenizer,
         data_collator=Collator(pad_token_id=pad_token(tokenizer)),
         peft_config=lora,
-        callbacks=[Follow()],
     )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
+    return follow(trainer, with_parts, stop)
 
 
 def pad_token(tokenizer: Any) -> int:
