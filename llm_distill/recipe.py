@@ -27,7 +27,7 @@ from llm_distill.plugs import Plug, Reading, Spec, bind, one_line
 from llm_distill.recipe_checks import check_across
 from llm_distill.recipe_file import override, read_recipe
 from llm_distill.recipe_keys import Answers, Evaluate, HeldOut, Report, Strict, Sweep
-from llm_distill.records import content_id
+from llm_distill.records import Sampling, content_id
 from llm_distill.scorers import SCORERS, Filter, Pick, bind_filters, bind_pick
 from llm_distill.tasks import Task
 from llm_distill.teachers import Teachers
@@ -132,6 +132,15 @@ class Plan:
     def pupils(self) -> tuple[str, ...]:
         """The roles whose models training loads or asks."""
         return ("student", *(self.trainer.roles if self.trainer else ()))
+
+    @property
+    def drawn(self) -> Sampling:
+        """How evaluation draws a student's answer, wherever one is held against another: by default greedily."""
+        how, taught = self.evaluate or Evaluate(), self.answers.sampling
+        seed = self.seed if how.temperature else taught.seed
+        return Sampling(
+            how.temperature, 1.0, how.max_tokens or taught.max_tokens, taught.stop, seed, taught.top_logprobs
+        )
 
     @property
     def questions_a_row(self) -> int:

@@ -144,7 +144,7 @@ async def _until_stopped(service: Service, door: socket.socket, say: Callable[[s
 
 def defaults(student: Student) -> Sampling:
     """What a request leaves open: as the student was evaluated, but without its stops, which the student has learnt."""
-    found = student.sampling
+    found = student.plan.drawn
     return Sampling(temperature=found.temperature, max_tokens=found.max_tokens)
 
 

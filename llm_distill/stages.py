@@ -24,7 +24,7 @@ from llm_distill.fairness import fairness, unfair
 from llm_distill.limits import Tally
 from llm_distill.models import Model
 from llm_distill.recipe import Plan
-from llm_distill.records import Answer, Entry, Request, Sample, Sampling
+from llm_distill.records import Answer, Entry, Request, Sample
 from llm_distill.scorers import Context
 from llm_distill.sieve import earlier_scores, scorer_identity, sieve
 from llm_distill.splits import check_rows, gather
@@ -237,11 +237,7 @@ def evaluate(run: Run) -> Outcome:
     prompts = store.read_prompts(run.folder.file("held_out.parquet"))
     if not prompts:
         raise UserError("evaluate: the held-out set is empty; raise held_out.share or name a file.")
-    task, taught = plan.task, plan.answers.sampling
-    drawn = Sampling(
-        plan.evaluate.temperature, 1.0, plan.evaluate.max_tokens or taught.max_tokens, taught.stop,
-        plan.seed if plan.evaluate.temperature else taught.seed, taught.top_logprobs,
-    )  # fmt: skip
+    task, taught, drawn = plan.task, plan.answers.sampling, plan.drawn
     arms: dict[str, Panel] = {}
     if "student" in plan.models:
         arms["base_zero_shot"] = alone("student", run.model("student"), task.student_view, drawn)

@@ -11,12 +11,13 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
+
 from llm_distill import __version__, pipeline, store
 from llm_distill.collect import alone, collect
 from llm_distill.errors import FellShort, UserError
 from llm_distill.ledger import Ledger
 from llm_distill.recipe import Plan
-from llm_distill.recipe_keys import Evaluate
 from llm_distill.records import Sampling, content_id
 from llm_distill.stages import Run, Watch, trained
 from llm_distill.sweep_rows import Dev
@@ -106,13 +107,7 @@ class Bench:
         learnt = [*(self.home / name for name in _SHARED), *map(self.full.file, _SHOWN)]
         words = plan.slice(["task"], plan.pupils), plan.trainer.spec.name, settled(plan.trainer), plan.train_seed
         made = content_id([__version__, store.FORMAT, words, plan.sources, [*map(store.digest, learnt)]])
-        return content_id([made, self.dev.digest, self._drawn(plan)])[:20]
-
-    def _drawn(self, plan: Plan) -> Sampling:
-        """How students are asked: as in the evaluation."""
-        how, taught = plan.evaluate or Evaluate(), plan.answers.sampling
-        seed = plan.seed if how.temperature else taught.seed
-        return Sampling(how.temperature, 1.0, how.max_tokens or taught.max_tokens, taught.stop, seed)
+        return content_id([made, self.dev.digest, _drawn(plan)])[:20]
 
     def _train(self, job: Run, *, may_fail: bool) -> None:
         folder, start = job.folder, time.perf_counter()
@@ -138,12 +133,17 @@ class Bench:
                 )
             job.watch.stage("train", "done")
         model = job.model("student", **trained(folder.file("student")))
-        asked = alone("student", model, job.plan.task.student_view, self._drawn(job.plan))
+        asked = alone("student", model, job.plan.task.student_view, _drawn(job.plan))
         collect(job, self.dev.prompts, asked, "eval/student.parquet")
         spent = stamp.get("spent", {"cost_usd": 0.0})["cost_usd"]
         seconds = round(time.perf_counter() - start, 1)
         made = {"answers": store.digest(folder.file("eval")), "seconds": seconds, "cost_usd": spent}
         folder.save("evaluate", made)
+
+
+def _drawn(plan: Plan) -> Sampling:
+    """As in the evaluation, without logprobs: the text is what is judged."""
+    return msgspec.structs.replace(plan.drawn, top_logprobs=None)
 
 
 def _judged(folder: store.RunFolder) -> bool:

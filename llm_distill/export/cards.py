@@ -176,7 +176,7 @@ def _form(record: Mapping[str, Any]) -> str:
 
 
 def _asked(student: Student) -> str:
-    task, sampling = student.plan.task, student.sampling
+    task, sampling = student.plan.task, student.plan.drawn
     said = f"It was measured at temperature {sampling.temperature:g} with at most {sampling.max_tokens} tokens"
     said += f", stopping at {', '.join(map(plain, map(repr, sampling.stop)))}." if sampling.stop else "."
     if task.template:

@@ -12,7 +12,7 @@ from llm_distill.errors import UserError
 from llm_distill.lineage import settled
 from llm_distill.models.transformers_local import TransformersModel
 from llm_distill.recipe import Plan, load
-from llm_distill.records import Prompt, Request, Sampling
+from llm_distill.records import Prompt, Request
 from llm_distill.stages import trained
 
 
@@ -49,15 +49,7 @@ class Student:
         """What the evaluation asks a student about a row."""
         view = self.plan.task.student_view
         (messages,) = view.questions(prompt, self.plan.task.labels)
-        return Request(messages, self.sampling, 0, view.raw)
-
-    @property
-    def sampling(self) -> Sampling:
-        """How the evaluation draws a student's answer."""
-        asked, evaluate = self.plan.answers.sampling, self.plan.evaluate
-        heat = evaluate.temperature if evaluate else 0.0
-        most = (evaluate.max_tokens if evaluate else None) or asked.max_tokens
-        return Sampling(heat, 1.0, most, asked.stop, self.plan.seed if heat else asked.seed, asked.top_logprobs)
+        return Request(messages, self.plan.drawn, 0, view.raw)
 
 
 def find(run: store.RunFolder) -> Student:

@@ -16,7 +16,6 @@ import msgspec
 from llm_distill import store
 from llm_distill.evals.flips import Of, flip_rates
 from llm_distill.records import Answer
-from llm_distill.report import sweep_section
 
 
 def about_data(
@@ -29,8 +28,8 @@ def about_data(
         "fairness": [_part(part) for part in filtered.get("fairness") or ()],
         "flips": _flips({"asked_rows": answers, **arms}, kind),
         "review": _review(filtered.get("review")),
-        "ablation": _ablation(folder),
-        "sweep": sweep_section.read(folder),
+        "ablation": _found_out(folder, "ablation.json"),
+        "sweep": _found_out(folder, "sweep.json"),
     }
     return {name: part for name, part in parts.items() if part}
 
@@ -71,10 +70,10 @@ def _review(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
     return {**found, "filters": filters, "together": named(found["together"]), "kept": named(found["kept"])}
 
 
-def _ablation(folder: store.RunFolder) -> dict[str, Any] | None:
-    """`ablation.json`; `stale` where other rows are kept now than when it was made."""
+def _found_out(folder: store.RunFolder, name: str) -> dict[str, Any] | None:
+    """What an ablation or a sweep left in a run's folder; `stale` where other rows are kept now than when it was made."""
     with suppress(OSError, ValueError):
-        found = json.loads(folder.file("ablation.json").read_text(encoding="utf-8"))
+        found = json.loads(folder.file(name).read_text(encoding="utf-8"))
         if isinstance(found, dict):
             return found | {"stale": found.get("kept") != store.digest(folder.file("kept.parquet"))}
     return None

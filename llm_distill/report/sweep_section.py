@@ -5,27 +5,15 @@ Like `sections`, pure, and at home with parts that are missing or null.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Any
 
-from llm_distill import store
 from llm_distill.report import words
 from llm_distill.report.charts import Estimate
 from llm_distill.report.words import Part, Said, interval, part, points, short, value
 
 MOST = 40  # trials of the table
 DRAWN = 10  # trials of the chart
-
-
-def read(folder: store.RunFolder) -> dict[str, Any] | None:
-    """`sweep.json` of a run; `stale` where other rows are kept now than when it was made."""
-    with suppress(OSError, ValueError):
-        found = json.loads(folder.file("sweep.json").read_text(encoding="utf-8"))
-        if isinstance(found, dict):
-            return found | {"stale": found.get("kept") != store.digest(folder.file("kept.parquet"))}
-    return None
 
 
 def view(report: Part) -> dict[str, Any]:
