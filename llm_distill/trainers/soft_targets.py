@@ -64,7 +64,7 @@ class SoftTargets:
             weights = [self.weights[place] for place in places]
         return {
             "teacher_ids": joined([row.ids for row in rows], -1).long(),
-            "teacher": with_tail(joined([row.logprobs for row in rows], -math.inf).float()),
+            "teacher": with_tail(joined([row.logprobs for row in rows], -math.inf)),
             "defined": torch.from_numpy(np.concatenate([row.defined for row in rows])),
             "weights": torch.from_numpy(np.concatenate(weights)).float(),
         }

@@ -25,15 +25,18 @@ Divergence = Literal["forward_kl", "jsd", "sampled"]
 
 
 def with_tail(logprobs: Any) -> Any:
-    """(n, k + 1): logprobs (n, k; -inf is padding), and the log of what is missing to 1.
+    """(n, k + 1) float32: logprobs (n, k; -inf is padding), and the log of what is missing to 1.
 
-    Less than 1e-5 is the rounding of logprobs, or nothing: stored as float16 they may even sum to a little more than 1.
+    That is known only as well as the logprobs were computed, at best in float32, and stored, an error of eps |log p| in
+    each: what this rounding could have made is none. In float16 the whole vocabulary may even sum to a little more than 1.
     """
     import torch
 
-    rest = 1 - logprobs.double().exp().sum(-1, keepdim=True)
-    tail = torch.where(rest > 1e-5, rest.clamp(min=1e-5).log(), -torch.inf)
-    return torch.cat([logprobs, tail.to(logprobs.dtype)], -1)
+    known, eps = logprobs.double(), torch.finfo(logprobs.dtype).eps
+    computed = 4 * min(eps, torch.finfo(torch.float32).eps)
+    rounding = computed + eps * (known.exp() * -known.clamp(min=_NOTHING)).sum(-1, keepdim=True)
+    rest = 1 - known.exp().sum(-1, keepdim=True)
+    return torch.cat([known, torch.where(rest > rounding, rest.clamp(min=1e-300).log(), -torch.inf)], -1).float()
 
 
 def divergence(

@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 class Targets:
     """The teacher's distribution at the n trained positions of one row, over the student's tokens.
 
-    ids: (n, k) int32, padded with -1; logprobs: (n, k) float32, natural logs, -inf where padded; defined: (n,) bool, False
-    where nothing is known. What is missing to 1 at a defined position went to tokens that are not listed.
+    ids: (n, k) int32, padded with -1; logprobs: (n, k) natural logs, -inf where padded, in the floats they were stored as;
+    defined: (n,) bool, False where nothing is known. What is missing to 1 at a defined position went to tokens
+    that are not listed.
     """
 
     ids: np.ndarray
