@@ -72,6 +72,11 @@ def _words(raw: dict[str, Any], model: str, top_logprobs: int) -> list[str]:
     overrides = []
     if model not in raw["models"]:
         place = Path(model).expanduser()
+        if not place.exists() and "/" not in model and not model.startswith("run:"):
+            raise UserError(
+                f"--model: found {model!r}, which is neither a role of the recipe ({', '.join(raw['models'])}) nor a folder or "
+                ".gguf file; allowed are also a hub id (OWNER/NAME) and run:NAME."
+            )
         reference = str(place.resolve()) if place.exists() else model
         raw["models"][READER] = {"transformers": {"model": reference}}
         overrides.append(f"models.{READER}={json.dumps(raw['models'][READER])}")

@@ -140,7 +140,7 @@ def check(
         if None in {a["requests"] for a in found["others"]}
         else "a model has no prices_usd"
     )
-    print(f"  cost       {f'unknown: {why}' if usd is None else f'at most about ${usd:,.4f}'}")
+    print(f"  cost       {f'unknown: {why}' if usd is None else f'at most about ${usd:,.4f}' if usd else 'nothing'}")
     print(f"  filters    {', '.join(f.name for f in plan.filters) or 'none'}")
     print(f"  training   {plan.trainer.spec.name if plan.trainer else 'none: this recipe makes data'}")
     print(f"  evaluation {'yes' if plan.evaluate else 'none'}")

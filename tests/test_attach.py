@@ -187,6 +187,11 @@ def test_mistakes_are_found_before_anything_is_read(desk: Desk, chat: Path) -> N
         load(recipe, [f"models.open={served}"])
 
 
+def test_a_reader_who_is_nowhere_is_told_who_is_here(desk: Desk, chat: Path) -> None:
+    desk.here(job(desk))
+    assert "neither a role of the recipe (teacher)" in desk.llm_distill("attach", "job", "--model", "opne", code=2)
+
+
 @pytest.fixture
 def vllm(chat: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """What a vLLM server says to token ids with prompt_logprobs, from real weights: its traps included."""
