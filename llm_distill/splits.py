@@ -245,7 +245,8 @@ def check_rows(plan: Plan, prompts: Sequence[Prompt], held_out: Sequence[Prompt]
     _disjoint("prompts", held_out, known)
     known |= {p.gist for p in held_out}
     if plan.task.kind == "classify":
-        check_labels(held_out, plan.task.labels)
+        learnt = plan.trainer is not None and plan.trainer.knobs.get("hard_labels") == "gold"
+        check_labels([*held_out, *(prompts if learnt else ())], plan.task.labels)
     if plan.evaluate and held_out and not more:
         check_slices(held_out, plan.evaluate.slices)
     for view in (plan.task.student_view, plan.task.teacher_view, plan.task.few_shot):

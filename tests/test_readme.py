@@ -29,7 +29,14 @@ COMMANDS = [
 
 
 #: Recipes whose models and rows `make setup` brings.
-NEEDS_SETUP = ("quickstart.yaml", "bias_audit.yaml", "generated.yaml", "chain.yaml", "on_policy.yaml")
+NEEDS_SETUP = (
+    "quickstart.yaml",
+    "bias_audit.yaml",
+    "generated.yaml",
+    "chain.yaml",
+    "on_policy.yaml",
+    "soft_labels.yaml",
+)
 
 
 def _text(kind: str) -> list[str]:

@@ -48,7 +48,14 @@ class TrainingJob:
 #: Name in a recipe -> where its function is.
 TRAINERS = {
     "dpo": "llm_distill.trainers.dpo:dpo",
+    "logit_kd": "llm_distill.trainers.logit_kd:logit_kd",
     "sft": "llm_distill.trainers.sft:sft",
 }
 #: Of those that ask a model while they train: name -> where `(rows, **knobs) -> AtMost | None` is, for `check`.
 ASKS = {"dpo": "llm_distill.trainers.dpo:at_most"}
+#: Those that learn from the teacher's logprobs, and what is left where there are none.
+NEED_LOGPROBS = ("logit_kd",)
+WITHOUT_LOGPROBS = (
+    "add `top_logprobs: 20` to answers where the teachers' endpoints give them, have an open model read the answers "
+    "(`attach: {model: ...}`), or train on their words (`train: sft`)."
+)

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from llm_distill.errors import Interrupted, UserError
 from llm_distill.models import weights
+from llm_distill.records import Sample
 from llm_distill.trainers import TrainingJob
 from llm_distill.trainers.batch_check import check_batch, check_rows, preview
 from llm_distill.trainers.checkpoints import fingerprint, last_whole, publish
@@ -84,10 +85,12 @@ class Desk:
         kind = self.settings["dtype"] if hyper.lora_rank else "float32"
         self.model = weights.load_model(*self.where, dtype=kind, device=str(self.device))
 
-    def rows(self, completions: Mapping[str, Sequence[int]] | None = None) -> list[Row]:
-        """The samples as token rows, some of them with completions that are token ids already, by row_id."""
-        ends = stop_ids(self.model, self.tokenizer)
-        return make_rows(self.job.samples, self.tokenizer, ends, self.hyper.max_length, completions or {})
+    def rows(
+        self, completions: Mapping[str, Sequence[int]] | None = None, samples: Sequence[Sample] | None = None
+    ) -> list[Row]:
+        """The job's samples (or these) as token rows, some with completions that are token ids already, by row_id."""
+        ends, wanted = stop_ids(self.model, self.tokenizer), self.job.samples if samples is None else samples
+        return make_rows(wanted, self.tokenizer, ends, self.hyper.max_length, completions or {})
 
 
 @contextmanager

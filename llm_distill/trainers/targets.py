@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
-if TYPE_CHECKING:
-    import numpy as np
+import numpy as np
 
 
 @dataclass(frozen=True)
@@ -21,3 +20,31 @@ class Targets:
     ids: np.ndarray
     logprobs: np.ndarray
     defined: np.ndarray
+
+    def top(self, k: int) -> Targets:
+        """The k likeliest tokens of each position; what the others had is in the tail."""
+        order = np.argsort(-self.logprobs, axis=1, kind="stable")[:, :k]
+        ids, logprobs = (np.take_along_axis(array, order, 1) for array in (self.ids, self.logprobs))
+        return Targets(ids, logprobs, self.defined)
+
+    @property
+    def confidence(self) -> np.ndarray:
+        """(n,) float32: the largest probability at each position, 1 where nothing is known."""
+        largest = np.exp(self.logprobs.max(axis=1, initial=-np.inf).astype(np.float32))
+        return np.where(self.defined, largest, np.float32(1))
+
+
+def table(position: np.ndarray, ids: np.ndarray, mass: np.ndarray, defined: np.ndarray, kind: Any) -> Targets:
+    """Targets of masses at positions, those of one id summed, the largest first; logprobs in floats of some kind."""
+    n = len(defined)
+    keys, inverse = np.unique(position.astype(np.int64) << 32 | ids, return_inverse=True)
+    summed = np.bincount(inverse, mass, len(keys))
+    rows, ids = keys >> 32, (keys & 0xFFFFFFFF).astype(np.int32)
+    order = np.lexsort((-summed, rows))
+    rows, ids, summed = rows[order], ids[order], summed[order]
+    counts = np.bincount(rows, minlength=n)
+    columns = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    shape = (n, max(1, int(counts.max(initial=1))))
+    made = Targets(np.full(shape, -1, np.int32), np.full(shape, -np.inf, kind), defined)
+    made.ids[rows, columns], made.logprobs[rows, columns] = ids, np.log(summed)
+    return made

@@ -1,0 +1,127 @@
+"""Distillation on what was stored of the teacher's distributions, here over labels: Hinton et al.'s soft targets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import msgspec
+from pydantic import Field
+
+from llm_distill.errors import UserError
+from llm_distill.evals.gold import check_labels
+from llm_distill.records import Sample
+from llm_distill.trainers import WITHOUT_LOGPROBS, TrainingJob
+from llm_distill.trainers.course import Desk, Lesson, stoppable, train
+from llm_distill.trainers.hyper import Count, Hyperparameters
+from llm_distill.trainers.rows import Row
+from llm_distill.trainers.soft_targets import SoftTargets
+from llm_distill.trainers.sparse_kd import Divergence
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from llm_distill.trainers.targets import Targets
+
+
+@dataclass(frozen=True)
+class _Taught:
+    """Rows with what the teacher showed of them. sure: (rows,), how sure it was of each; story: for training.json."""
+
+    rows: Sequence[Row]
+    targets: Sequence[Targets]
+    sure: Sequence[float]
+    story: dict[str, Any]
+
+
+def logit_kd(
+    job: TrainingJob,
+    *,
+    hyper: Hyperparameters,
+    # The part of the loss that is the distance to the teacher's distribution; the rest is cross-entropy with its text.
+    alpha: Annotated[float, Field(ge=0, le=1)] = 0.5,
+    # Of the loss alone, not of sampling. Above 1 it stresses what is unlikely, of which k logprobs show little.
+    temperature: Annotated[float, Field(gt=0)] = 1.0,
+    # Top-k reverse KL collapses (verl PR 5041), so it is not on offer; jsd has as much of it as is safe.
+    divergence: Divergence = "forward_kl",
+    # Of jsd: the weight of KL(teacher || mixture).
+    beta: Annotated[float, Field(gt=0, lt=1)] = 0.5,
+    # Of sampled: draws from the teacher at a position.
+    draws: Count = 50,
+    # null: all that was stored.
+    top_k: Count | None = None,
+    # What the teacher was sure of counts more: each position by its largest probability, or a row by its likeliest label.
+    weight_by: Literal["none", "token", "row"] = "none",
+    # The label that cross-entropy is taken with: of gold where a row has one.
+    hard_labels: Literal["teacher", "gold"] = "teacher",
+) -> None:
+    """Train on the samples' completions and on the teacher's stored distributions; write the adapter into `job.out`."""
+    with stoppable():
+        desk = Desk(job, hyper)
+        taught = _labels(desk, [label_probs(sample) for sample in _with_probs(job)], hard_labels)
+        targets = taught.targets if top_k is None else [target.top(top_k) for target in taught.targets]
+        settings = {
+            "alpha": alpha, "temperature": temperature, "divergence": divergence, "beta": beta, "draws": draws,
+            "top_k": top_k, "weight_by": weight_by, "hard_labels": hard_labels,
+        }  # fmt: skip
+        weights = (
+            None if weight_by == "none" else position_weights(targets, taught.sure if weight_by == "row" else None)
+        )
+        objective = SoftTargets(targets, weights, alpha, temperature, divergence, beta, draws)
+        train(desk, Lesson(taught.rows, objective, settings, {"targets": taught.story}))
+
+
+def label_probs(sample: Sample) -> tuple[float, ...]:
+    """The distribution over the task's labels that a sample teaches, what is missing to 1 being answers that are no label."""
+    assert sample.answer is not None
+    assert sample.answer.label_probs is not None
+    return sample.answer.label_probs
+
+
+def _with_probs(job: TrainingJob) -> Sequence[Sample]:
+    without = [s.row_id for s in job.samples if s.answer is None or s.answer.label_probs is None]
+    if without:
+        raise UserError(
+            f"train.logit_kd: {len(without)} of {len(job.samples)} rows have no distribution over labels (first: row "
+            f"{without[0]}), for the teacher gave no logprobs; {WITHOUT_LOGPROBS}"
+        )
+    return job.samples
+
+
+def _labels(desk: Desk, taught: Sequence[Sequence[float]], hard_labels: str) -> _Taught:
+    """`taught`: (rows, labels), the distribution over labels that each row teaches."""
+    from llm_distill.trainers.label_targets import by_labels
+
+    job = desk.job
+    assert job.task is not None
+    labels = job.task.labels
+    said = [desk.rows(samples=[msgspec.structs.replace(s, completion=label) for s in job.samples]) for label in labels]
+    gold = hard_labels == "gold"
+    if gold:
+        check_labels([s.answer.prompt for s in job.samples if s.answer], labels)
+    learnt = [labels.index(s.gold if gold and s.gold is not None else s.completion) for s in job.samples]
+    targets = [
+        by_labels([rows[i].input_ids[rows[i].prompt_tokens :] for rows in said], probabilities, place)
+        for i, (probabilities, place) in enumerate(zip(taught, learnt, strict=True))
+    ]
+    sure = [max(probabilities) for probabilities in taught]
+    mean = math.fsum(sure) / len(sure)
+    job.say(f"Soft labels of {len(sure):,} rows, which give the likeliest label {mean:.1%} on average.")
+    rows = [said[place][i] for i, place in enumerate(learnt)]
+    return _Taught(rows, targets, sure, {"kind": "labels", "mean_confidence": mean})
+
+
+def position_weights(targets: Sequence[Targets], sure: Sequence[float] | None) -> list[np.ndarray]:
+    """(n,) weights of each row's positions, one on average over all: how sure the teacher was of the row, or (None) of each
+    position.
+    """
+    import numpy as np
+
+    if sure is None:
+        found = [target.confidence for target in targets]
+    else:
+        found = [np.full(len(target.ids), own, np.float32) for target, own in zip(targets, sure, strict=True)]
+    mean = np.concatenate(found).mean()
+    return [own / mean for own in found] if mean > 0 else [np.ones_like(own) for own in found]

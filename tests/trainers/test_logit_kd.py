@@ -1,0 +1,144 @@
+"""The student learns the teacher's distribution and not only its words, through the trainer and through the whole road."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+
+from llm_distill.errors import UserError
+from llm_distill.models import weights
+from llm_distill.records import Answer, Message, Sample, make_prompt
+from llm_distill.tasks import Task
+from llm_distill.trainers import loop
+from llm_distill.trainers.hyper import Hyperparameters
+from llm_distill.trainers.label_targets import by_labels
+from llm_distill.trainers.logit_kd import logit_kd, position_weights
+from tests.conftest import Desk
+from tests.trainers.test_sft import MakeJob, curve, learnt
+
+LABELS = ["good", "bad", "good day"]
+PROBS = (0.5, 0.3, 0.1)
+
+
+def labelled(
+    probs: tuple[float, ...] | None, label: str = "good", gold: str | None = None, text: str = "film"
+) -> Sample:
+    messages = (Message("user", f"the {text}"),)
+    prompt = make_prompt(messages, label=gold)
+    answer = Answer(prompt, label, "ok", prediction=label, label_probs=probs)
+    return Sample(f"r {text}", messages, label, gold, answer)
+
+
+def task() -> Task:
+    return Task(kind="classify", labels=LABELS, parse="exact")
+
+
+def probabilities(folder: Path, sample: Sample) -> list[float]:
+    """Of each label and its end, as a model in a folder gives them."""
+    tokenizer = weights.load_tokenizer(str(folder))
+    with loop.quiet():
+        model = weights.load_model(str(folder), device="cpu")
+    turns = [{"role": "user", "content": sample.messages[0].content}]
+    begin = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+    found = []
+    for label in LABELS:
+        own = [*tokenizer(label, add_special_tokens=False)["input_ids"], tokenizer.convert_tokens_to_ids("<|im_end|>")]
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([[*begin, *own]])).logits[0, len(begin) - 1 : -1]
+        found.append(float(logits.log_softmax(-1).gather(-1, torch.tensor(own)[:, None]).sum().exp()))
+    return found
+
+
+@pytest.mark.parametrize(("divergence", "temperature"), [("forward_kl", 2.0), ("jsd", 1.0), ("sampled", 1.0)])
+def test_the_student_comes_to_say_what_the_teacher_does(make_job: MakeJob, divergence: Any, temperature: float) -> None:
+    """Three labels, of which one begins another, in a row of each, and a tenth for what is no label."""
+    job = make_job([labelled(PROBS, label) for label in LABELS], task=task())
+    hyper = Hyperparameters(
+        epochs=200, batch_size=3, learning_rate=1e-2, schedule="linear", lora_rank=None, checkpoint_every_s=1e9
+    )
+    logit_kd(job, hyper=hyper, alpha=1.0, temperature=temperature, divergence=divergence)
+    assert probabilities(job.out, job.samples[0]) == pytest.approx(PROBS, abs=0.03)
+    first, *_, last = curve(job.out)
+    assert {"ce", "kd"} <= set(first)
+    assert last["kd"] < 0.05 < first["kd"]
+    story = json.loads((job.out / "training.json").read_text("utf-8"))
+    assert story["targets"] == {"kind": "labels", "mean_confidence": 0.5}
+    assert story["settings"]["temperature"] == temperature
+
+
+def test_alpha_0_is_plain_fine_tuning(make_job: MakeJob) -> None:
+    """On the same rows the curve of the words alone."""
+    from tests.trainers.conftest import sft
+
+    samples = [labelled(PROBS, text=f"film {i}") for i in range(6)]
+    logit_kd(soft := make_job(samples, "soft", task=task()), hyper=Hyperparameters(), alpha=0.0)
+    sft(hard := make_job(samples, "hard", task=task()))
+    for one, other in zip(curve(soft.out), curve(hard.out), strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], abs=1e-5)
+        assert one["ce"] == pytest.approx(one["loss"], abs=1e-5)
+
+
+def test_gold_is_the_hard_label_where_it_is_known(make_job: MakeJob) -> None:
+    for gold, learnt_ in (("bad", "bad"), (None, "good")):
+        said: list[str] = []
+        job = make_job([labelled(PROBS, gold=gold)], task=task(), say=said.append)
+        logit_kd(job, hyper=Hyperparameters(epochs=1), hard_labels="gold")
+        assert said[-1].endswith(f"⟦{learnt_}<|im_end|>⟧")
+    with pytest.raises(UserError, match=r"the label 'worse', which the task does not have.*Repair the row"):
+        logit_kd(make_job([labelled(PROBS, gold="worse")], task=task()), hyper=Hyperparameters(), hard_labels="gold")
+
+
+def test_a_row_without_a_distribution_is_an_error(make_job: MakeJob) -> None:
+    for sample in (labelled(None), msgspec.structs.replace(labelled(PROBS), answer=None)):
+        job = make_job([labelled(PROBS, text="day"), sample], task=task())
+        with pytest.raises(
+            UserError, match=r"1 of 2 rows have no distribution over labels \(first: row r film\).*attach"
+        ):
+            logit_kd(job, hyper=Hyperparameters())
+
+
+def test_other_targets_are_another_training(make_job: MakeJob) -> None:
+    """What was stored decides the weights, and the same again gives the same."""
+    for out, probs in (("a", PROBS), ("b", PROBS), ("c", (0.6, 0.3, 0.1))):
+        logit_kd(make_job([labelled(probs)], out, task=task()), hyper=Hyperparameters(epochs=4, batch_size=1))
+    a, b, c = (learnt(make_job([labelled(PROBS)], out).out) for out in "abc")
+    assert a == b != c
+
+
+def test_the_sure_count_more() -> None:
+    sure, unsure = by_labels([[5, 9], [6, 9]], [0.9, 0.1], 0), by_labels([[5, 9], [6, 9]], [0.4, 0.6], 0)
+    by_token = position_weights([sure, unsure], None)
+    assert by_token[0][0] / by_token[1][0] == pytest.approx(1.5, rel=1e-3)
+    assert by_token[0][1] == by_token[1][1], "an end is sure"
+    by_row = position_weights([sure, unsure], [0.9, 0.6])
+    assert by_row[0].tolist() == pytest.approx([1.2, 1.2])
+    assert by_row[1].tolist() == pytest.approx([0.8, 0.8])
+    for found in (by_token, by_row, position_weights([sure], [0.0])):
+        assert np.concatenate(found).mean() == pytest.approx(1)
+
+
+TEACHER = {"scripted": {"default": "positive"}}
+STUDENT = {"transformers": {"model": "org/name"}}
+
+
+@pytest.mark.parametrize(
+    ("keys", "repair"),
+    [
+        ({}, "add `top_logprobs: 20` to answers"),
+        (
+            {"answers": {"top_logprobs": 20}, "task": "generate", "train": {"logit_kd": {"hard_labels": "gold"}}},
+            "remove `hard",
+        ),
+        ({"answers": {"top_logprobs": 20}, "train": {"logit_kd": {"alpha": 2}}}, "train.logit_kd.alpha"),
+    ],
+)
+def test_a_recipe_that_cannot_teach_so_is_refused(desk: Desk, keys: dict[str, Any], repair: str) -> None:
+    desk.seeds([{"prompt": "x"}])
+    recipe = desk.recipe(**{"models": {"teacher": TEACHER, "student": STUDENT}, "train": "logit_kd"} | keys)
+    assert repair in desk.llm_distill("check", recipe, code=2)
