@@ -26,6 +26,7 @@ from llm_distill.recipe import Plan
 from llm_distill.recipe_keys import HeldOut
 from llm_distill.records import Ask, Prompt, make_prompt
 from llm_distill.seeds import numbered, read_rows
+from llm_distill.trainers import sft_checks
 
 Side = Literal["asked", "held_out", "aside"]
 #: A row with so many near neighbours is not looked at by later ones, which find those: thousands of rows made from one
@@ -241,6 +242,8 @@ def check_rows(plan: Plan, prompts: Sequence[Prompt], held_out: Sequence[Prompt]
             f"other (near: {plan.held_out.near}) stay together. Raise the share, set `near: null`, or name a file."
         )
     plan.teachers.check_rows([*prompts, *(held_out if plan.evaluate else ())])
+    if not more:
+        sft_checks.check_taught(plan, prompts)
     known = {p.gist for p in prompts}
     _disjoint("prompts", held_out, known)
     known |= {p.gist for p in held_out}

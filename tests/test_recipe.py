@@ -58,6 +58,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"train": "sft"}, "there is no models.student"),
     ({"train": {"sft": {"epochz": 1}}, "models": {"teacher": TEACHER, "student": STUDENT}}, "Did you mean 'epochs'?"),
     ({"train": "sft", "models": {"teacher": TEACHER, "student": TEACHER}}, "cannot be trained here"),
+    (
+        {"train": {"sft": {"turns": "all"}}, "models": {"teacher": TEACHER, "student": STUDENT}},
+        "through classify.md, whose turns nobody answered; use `turns: last`",
+    ),
     ({"evaluate": {}}, "there is no held_out"),
     ({"held_out": {}}, "either `file: rows.jsonl` or `share: 0.1`"),
     ({"held_out": {"share": 2}}, "held_out.share"),
@@ -97,6 +101,25 @@ def test_a_malformed_row_is_named_by_file_and_line(seeded: Desk, row: str, messa
     said = seeded.llm_distill("run", seeded.recipe(), code=2)
     assert "seeds.jsonl" + message in said
     assert not list(seeded.folder.rglob("*.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("knobs", "row", "message"),
+    [({"turns": "all"}, {"prompt": "good thing"}, "no row has one; use `turns: last`, or seeds with `messages`")],
+)
+def test_rows_without_what_training_wants_stop_everything(
+    desk: Desk, knobs: dict[str, Any], row: dict[str, Any], message: str
+) -> None:
+    desk.seeds([row])
+    (desk.folder / "student").mkdir()
+    (desk.folder / "student/config.json").write_text("{}", encoding="utf-8")  # nobody gets as far as loading it
+    models = {"teacher": TEACHER, "student": {"transformers": {"model": "./student"}}}
+    recipe = desk.recipe(task="generate", models=models, train={"sft": knobs})
+    assert message in desk.llm_distill("check", recipe, code=2)
+    with pytest.raises(UserError) as error:
+        desk.here(recipe)
+    assert message in str(error.value)
+    assert not list(desk.folder.rglob("*.parquet"))
 
 
 @pytest.mark.parametrize(

@@ -17,13 +17,15 @@ def check_rows(rows: Sequence[Row], tokenizer: Any, end: int) -> dict[str, Any]:
     """What the rows hold, for training.json. A malformed row is a UserError: its tokenizer or template is at fault."""
     bos, name = tokenizer.bos_token_id, tokenizer.convert_ids_to_tokens(end)
     for row in rows:
-        trained = row.input_ids[row.prompt_tokens :]
-        if trained.count(end) != 1 or trained[-1] != end:
-            _refuse(
-                row, tokenizer, f"{trained.count(end)} trained end tokens {name!r}, where one belongs at the very end"
-            )
-        if len(trained) < 2:
-            _refuse(row, tokenizer, "nothing to learn but the end token")
+        for trained in (row.input_ids[start:stop] for start, stop in row.learnt):
+            if trained.count(end) != 1 or trained[-1] != end:
+                _refuse(
+                    row,
+                    tokenizer,
+                    f"{trained.count(end)} trained end tokens {name!r}, where one belongs at the very end",
+                )
+            if len(trained) < 2:
+                _refuse(row, tokenizer, "nothing to learn but the end token")
         if row.prompt_tokens < 1:
             _refuse(row, tokenizer, "no prompt, so its first token could not be predicted from anything")
         if bos is not None and row.input_ids[:2] == [bos, bos]:
@@ -31,7 +33,7 @@ def check_rows(rows: Sequence[Row], tokenizer: Any, end: int) -> dict[str, Any]:
     return {
         "rows": len(rows),
         "longest_row_tokens": max(len(r.input_ids) for r in rows),
-        "prompt_tokens": sum(r.prompt_tokens for r in rows),
+        "prompt_tokens": sum(len(r.input_ids) - r.trained_tokens for r in rows),
         "trained_tokens": sum(r.trained_tokens for r in rows),
         "end_token": name,
         "end_token_is_pad": end == tokenizer.pad_token_id,

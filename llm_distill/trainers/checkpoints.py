@@ -21,7 +21,7 @@ _MARK = "complete.json"
 
 def fingerprint(rows: Iterable[Row], settings: dict[str, Any], seed: int) -> str:
     """A digest of everything that decides how training goes."""
-    return content_id([[[r.input_ids, r.prompt_tokens] for r in rows], settings, seed])
+    return content_id([[[r.input_ids, r.prompt_tokens, r.turns] for r in rows], settings, seed])
 
 
 def seal(folder: Path) -> None:

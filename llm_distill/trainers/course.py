@@ -22,7 +22,7 @@ from llm_distill.trainers.batch_check import check_batch, check_rows, preview
 from llm_distill.trainers.checkpoints import fingerprint, last_whole, publish
 from llm_distill.trainers.curve import Curve, reading_order
 from llm_distill.trainers.hyper import Hyperparameters
-from llm_distill.trainers.rows import Row, make_rows, stop_ids
+from llm_distill.trainers.rows import Row, Turns, make_rows, stop_ids
 
 #: What a message of a training that was stopped ends with.
 GOES_ON = "the same command goes on from its last checkpoint."
@@ -86,11 +86,14 @@ class Desk:
         self.model = weights.load_model(*self.where, dtype=kind, device=str(self.device))
 
     def rows(
-        self, completions: Mapping[str, Sequence[int]] | None = None, samples: Sequence[Sample] | None = None
+        self,
+        completions: Mapping[str, Sequence[int]] | None = None,
+        samples: Sequence[Sample] | None = None,
+        turns: Turns = "last",
     ) -> list[Row]:
         """The job's samples (or these) as token rows, some with completions that are token ids already, by row_id."""
         ends, wanted = stop_ids(self.model, self.tokenizer), self.job.samples if samples is None else samples
-        return make_rows(wanted, self.tokenizer, ends, self.hyper.max_length, completions or {})
+        return make_rows(wanted, self.tokenizer, ends, self.hyper.max_length, completions or {}, turns)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 The chat template renders the prompt and nothing else. What follows it is what the student would have to generate: the
 teacher's text untouched (templates strip it, or cut reasoning out of it), then the token at which generation stops.
+What the assistant said earlier in the prompt may be learnt too, where the template shows it as it would be generated.
 """
 
 from __future__ import annotations
@@ -10,32 +11,45 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from llm_distill.errors import UserError
 from llm_distill.records import Message, Sample
 
 #: The label of a token that is read but not learnt (PyTorch's `ignore_index`).
 UNTRAINED = -100
+#: Which of the assistant's turns are learnt: the answer, or those before it as well.
+Turns = Literal["last", "all"]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One tokenised sample. `prompt_tokens` ids are read, the rest are learnt."""
+    """One tokenised sample. `prompt_tokens` ids are read, the rest are learnt; so are the `turns` of the prompt, each from
+    its first token up to behind its end token.
+    """
 
     row_id: str
     input_ids: list[int]
     prompt_tokens: int
+    turns: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def learnt(self) -> tuple[tuple[int, int], ...]:
+        """Where what is learnt begins and ends, turn by turn."""
+        return (*self.turns, (self.prompt_tokens, len(self.input_ids)))
 
     @property
     def labels(self) -> list[int]:
-        """`input_ids` with the prompt masked."""
-        return [UNTRAINED] * self.prompt_tokens + self.input_ids[self.prompt_tokens :]
+        """`input_ids` with all that is only read masked."""
+        labels = [UNTRAINED] * len(self.input_ids)
+        for start, stop in self.learnt:
+            labels[start:stop] = self.input_ids[start:stop]
+        return labels
 
     @property
     def trained_tokens(self) -> int:
-        """How many tokens are learnt, the end token among them."""
-        return len(self.input_ids) - self.prompt_tokens
+        """How many tokens are learnt, the end tokens among them."""
+        return sum(stop - start for start, stop in self.learnt)
 
 
 def make_rows(
@@ -44,12 +58,13 @@ def make_rows(
     stop_ids: Collection[int],
     max_length: int,
     completions: Mapping[str, Sequence[int]] = MappingProxyType({}),
+    turns: Turns = "last",
 ) -> list[Row]:
     """One row per sample, in order. `stop_ids` are the ids at which the student's generation stops; `completions` are those
     known as token ids already, by row_id: a text tokenised again need not be the tokens that were sampled.
 
-    A sample that cannot be learnt whole is a UserError: nothing is ever cut to fit, since the cut loses the end token
-    (and, of a reasoned answer, the answer).
+    `turns: all` learns what the assistant said earlier in a row's messages as well. A sample that cannot be learnt whole
+    is a UserError: nothing is ever cut to fit, since the cut loses the end token (and, of a reasoned answer, the answer).
     """
     if not samples:
         raise UserError("train: no samples; look at what the filters dropped with `llm-distill show RUN dropped`.")
@@ -76,7 +91,8 @@ def make_rows(
             # Either the text merges across the boundary, where generation could never merge, or it spells out a
             # special token, which must be learnt as the text it is.
             completion = tokenizer(sample.completion, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        rows.append(Row(sample.row_id, [*prompt, *completion, end], len(prompt)))
+        earlier = earlier_turns(tokenizer, sample, prompt, end) if turns == "all" else ()
+        rows.append(Row(sample.row_id, [*prompt, *completion, end], len(prompt), earlier))
     long = [r.row_id for r in rows if len(r.input_ids) > max_length]
     if long:
         longest = max(len(r.input_ids) for r in rows)
@@ -99,6 +115,50 @@ def render(tokenizer: Any, messages: Sequence[Message]) -> str:
     except TemplateError as error:
         roles = ", ".join(m.role for m in messages)
         raise UserError(f"train: the student's chat template refuses the roles {roles}: {error}") from error
+
+
+def earlier_turns(tokenizer: Any, sample: Sample, prompt: Sequence[int], end: int) -> tuple[tuple[int, int], ...]:
+    """Where in the prompt's ids the assistant's turns stand, each up to behind its end token.
+
+    What is learnt must be what would have been generated there: the prompt up to the turn has to begin the whole, as text and
+    as tokens, and the turn to follow it unchanged, with its end token behind. A template that strips reasoning from earlier
+    turns, or opens each answer with something that history does not show, is a UserError.
+    """
+    said = [i for i, message in enumerate(sample.messages) if message.role == "assistant"]
+    if said and not tokenizer.chat_template:
+        raise UserError(
+            f"train: row {sample.row_id} has earlier turns, and the student has no chat template, so nothing would end them; "
+            "use `turns: last`, or a student that was tuned on conversations."
+        )
+
+    def ids(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    spans, whole = [], render(tokenizer, sample.messages) if said else ""
+    for turn in said:
+        before, content = render(tokenizer, sample.messages[:turn]), sample.messages[turn].content
+        for text in (content, content.strip()):  # templates may trim what they show
+            start, stop = len(ids(before)), len(ids(before + text))
+            if (
+                whole.startswith(before + text)
+                and start < stop < len(prompt)
+                and [*ids(before), *prompt[start:stop], end] == [*ids(before + text), end] == list(prompt[: stop + 1])
+            ):
+                spans.append((start, stop + 1))
+                break
+        else:
+            raise UserError(
+                f"train: the student's chat template does not show turn {turn + 1} of row {sample.row_id} as the student would "
+                f"generate it: where its prompt ends in {before[-40:]!r}, it has {_following(whole, before)[:40]!r}. "
+                "Use `turns: last`."
+            )
+    return tuple(spans)
+
+
+def _following(whole: str, before: str) -> str:
+    """What a text has behind the beginning that it shares with another."""
+    same = next((i for i, (a, b) in enumerate(zip(whole, before, strict=False)) if a != b), len(before))
+    return whole[same:]
 
 
 def end_token(tokenizer: Any, stop_ids: Collection[int]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,10 @@ def reviews(count: int) -> list[Sample]:
 
 
 def sft(job: TrainingJob, **knobs: Any) -> None:
-    """Plain fine-tuning with some hyperparameters."""
-    sft_module.sft(job, hyper=Hyperparameters(**knobs))
+    """Fine-tuning with some knobs, of which the shared ones are hyperparameters."""
+    shared = {f.name for f in fields(Hyperparameters)}
+    own = {name: knobs.pop(name) for name in set(knobs) - shared}
+    sft_module.sft(job, hyper=Hyperparameters(**knobs), **own)
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from llm_distill.models.decoding import Engine, encode
 from llm_distill.records import Message, Sample
 from llm_distill.trainers.batch_check import check_batch, check_rows, preview
 from llm_distill.trainers.rows import Row, end_token, make_rows, stop_ids
-from tests.models.conftest import byte_level_tokenizer, fallback_tokenizer
+from tests.models.conftest import TEMPLATE, byte_level_tokenizer, fallback_tokenizer
 
 #: Writes its own BOS, trims what it is given, refuses a system turn, ends a turn with a token that is not eos.
 PARTICULAR = (
@@ -131,6 +131,57 @@ def test_a_template_that_refuses_a_role_is_the_users_to_repair() -> None:
 def test_malformed_rows_are_refused(ids: list[int], prompt_tokens: int, fault: str) -> None:
     with pytest.raises(UserError, match=f"row bad has {fault}"):
         check_rows([Row("bad", ids, prompt_tokens)], byte_level_tokenizer(), 2)
+
+
+TALK = (
+    Message("user", "the film?"),
+    Message("assistant", "a dull day "),
+    Message("user", "the phone?"),
+    Message("assistant", "日本語 😀"),
+    Message("user", "and the day?"),
+)
+
+
+@pytest.mark.parametrize("kind", ["chat", "template with its own bos"])
+def test_every_turn_is_learnt_as_it_would_be_generated(kind: str, student: Any) -> None:
+    make, stops = TOKENIZERS[kind]
+    tokenizer = make()
+    engine = Engine(AutoModelForCausalLM.from_pretrained(student), tokenizer, name="", identity="", batch_size=1)
+    one = Sample("r", TALK, "lovely")
+    (row,) = make_rows([one], tokenizer, stops, 1024, turns="all")
+    assert len(row.learnt) == 3
+    for (start, stop), turn in zip(row.learnt, (1, 3, 5), strict=True):
+        assert row.input_ids[:start] == encode(engine.tokenizer, TALK[:turn]), "what inference would be shown"
+        text = b"".join(engine.vocabulary.token(i) for i in row.input_ids[start : stop - 1]).decode()
+        said = TALK[turn].content if turn < 5 else "lovely"
+        assert text in (said, said.strip()), "templates may trim"
+        assert row.input_ids[stop - 1] in stops
+        assert row.labels[start:stop] == row.input_ids[start:stop]
+    assert sum(label != -100 for label in row.labels) == row.trained_tokens
+    assert row.trained_tokens == sum(stop - start for start, stop in row.learnt)
+    assert check_rows([row], tokenizer, row.input_ids[-1])["trained_tokens"] == row.trained_tokens
+    (last,) = make_rows([one], tokenizer, stops, 1024)
+    assert last.input_ids == row.input_ids
+    assert last.labels == [-100] * last.prompt_tokens + last.input_ids[last.prompt_tokens :]
+
+
+def test_a_turn_that_history_shows_otherwise_is_refused() -> None:
+    forgetful = TEMPLATE.replace("m['content']", "m['content'].split('</think>')[-1]")
+    turns = (Message("user", "a"), Message("assistant", "<think>b</think>c"), Message("user", "d"))
+    with pytest.raises(UserError, match=r"does not show turn 2 of row r as .* it has 'c<.*Use `turns: last`"):
+        make_rows([Sample("r", turns, "e")], byte_level_tokenizer(forgetful), {2}, 1024, turns="all")
+    opening = TEMPLATE.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
+    with pytest.raises(UserError, match=r"where its prompt ends in .*<think>"):
+        make_rows([Sample("r", TALK, "e")], byte_level_tokenizer(opening), {2}, 1024, turns="all")
+    with pytest.raises(UserError, match="no chat template, so nothing would end them"):
+        make_rows([Sample("r", TALK, "e")], fallback_tokenizer(), {1}, 1024, turns="all")
+
+
+def test_an_earlier_turn_has_one_end_too() -> None:
+    with pytest.raises(UserError, match="row bad has 2 trained end tokens"):
+        check_rows([Row("bad", [1, 50, 60, 2, 2, 50, 61, 2], 6, ((2, 5),))], byte_level_tokenizer(), 2)
+    with pytest.raises(UserError, match="row bad has nothing to learn but the end token"):
+        check_rows([Row("bad", [1, 50, 2, 51, 61, 2], 4, ((2, 3),))], byte_level_tokenizer(), 2)
 
 
 def test_the_preview_marks_what_is_learnt() -> None:

@@ -21,6 +21,7 @@ from transformers import AutoTokenizer
 from llm_distill.errors import Interrupted, UserError
 from llm_distill.models import weights
 from llm_distill.plugs import Spec, bind
+from llm_distill.records import Message, Sample
 from llm_distill.trainers import TRAINERS, TrainingJob, course
 from llm_distill.trainers import loop as training_loop
 from llm_distill.trainers.curve import reading_order
@@ -203,6 +204,36 @@ def test_a_base_model_learns_from_plain_text(make_job: MakeJob, tmp_path: Path) 
     assert said[0].endswith("<eos>⟧")
     losses = [line["loss"] for line in curve(job.out)]
     assert losses[-1] < losses[0] / 2
+
+
+def talks(count: int) -> list[Sample]:
+    """Conversations of one or two answers."""
+    made = []
+    for i in range(count):
+        before = (Message("user", "the phone?"), Message("assistant", "a dull day" if i % 2 else "good"))
+        made.append(
+            Sample(f"r{i}", (*before * (i % 3 > 0), Message("user", "the film?")), "bad" if i % 2 else "lovely")
+        )
+    return made
+
+
+def test_all_turns_of_a_conversation_are_learnt(make_job: MakeJob) -> None:
+    stories = {}
+    for turns in ("last", "all"):
+        job = make_job(talks(12), turns)
+        sft(job, turns=turns, epochs=20, learning_rate=1e-2)
+        stories[turns] = json.loads((job.out / "training.json").read_text("utf-8"))
+        assert curve(job.out)[-1]["trained_tokens"] == 20 * stories[turns]["checks"]["trained_tokens"]
+    assert stories["all"]["turns"] == {"rows": 12, "earlier_turns": 8}
+    assert stories["all"]["checks"]["trained_tokens"] > stories["last"]["checks"]["trained_tokens"]
+    with training_loop.quiet():
+        model = weights.load_model(str(job.student["model"]), adapter=str(job.out), device="cpu")
+    tokenizer = AutoTokenizer.from_pretrained(job.out)
+    ids = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "the phone?"}], add_generation_prompt=True, return_tensors="pt"
+    )["input_ids"]
+    said = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False)
+    assert tokenizer.decode(said[0, ids.shape[1] :]) in ("a dull day<|im_end|>", "good<|im_end|>"), "never a last turn"
 
 
 def test_bfloat16_keeps_the_adapter_exact(make_job: MakeJob) -> None:

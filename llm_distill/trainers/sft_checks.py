@@ -1,0 +1,41 @@
+"""Which knobs of `sft` fit a recipe and its rows, found out before anything is asked. Each message states the repair."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from llm_distill.errors import UserError
+
+if TYPE_CHECKING:
+    from llm_distill.recipe import Plan
+    from llm_distill.records import Prompt
+
+
+def _knobs(plan: Plan) -> dict[str, Any] | None:
+    return plan.trainer.knobs if plan.trainer and plan.trainer.spec.name == "sft" else None
+
+
+def check_recipe(plan: Plan) -> None:
+    """UserError for knobs that make no sense beside the recipe's other keys."""
+    knobs = _knobs(plan)
+    if knobs is None:
+        return
+    if knobs["turns"] == "all" and plan.task.student_view.template:
+        raise UserError(
+            "train.sft.turns: `all` learns the earlier answers of rows that are conversations, and this task shows its rows "
+            f"through {plan.task.student_view.template.name}, whose turns nobody answered; use `turns: last`, or `task: "
+            "generate` without a template."
+        )
+
+
+def check_taught(plan: Plan, prompts: Sequence[Prompt]) -> None:
+    """UserError for knobs that ask of the rows what none of them has."""
+    knobs = _knobs(plan)
+    if knobs is None:
+        return
+    if knobs["turns"] == "all" and not any(m.role == "assistant" for p in prompts for m in p.messages):
+        raise UserError(
+            "train.sft.turns: `all` learns the earlier answers of rows that are conversations, and no row has one; use "
+            "`turns: last`, or seeds with `messages` in which the assistant speaks."
+        )
