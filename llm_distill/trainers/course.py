@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from llm_distill.errors import Interrupted, UserError
 from llm_distill.models import weights
 from llm_distill.records import Sample
-from llm_distill.trainers import TrainingJob
+from llm_distill.trainers import TrainingJob, packing
 from llm_distill.trainers.batch_check import check_batch, check_rows, preview
 from llm_distill.trainers.checkpoints import fingerprint, last_whole, publish
 from llm_distill.trainers.curve import Curve, reading_order
@@ -56,13 +56,15 @@ class Objective(Protocol):
 class Lesson:
     """What a trainer teaches: token rows with what else is known of them.
 
-    settings: its knobs that decide how training goes; story: more keys for training.json.
+    settings: its knobs that decide how training goes; story: more keys for training.json; packed: several rows are read as one
+    sequence of at most max_length tokens, and `batch_size` counts sequences.
     """
 
     rows: Sequence[Row]
     objective: Objective | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     story: Mapping[str, Any] = field(default_factory=dict)
+    packed: bool = False
 
 
 class Desk:
@@ -119,32 +121,44 @@ def train(desk: Desk, lesson: Lesson) -> None:
     job, hyper, model, rows = desk.job, desk.hyper, desk.model, lesson.rows
     settings = {**desk.settings, **lesson.settings}
     findings = check_rows(rows, desk.tokenizer, rows[0].input_ids[-1])
-    order = reading_order([len(r.input_ids) for r in rows], hyper.batch_size, hyper.epochs, job.seed)
+    packs = packing.pack(rows, hyper.max_length) if lesson.packed else []
+    if packs:
+        packing.check_apart(model, packs)
+        findings["packing"] = packing.filled(packs)
+    units: Sequence[Row] | Sequence[packing.Pack] = packs or rows
+    order = reading_order([len(u.input_ids) for u in units], hyper.batch_size, hyper.epochs, job.seed)
 
     identity = weights.identity(*desk.where)
     known = settings | loop.versions() | {"base": identity}
     if lesson.objective:
         known["objective"] = lesson.objective.digest
+    if packs:
+        known["packs"] = [p.places for p in packs]
     checkpoints = job.out / "checkpoints" / fingerprint(rows, known, job.seed)
     resume = last_whole(checkpoints)
     parts = lesson.objective.parts if lesson.objective else ()
-    curve = Curve(job, rows, order, hyper, int(resume.name.rpartition("-")[2]) if resume else 0, parts)
+    curve = Curve(job, units, order, hyper, int(resume.name.rpartition("-")[2]) if resume else 0, parts)
     stop = loop.Stop()
     args = loop.arguments(checkpoints, settings, job.seed, on_cpu=desk.device.type == "cpu")
     trainer = loop.make_trainer(
-        model, desk.tokenizer, rows, order, args, lora_config(hyper), curve.add, stop, hyper.checkpoint_every_s,
+        model, desk.tokenizer, units, order, args, lora_config(hyper), curve.add, stop, hyper.checkpoint_every_s,
         lesson.objective,
     )  # fmt: skip
     batch = next(iter(trainer.get_train_dataloader()))
-    check_batch(batch, [rows[i] for i in order[: hyper.batch_size]])
+    first = order[: hyper.batch_size]
+    if packs:
+        packing.check_packed(batch, [packs[i] for i in first])
+        job.say(packing.told(findings["packing"], curve.steps))
+    else:
+        check_batch(batch, [rows[i] for i in first])
     findings["scored"] = lighten(
         model,
-        {name: batch[name] for name in ("input_ids", "labels", "attention_mask")},
+        {name: batch[name] for name in loop.OF_THE_MODEL if name in batch},
         # On CUDA, TRL's kernels score trained positions only; a mixture of experts has a second loss, over all of them.
         ours=lesson.objective is not None or (desk.device.type == "cpu" and not trainer.aux_loss_enabled),
-        share=desk.device.type == "cpu" and not settings["activation_checkpointing"],
+        share=desk.device.type == "cpu" and not settings["activation_checkpointing"] and not packs,
     )
-    example = preview(rows[order[0]], desk.tokenizer)
+    example = preview(packs[order[0]].rows[0] if packs else rows[order[0]], desk.tokenizer)
     job.say(f"The first row, as it is learnt (between \u27e6 and \u27e7):\n{example}")
 
     with stop.on_ctrl_c(job.say):

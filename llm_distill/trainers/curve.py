@@ -11,6 +11,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from llm_distill.trainers.hyper import Hyperparameters
+from llm_distill.trainers.packing import Pack
 from llm_distill.trainers.rows import Row
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ class Curve:
     def __init__(
         self,
         job: TrainingJob,
-        rows: Sequence[Row],
+        rows: Sequence[Row] | Sequence[Pack],
         order: Sequence[int],
         hyper: Hyperparameters,
         done: int,

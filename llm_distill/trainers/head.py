@@ -32,7 +32,8 @@ def lighten(model: Any, batch: dict[str, Any], *, ours: bool = True, share: bool
     The model then also takes `objective` with `more` (see `course.Objective`), and gives Scored. Some families scale or cap
     logits after the head, or remember otherwise than by keys and values. So each of the two must first reproduce what the
     model does by itself, on the first `batch`; one that does not is left out. `ours` is False where TRL's head is the better
-    one, `share` where activations are checkpointed, which keeps no keys and values.
+    one, `share` where activations are checkpointed, which keeps no keys and values, and where rows are packed: a beginning
+    that sequences share is the first row's only, and each row behind it has its own.
     """
     import torch
     from transformers import DynamicCache
@@ -40,25 +41,27 @@ def lighten(model: Any, batch: dict[str, Any], *, ours: bool = True, share: bool
 
     stock, sharing, plain = model.forward, [False], [False]
 
-    def behind(self: Any, input_ids: Any, attention_mask: Any, labels: Any, more: dict[str, Any]) -> Any:
+    def behind(self: Any, input_ids: Any, attention_mask: Any, labels: Any, where: dict[str, Any]) -> Any:
         """Last hidden states of the tokens behind the shared beginning: (batch, seq - shared, width)."""
         shared = shared_tokens(input_ids, labels) if sharing[0] else 0
         if shared >= _SHORT:
             begun = DynamicCache(config=self.config)
-            self.base_model(input_ids=input_ids[:1, :shared], **more, past_key_values=begun, use_cache=True)
+            self.base_model(input_ids=input_ids[:1, :shared], **where, past_key_values=begun, use_cache=True)
             begun.batch_repeat_interleave(len(input_ids))
-            input_ids, more = input_ids[:, shared:], more | {"past_key_values": begun}
+            input_ids, where = input_ids[:, shared:], where | {"past_key_values": begun}
         return self.base_model(
-            input_ids=input_ids, attention_mask=attention_mask, **more, use_cache=shared >= _SHORT
+            input_ids=input_ids, attention_mask=attention_mask, **where, use_cache=shared >= _SHORT
         ).last_hidden_state
 
-    def scored(self: Any, ids: Any, mask: Any, labels: Any, objective: Any, more: dict[str, Any]) -> Scored:
+    def scored(
+        self: Any, ids: Any, mask: Any, labels: Any, where: dict[str, Any], objective: Any, more: dict[str, Any]
+    ) -> Scored:
         learnt = labels[:, 1:] != -100  # position t predicts token t + 1
         if plain[0]:
-            states = behind(self, ids, mask, labels, {})[:, :-1]
+            states = behind(self, ids, mask, labels, where)[:, :-1]
             parts = states[learnt[:, -states.shape[1] :]], self.get_output_embeddings()
         else:  # a family that does more than its head says: whole logits, of which the trained ones are kept
-            logits = stock(input_ids=ids, attention_mask=mask, use_cache=False).logits
+            logits = stock(input_ids=ids, attention_mask=mask, **where, use_cache=False).logits
             parts = logits[:, :-1][learnt], torch.nn.Identity()
         return Scored(*objective(*parts, labels[:, 1:][learnt], more))
 
@@ -66,14 +69,13 @@ def lighten(model: Any, batch: dict[str, Any], *, ours: bool = True, share: bool
         self: Any, *args: Any, fused_lm_head: bool = False, objective: Any = None, more: Any = None, **kwargs: Any
     ) -> Any:
         if objective is not None:
-            return scored(self, kwargs["input_ids"], kwargs["attention_mask"], kwargs["labels"], objective, more)
+            return scored(self, *_taken(kwargs), objective, more)
         if not (fused_lm_head and ours and plain[0]):
             return stock(*args, fused_lm_head=fused_lm_head, **kwargs) if fused_lm_head else stock(*args, **kwargs)
         if (kwargs["labels"] != -100).sum() * self.config.get_text_config().vocab_size > _MANY_LOGITS:
             return stock(*args, fused_lm_head=True, **kwargs)
-        ids, mask, labels = map(kwargs.pop, ("input_ids", "attention_mask", "labels"))
-        more = {name: value for name, value in kwargs.items() if value is not None and name != "use_cache"}
-        states = behind(self, ids, mask, labels, more)[:, :-1]
+        ids, mask, labels, where = _taken(kwargs)
+        states = behind(self, ids, mask, labels, where)[:, :-1]
         labels = labels[:, 1:]  # position t predicts token t + 1
         learnt = labels != -100
         wanted = labels[learnt]
@@ -95,7 +97,7 @@ def lighten(model: Any, batch: dict[str, Any], *, ours: bool = True, share: bool
 
     model.eval()
     with torch.no_grad():
-        ids = batch["input_ids"][:1]
+        ids = batch["input_ids"][:1, :64]  # one position is compared, and packed rows are thousands
         logits = stock(input_ids=ids, use_cache=False).logits[0, -1]
         state = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0, -1]
         plain[0] = _same(logits, model.get_output_embeddings()(state), model.dtype)
@@ -108,6 +110,13 @@ def lighten(model: Any, batch: dict[str, Any], *, ours: bool = True, share: bool
             sharing[0] = _same(apart, model(**batch, fused_lm_head=True).log_probs, model.dtype)
     scores = "trained positions" if ours else "TRL's head"
     return f"{scores}, shared beginnings" if sharing[0] else scores
+
+
+def _taken(kwargs: dict[str, Any]) -> tuple[Any, Any, Any, dict[str, Any]]:
+    """Of what a model is called with: tokens, their mask (packed rows have none), labels, and what says where packed rows are."""
+    ids, mask, labels = kwargs["input_ids"], kwargs.get("attention_mask"), kwargs["labels"]
+    taken = ("input_ids", "attention_mask", "labels", "use_cache")
+    return ids, mask, labels, {name: v for name, v in kwargs.items() if v is not None and name not in taken}
 
 
 def _same(one: Any, other: Any, dtype: Any) -> bool:

@@ -21,10 +21,14 @@ from typing import TYPE_CHECKING, Any
 
 from llm_distill.errors import UserError
 from llm_distill.trainers.checkpoints import seal
+from llm_distill.trainers.packing import Pack
 from llm_distill.trainers.rows import UNTRAINED, Row
 
 if TYPE_CHECKING:
     from llm_distill.trainers.course import Objective
+
+#: Of a batch, what the model reads; the rest is the objective's.
+OF_THE_MODEL = ("input_ids", "labels", "attention_mask", "position_ids")
 
 
 class Stop:
@@ -54,7 +58,10 @@ class Stop:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep to themselves what the training libraries warn each other about: names that another will drop."""
+    """Keep to themselves what the training libraries warn each other about (names that another will drop), and their bars."""
+    from datasets import disable_progress_bars
+
+    disable_progress_bars()
     for noisy in ("trl", "peft", "accelerate"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     with warnings.catch_warnings():
@@ -76,7 +83,7 @@ def arguments(folder: Path, settings: dict[str, Any], seed: int, *, on_cpu: bool
             **common(folder, settings, seed, on_cpu=on_cpu),
             dataset_kwargs={"skip_prepare_dataset": True},  # the rows are tokenised, masked and checked already
             activation_checkpointing=settings["activation_checkpointing"],
-            remove_unused_columns=False,  # `place` says which row it is
+            remove_unused_columns=False,  # `places` say which rows they are
         )
     )
 
@@ -172,7 +179,7 @@ def follow(trainer: Any, report: Callable[[int, dict[str, float]], None], stop: 
 def make_trainer(
     model: Any,
     tokenizer: Any,
-    rows: Sequence[Row],
+    rows: Sequence[Row] | Sequence[Pack],
     order: Sequence[int],
     args: Any,
     lora: Any,
@@ -191,7 +198,9 @@ def make_trainer(
     class Collator(DataCollatorForLanguageModeling):  # type: ignore[misc]
         def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
             batch: dict[str, Any] = super().torch_call(examples)
-            return batch | objective.tensors([e["place"] for e in examples]) if objective else batch
+            if packed:  # it says nothing of where rows begin, and would hide that the positions do
+                del batch["attention_mask"]
+            return batch | objective.tensors([p for e in examples for p in e["places"]]) if objective else batch
 
     class Taught(quietly(SFTTrainer, checkpoint_every_s)):  # type: ignore[misc]
         def compute_loss(
@@ -199,7 +208,7 @@ def make_trainer(
         ) -> Any:
             if objective is None:
                 return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-            own = {name: inputs.pop(name) for name in ("input_ids", "labels", "attention_mask")}
+            own = {name: inputs.pop(name) for name in OF_THE_MODEL if name in inputs}
             # Of all micro-batches of a step: their means would weigh a token of a short answer more than one of a long.
             tokens = (own["labels"] != UNTRAINED).sum() if num_items_in_batch is None else num_items_in_batch
             out = model(**own, objective=objective.loss, more=inputs)
@@ -214,14 +223,19 @@ def make_trainer(
         report(step, logs | parts)
         parts.clear()
 
-    columns = {"input_ids": [r.input_ids for r in rows], "labels": [r.labels for r in rows]}
-    data = Dataset.from_dict(columns | {"place": range(len(rows))})
+    packs = [row for row in rows if isinstance(row, Pack)]
+    packed = bool(packs)
+    columns: dict[str, Any] = {"input_ids": [r.input_ids for r in rows], "labels": [r.labels for r in rows]}
+    columns["places"] = [p.places for p in packs] or [[place] for place in range(len(rows))]
+    if packed:
+        columns["seq_lengths"] = [p.lengths for p in packs]
+    data = Dataset.from_dict(columns)
     trainer = Taught(
         model=model,
         args=args,
         train_dataset=data.select(order),
         processing_class=tokenizer,
-        data_collator=Collator(pad_token_id=pad_token(tokenizer)),
+        data_collator=Collator(pad_token_id=pad_token(tokenizer), return_position_ids=packed),
         peft_config=lora,
     )
     return follow(trainer, with_parts, stop)
