@@ -19,7 +19,7 @@ from llm_distill.trainers.rows import end_token, stop_ids
 #: A file that any file system and upload takes, and that loads without twice the memory.
 _SHARD = "4GB"
 #: What training leaves beside the weights; some of it quotes rows.
-_OF_TRAINING = ("training.json", "metrics.jsonl", "checkpoints")
+_OF_TRAINING = ("training.json", "metrics.jsonl", "alignment.jsonl", "checkpoints")
 
 
 def write_merged(student: Student, out: Path, numbers: str = "auto") -> dict[str, Any]:

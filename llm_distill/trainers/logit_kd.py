@@ -1,4 +1,8 @@
-"""Distillation on what was stored of the teacher's distributions, here over labels: Hinton et al.'s soft targets."""
+"""Distillation on what was stored of the teacher's distributions.
+
+A classify row teaches the teacher's distribution over the labels (Hinton et al.'s soft targets). Any other row teaches that over
+the tokens of its text: by token id where teacher and student share a vocabulary, else by bytes (see `placing`).
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ from pydantic import Field
 
 from llm_distill.errors import UserError
 from llm_distill.evals.gold import check_labels
+from llm_distill.logprob_table import LOGPROBS, vocabularies
 from llm_distill.records import Sample
 from llm_distill.trainers import WITHOUT_LOGPROBS, TrainingJob
 from llm_distill.trainers.course import Desk, Lesson, stoppable, train
@@ -56,15 +61,21 @@ def logit_kd(
     weight_by: Literal["none", "token", "row"] = "none",
     # The label that cross-entropy is taken with: of gold where a row has one.
     hard_labels: Literal["teacher", "gold"] = "teacher",
+    # Of tokens: a position of which more of the teacher's mass than this has no place among the student's tokens has no target.
+    most_undefined: Annotated[float, Field(ge=0, le=1)] = 0.1,
 ) -> None:
     """Train on the samples' completions and on the teacher's stored distributions; write the adapter into `job.out`."""
     with stoppable():
         desk = Desk(job, hyper)
-        taught = _labels(desk, [label_probs(sample) for sample in _with_probs(job)], hard_labels)
+        if job.task is not None and job.task.kind == "classify":
+            taught = _labels(desk, [label_probs(sample) for sample in _with_probs(job)], hard_labels)
+        else:
+            taught = _tokens(desk, most_undefined)
         targets = taught.targets if top_k is None else [target.top(top_k) for target in taught.targets]
         settings = {
             "alpha": alpha, "temperature": temperature, "divergence": divergence, "beta": beta, "draws": draws,
             "top_k": top_k, "weight_by": weight_by, "hard_labels": hard_labels,
+            "most_undefined": most_undefined,
         }  # fmt: skip
         weights = (
             None if weight_by == "none" else position_weights(targets, taught.sure if weight_by == "row" else None)
@@ -113,9 +124,33 @@ def _labels(desk: Desk, taught: Sequence[Sequence[float]], hard_labels: str) -> 
     return _Taught(rows, targets, sure, {"kind": "labels", "mean_confidence": mean})
 
 
+def _tokens(desk: Desk, most_undefined: float) -> _Taught:
+    from llm_distill.trainers.alignment import RECORD, teach, vocabularies_of
+    from llm_distill.trainers.heard import hear
+    from llm_distill.trainers.student_tokens import StudentTokens, same_vocabulary
+
+    job = desk.job
+    path = job.answers / LOGPROBS if job.answers else None
+    names = vocabularies(path) if path and path.exists() else []
+    if path is None or not names:
+        raise UserError(f"train.logit_kd: the teacher's answers came without logprobs; {WITHOUT_LOGPROBS}")
+    stop = job.sampling.stop if job.sampling else ()
+    known, student = vocabularies_of(job.models, names), StudentTokens(desk.tokenizer)
+    shared = [name for name, vocabulary in known.items() if same_vocabulary(vocabulary, student.vocabulary).same]
+    heard = hear(path, job.samples, stop, known)
+    rows = desk.rows(heard.sampled(student, shared))
+    targets, alignment = teach(rows, heard, student, stop, shared, most_undefined=most_undefined)
+    job.say(str(alignment))
+    if not alignment.defined:
+        raise UserError(f"train.logit_kd: none of the teacher's logprobs could be used (see above); {WITHOUT_LOGPROBS}")
+    alignment.write(job.out / RECORD)
+    sure = [float(target.confidence[target.defined].mean()) if target.defined.any() else math.nan for target in targets]
+    return _Taught(rows, targets, sure, {"kind": "tokens", **alignment.story()})
+
+
 def position_weights(targets: Sequence[Targets], sure: Sequence[float] | None) -> list[np.ndarray]:
     """(n,) weights of each row's positions, one on average over all: how sure the teacher was of the row, or (None) of each
-    position.
+    position. What nothing is known of counts as one.
     """
     import numpy as np
 
@@ -123,5 +158,6 @@ def position_weights(targets: Sequence[Targets], sure: Sequence[float] | None) -
         found = [target.confidence for target in targets]
     else:
         found = [np.full(len(target.ids), own, np.float32) for target, own in zip(targets, sure, strict=True)]
-    mean = np.concatenate(found).mean()
-    return [own / mean for own in found] if mean > 0 else [np.ones_like(own) for own in found]
+    whole = np.concatenate(found)
+    mean = np.nanmean(whole) if not np.isnan(whole).all() else 0.0
+    return [np.nan_to_num(own / mean, nan=1.0) if mean > 0 else np.ones_like(own) for own in found]

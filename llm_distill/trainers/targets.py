@@ -29,9 +29,9 @@ class Targets:
 
     @property
     def confidence(self) -> np.ndarray:
-        """(n,) float32: the largest probability at each position, 1 where nothing is known."""
+        """(n,) float32: the largest probability at each position, NaN where nothing is known."""
         largest = np.exp(self.logprobs.max(axis=1, initial=-np.inf).astype(np.float32))
-        return np.where(self.defined, largest, np.float32(1))
+        return np.where(self.defined, largest, np.float32(np.nan))
 
 
 def table(position: np.ndarray, ids: np.ndarray, mass: np.ndarray, defined: np.ndarray, kind: Any) -> Targets:

@@ -19,7 +19,8 @@ from llm_distill.trainers import loop
 from llm_distill.trainers.hyper import Hyperparameters
 from llm_distill.trainers.label_targets import by_labels
 from llm_distill.trainers.logit_kd import logit_kd, position_weights
-from tests.conftest import Desk
+from tests.conftest import ROOT, Desk
+from tests.models.conftest import fallback_tokenizer, tiny
 from tests.trainers.test_sft import MakeJob, curve, learnt
 
 LABELS = ["good", "bad", "good day"]
@@ -121,6 +122,105 @@ def test_the_sure_count_more() -> None:
     assert by_row[1].tolist() == pytest.approx([0.8, 0.8])
     for found in (by_token, by_row, position_weights([sure], [0.0])):
         assert np.concatenate(found).mean() == pytest.approx(1)
+
+
+#: Text with everything that tokenizers cut differently.
+TEXTS = [
+    "the film was good",
+    " was  bad 2024, Ça va",
+    "日本語の文。 😀👩‍👩‍👧",
+    "a dull day\n\nvery dull: 201",
+    "positive",
+    "é ö \t the good",
+]
+
+
+def road(desk: Desk, reader: Path, student: Path, **knobs: Any) -> tuple[list[dict[str, float]], dict[str, Any]]:
+    """A run in which a script answers, a model reads the answers, and a student learns: its curve, its story."""
+    desk.seeds([{"prompt": f"say {i}"} for i in range(len(TEXTS))])
+    recipe = desk.recipe(
+        task="generate",
+        models={
+            "teacher": {"scripted": {"rules": {f"say {i}": text for i, text in enumerate(TEXTS)}, "default": "?"}},
+            "reader": {"transformers": {"model": str(reader), "device": "cpu"}},
+            "student": {"transformers": {"model": str(student), "device": "cpu"}},
+        },
+        answers={"max_tokens": 99, "attach": {"model": "reader", "top_logprobs": 1024}},
+        filter=["empty"],
+        train={"logit_kd": {"epochs": 2, "batch_size": 2, "checkpoint_every_s": 1000} | knobs},
+    )
+    summary = desk.here(recipe)
+    folder = Path(summary["run"])
+    lines = [json.loads(line) for line in (folder / "student/alignment.jsonl").read_text("utf-8").splitlines()]
+    assert all(line["checksum"] for line in lines)
+    assert sum(line["defined"] for line in lines) > 0
+    story = json.loads((folder / "student/training.json").read_text("utf-8"))
+    assert story["targets"]["defined"] == sum(line["defined"] for line in lines)
+    return curve(folder / "student"), story["targets"]
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {},
+        {"temperature": 2.0, "weight_by": "token"},
+        {"top_k": 5, "weight_by": "row", "gradient_accumulation": 3},
+        {"divergence": "jsd", "lora_rank": None},
+    ],
+    ids=str,
+)
+def test_a_teacher_that_is_the_student_teaches_nothing(desk: Desk, student: Path, knobs: dict[str, Any]) -> None:
+    """The whole road by token ids: no loss and no gradient at any position, the end among them."""
+    still = {"alpha": 1.0, "learning_rate": 1e-9}  # at more, Adam would walk on noise
+    lines, story = road(desk, student, student, **still, **knobs)
+    assert story["by_ids"] == story["rows"] == len(TEXTS)
+    assert story["share"] == 1.0
+    for line in lines:
+        assert line["ce"] > 3, "the words themselves are not likely"
+        assert line["loss"] == pytest.approx(0, abs=5e-6)  # float16 keeps three digits
+        assert line["grad_norm"] < 5e-3
+
+
+def test_a_teacher_of_another_vocabulary_goes_by_bytes(desk: Desk, student: Path, tmp_path: Path) -> None:
+    reader = tiny("llama", tmp_path / "reader", fallback_tokenizer())
+    lines, story = road(desk, reader, student, most_undefined=1.0)
+    assert story["by_bytes"] == story["rows"] == len(TEXTS)
+    assert 0 < story["share"] < 1
+    assert story["masked"]["the teacher did not show its end"] == len(TEXTS)
+    assert lines[0]["kd"] > 0.1
+    assert lines[0]["grad_norm"] > 0.1
+
+
+CACHE = ROOT / "data" / "quickstart" / "cache"
+SMOLLM, GEMMA = CACHE / "SmolLM2-135M-Instruct.Q4_1.gguf", CACHE / "gemma-3-270m-q4_k_m.gguf"
+
+
+@pytest.mark.weights
+@pytest.mark.skipif(not SMOLLM.is_file(), reason="needs data/quickstart/prepare.py")
+def test_a_real_teacher_that_writes_its_own_text(desk: Desk, tmp_path: Path) -> None:
+    """SmolLM2's answers with their twenty logprobs, learnt by token ids, and by bytes by a student with Gemma's tokenizer."""
+    desk.seeds(
+        [{"prompt": text} for text in ("Name three animals.", "What is 2024 minus 1990?", "Say hello in Japanese.")]
+    )
+    for file, way, share in ((SMOLLM, "by_ids", 1.0), (GEMMA, "by_bytes", 0.7)):
+        own = weights.load_tokenizer(str(file))
+        student = tiny("llama", tmp_path / way, own)
+        recipe = desk.recipe(
+            task="generate",
+            models={
+                "teacher": {"transformers": {"model": str(SMOLLM), "device": "cpu"}},
+                "student": {"transformers": {"model": str(student), "device": "cpu"}},
+            },
+            answers={"max_tokens": 60, "top_logprobs": 20},
+            train={"logit_kd": {"epochs": 1, "batch_size": 4}},
+        )
+        summary = desk.here(recipe)
+        folder = Path(summary["run"])
+        story = json.loads((folder / "student/training.json").read_text("utf-8"))["targets"]
+        assert story[way] == story["rows"] == summary["stages"]["filter"]["rows_out"] > 0
+        assert share <= story["share"] <= 1
+        if way == "by_bytes":
+            assert summary["asked"] == 0, "one teacher's answers serve every student"
 
 
 TEACHER = {"scripted": {"default": "positive"}}
