@@ -191,6 +191,31 @@ def test_a_teacher_of_another_vocabulary_goes_by_bytes(desk: Desk, student: Path
     assert lines[0]["grad_norm"] > 0.1
 
 
+def test_labels_that_a_reader_found_likely(desk: Desk, student: Path) -> None:
+    """The whole road of a classify task, with a sweep's kind of override, and gold labels for the words."""
+    desk.seeds([{"prompt": f"the film was {word}", "label": "negative"} for word in ("good", "bad", "awful", "lovely")])
+    recipe = desk.recipe(
+        models={
+            "teacher": {"scripted": {"rules": {"good": "positive"}, "default": "negative"}},
+            "reader": {"transformers": {"model": str(student), "device": "cpu"}},
+            "student": {"transformers": {"model": str(student), "device": "cpu"}},
+        },
+        answers={"max_tokens": 8, "attach": {"model": "reader"}},
+        train={"logit_kd": {"epochs": 1}},
+    )
+    told = {}
+    for override in ("train.hard_labels=teacher", "train.hard_labels=gold"):
+        summary = desk.here(recipe, override)
+        folder = Path(summary["run"])
+        told[override] = json.loads((folder / "student/training.json").read_text("utf-8"))
+        probs = [row["label_probs"] for row in desk.rows({"run": folder}, "kept")]
+        sure = sum(max(p) for p in probs) / 4
+        assert told[override]["targets"]["mean_confidence"] == pytest.approx(sure)
+        assert len(curve(folder / "student")) == 1
+    trained = [story["checks"]["trained_tokens"] for story in told.values()]
+    assert trained[0] != trained[1], "positive has other tokens"
+
+
 CACHE = ROOT / "data" / "quickstart" / "cache"
 SMOLLM, GEMMA = CACHE / "SmolLM2-135M-Instruct.Q4_1.gguf", CACHE / "gemma-3-270m-q4_k_m.gguf"
 
