@@ -11,7 +11,7 @@ from llm_distill.prices import Prices, listing
 from llm_distill.scorers import Filter, Pick, check_needs
 from llm_distill.teachers import check_asking
 from llm_distill.terms import judge, named_sources
-from llm_distill.trainers import NEED_LOGPROBS, WITHOUT_LOGPROBS, sft_checks
+from llm_distill.trainers import logit_kd_checks, sft_checks
 
 if TYPE_CHECKING:
     from llm_distill.recipe import Plan
@@ -104,16 +104,10 @@ def check_across(plan: Plan) -> None:
     check_asking(plan)
     _check_attach(plan)
     sft_checks.check_recipe(plan)
+    logit_kd_checks.check_recipe(plan)
     open_terms(plan)
     scorers: list[Filter | Pick] = [*plan.filters, *([plan.pick] if plan.pick else [])]
     logprobs = plan.answers.top_logprobs is not None or plan.answers.attach is not None
-    if plan.trainer and plan.trainer.spec.name in NEED_LOGPROBS and not logprobs:
-        raise UserError(f"train.{plan.trainer.spec.name}: answers are asked for without logprobs; {WITHOUT_LOGPROBS}")
-    if plan.trainer and plan.trainer.knobs.get("hard_labels") == "gold" and plan.task.kind != "classify":
-        raise UserError(
-            f"train.{plan.trainer.spec.name}.hard_labels: gold labels are of a classify task, and this one is {plan.task.kind}; "
-            "remove `hard_labels`."
-        )
     several = plan.questions_a_row > 1
     check_needs(scorers, plan.task.kind, logprobs=logprobs, several=several)
 

@@ -26,7 +26,7 @@ from llm_distill.recipe import Plan
 from llm_distill.recipe_keys import HeldOut
 from llm_distill.records import Ask, Prompt, make_prompt
 from llm_distill.seeds import numbered, read_rows
-from llm_distill.trainers import sft_checks
+from llm_distill.trainers import logit_kd_checks, sft_checks
 
 Side = Literal["asked", "held_out", "aside"]
 #: A row with so many near neighbours is not looked at by later ones, which find those: thousands of rows made from one
@@ -244,12 +244,12 @@ def check_rows(plan: Plan, prompts: Sequence[Prompt], held_out: Sequence[Prompt]
     plan.teachers.check_rows([*prompts, *(held_out if plan.evaluate else ())])
     if not more:
         sft_checks.check_taught(plan, prompts)
+        logit_kd_checks.check_taught(plan, prompts)
     known = {p.gist for p in prompts}
     _disjoint("prompts", held_out, known)
     known |= {p.gist for p in held_out}
     if plan.task.kind == "classify":
-        learnt = plan.trainer is not None and plan.trainer.knobs.get("hard_labels") == "gold"
-        check_labels([*held_out, *(prompts if learnt else ())], plan.task.labels)
+        check_labels(held_out, plan.task.labels)
     if plan.evaluate and held_out and not more:
         check_slices(held_out, plan.evaluate.slices)
     for view in (plan.task.student_view, plan.task.teacher_view, plan.task.few_shot):

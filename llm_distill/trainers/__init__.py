@@ -53,8 +53,7 @@ TRAINERS = {
 }
 #: Of those that ask a model while they train: name -> where `(rows, **knobs) -> AtMost | None` is, for `check`.
 ASKS = {"dpo": "llm_distill.trainers.dpo:at_most"}
-#: Those that learn from the teacher's logprobs, and what is left where there are none.
-NEED_LOGPROBS = ("logit_kd",)
+#: What is left to do where a trainer needs the teacher's logprobs and there are none.
 WITHOUT_LOGPROBS = (
     "add `top_logprobs: 20` to answers where the teachers' endpoints give them, have an open model read the answers "
     "(`attach: {model: ...}`), or train on their words (`train: sft`)."

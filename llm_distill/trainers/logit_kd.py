@@ -63,6 +63,8 @@ def logit_kd(
     hard_labels: Literal["teacher", "gold"] = "teacher",
     # Of tokens: a position of which more of the teacher's mass than this has no place among the student's tokens has no target.
     most_undefined: Annotated[float, Field(ge=0, le=1)] = 0.1,
+    # As with sft.
+    packing: bool = False,
 ) -> None:
     """Train on the samples' completions and on the teacher's stored distributions; write the adapter into `job.out`."""
     with stoppable():
@@ -75,13 +77,13 @@ def logit_kd(
         settings = {
             "alpha": alpha, "temperature": temperature, "divergence": divergence, "beta": beta, "draws": draws,
             "top_k": top_k, "weight_by": weight_by, "hard_labels": hard_labels,
-            "most_undefined": most_undefined,
+            "most_undefined": most_undefined, "packing": packing,
         }  # fmt: skip
         weights = (
             None if weight_by == "none" else position_weights(targets, taught.sure if weight_by == "row" else None)
         )
         objective = SoftTargets(targets, weights, alpha, temperature, divergence, beta, draws)
-        train(desk, Lesson(taught.rows, objective, settings, {"targets": taught.story}))
+        train(desk, Lesson(taught.rows, objective, settings, {"targets": taught.story}, packing))
 
 
 def label_probs(sample: Sample) -> tuple[float, ...]:

@@ -166,6 +166,7 @@ def road(desk: Desk, reader: Path, student: Path, **knobs: Any) -> tuple[list[di
         {"temperature": 2.0, "weight_by": "token"},
         {"top_k": 5, "weight_by": "row", "gradient_accumulation": 3},
         {"divergence": "jsd", "lora_rank": None},
+        {"packing": True, "max_length": 256},
     ],
     ids=str,
 )
@@ -260,6 +261,7 @@ STUDENT = {"transformers": {"model": "org/name"}}
             {"answers": {"top_logprobs": 20}, "task": "generate", "train": {"logit_kd": {"hard_labels": "gold"}}},
             "remove `hard",
         ),
+        ({"answers": {"top_logprobs": 20}, "train": {"logit_kd": {"hard_labels": "gold"}}}, "no row has one"),
         ({"answers": {"top_logprobs": 20}, "train": {"logit_kd": {"alpha": 2}}}, "train.logit_kd.alpha"),
     ],
 )

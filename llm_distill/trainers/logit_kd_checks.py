@@ -1,0 +1,47 @@
+"""Whether a recipe and its rows have what `logit_kd` learns from, found out before anything is asked. Each message states the
+repair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from llm_distill.errors import UserError
+from llm_distill.evals.gold import check_labels
+from llm_distill.trainers import WITHOUT_LOGPROBS
+
+if TYPE_CHECKING:
+    from llm_distill.recipe import Plan
+    from llm_distill.records import Prompt
+
+
+def _knobs(plan: Plan) -> dict[str, Any] | None:
+    return plan.trainer.knobs if plan.trainer and plan.trainer.spec.name == "logit_kd" else None
+
+
+def check_recipe(plan: Plan) -> None:
+    """UserError where no logprobs are asked for, or labels are to be learnt that the task does not have."""
+    knobs = _knobs(plan)
+    if knobs is None:
+        return
+    if plan.answers.top_logprobs is None and plan.answers.attach is None:
+        raise UserError(f"train.logit_kd: answers are asked for without logprobs; {WITHOUT_LOGPROBS}")
+    if knobs["hard_labels"] == "gold" and plan.task.kind != "classify":
+        raise UserError(
+            f"train.logit_kd.hard_labels: gold labels are of a classify task, and this one is {plan.task.kind}; remove "
+            "`hard_labels`."
+        )
+
+
+def check_taught(plan: Plan, prompts: Sequence[Prompt]) -> None:
+    """UserError for a row whose gold label is to be learnt and is none of the task's, or where no row has one."""
+    knobs = _knobs(plan)
+    if knobs is None or knobs["hard_labels"] != "gold":
+        return
+    check_labels(prompts, plan.task.labels)
+    if not any(p.label is not None for p in prompts):
+        raise UserError(
+            "train.logit_kd.hard_labels: `gold` learns the rows' own labels, and no row has one; use `hard_labels: teacher`, or "
+            "seeds with a column `label`."
+        )
