@@ -1,7 +1,7 @@
-"""What a step costs: bare TRL, our sft, our loss on top-20 targets of a teacher, on the same student, rows and LoRA.
+"""What a step costs: bare TRL, our sft, our logit_kd on a teacher's top-20 logprobs, with the same student, rows and LoRA.
 
 Each arm is a process of its own, so that its peak memory is its own; the median step of each is printed as a ratio to that
-of our sft. `--rows` texts of `--tokens` tokens, of which the last `--trained` are learnt.
+of our sft. `--rows` texts of about `--tokens` tokens, of which the last `--trained` are learnt.
 """
 
 from __future__ import annotations
@@ -19,54 +19,89 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-ARMS = ("trl", "sft", "soft")
+ARMS = ("trl", "sft", "logit_kd")
 WEIGHTS = Path(__file__).parents[2] / "data" / "quickstart" / "cache" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def measure(arm: str, rows: int, tokens: int, trained: int, batch: int) -> dict[str, float]:
-    """Seconds of the median step, without the first two, and the process's peak memory above what loading took."""
+    """Seconds of the median step, without the first two, and the process's peak memory above what loading torch took."""
     from llm_distill.models import weights
-    from llm_distill.trainers import loop
-    from llm_distill.trainers.head import lighten
-    from llm_distill.trainers.rows import Row
+    from llm_distill.trainers import TrainingJob, loop
+    from llm_distill.trainers.hyper import Hyperparameters
+    from llm_distill.trainers.logit_kd import logit_kd
+    from llm_distill.trainers.sft import sft
 
-    model, tokenizer = weights.load_model(str(WEIGHTS), device="cpu"), weights.load_tokenizer(str(WEIGHTS))
-    draw = random.Random(0)
-    made = [Row(f"r{i}", [draw.randrange(10, 49_000) for _ in range(tokens)], tokens - trained) for i in range(rows)]
-    times: list[float] = []
-    knobs = {
-        "batch_size": batch, "gradient_accumulation": 1, "learning_rate": 1e-4, "schedule": "linear", "warmup_ratio": 0.0,
-        "weight_decay": 0.0, "dtype": "float32", "activation_checkpointing": False,
-    }  # fmt: skip
+    tokenizer, times = weights.load_tokenizer(str(WEIGHTS)), list[float]()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with tempfile.TemporaryDirectory() as out, loop.quiet():
-        args = loop.arguments(Path(out), knobs, 0, on_cpu=True)
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder)
+        job = TrainingJob(
+            _samples(tokenizer, rows, tokens, trained), {"model": str(WEIGHTS), "device": "cpu"}, out / "student", 0,
+            on_step=lambda *_: times.append(time.monotonic()), answers=out, models=_models(),
+        )  # fmt: skip
+        hyper = Hyperparameters(epochs=1, batch_size=batch, learning_rate=1e-4, dtype="float32", checkpoint_every_s=1e9)
         if arm == "trl":
-            trainer = _bare(model, tokenizer, made, args, times)
+            _bare(job, tokenizer, hyper, times)
+        elif arm == "sft":
+            sft(job, hyper=hyper)
         else:
-            objective = _objective(made, draw) if arm == "soft" else None
-            trainer = loop.make_trainer(
-                model, tokenizer, made, range(rows), args, _lora(), lambda *_: times.append(time.monotonic()),
-                loop.Stop(), 1e9, objective,
-            )  # fmt: skip
-            first = next(iter(trainer.get_train_dataloader()))
-            lighten(model, {name: first[name] for name in ("input_ids", "labels", "attention_mask")})
-        trainer.train()
+            with loop.quiet():
+                _show(job, tokenizer)
+            logit_kd(job, hyper=hyper)
     steps = [later - earlier for earlier, later in pairwise(times[1:])]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {"step_s": median(steps), "peak_mb": peak / 1024, "above_mb": (peak - before) / 1024}
 
 
-def _lora() -> Any:
-    from peft import LoraConfig
+def _samples(tokenizer: Any, rows: int, tokens: int, trained: int) -> list[Any]:
+    """Words that are a token each, drawn at random."""
+    from llm_distill.records import Message, Sample
 
-    return LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+    draw = random.Random(0)
+    words = [word[1:] for word in sorted(tokenizer.get_vocab()) if word[0] == "\u0120"]
+    words = [word for word in words if word.isalpha() and word.isascii()]
+    made = []
+    for i in range(rows):
+        asked, said = (" ".join(draw.choices(words, k=n)) for n in (tokens - trained, trained - 1))
+        made.append(Sample(f"r{i}", (Message("user", asked),), said))
+    return made
 
 
-def _bare(model: Any, tokenizer: Any, rows: Any, args: Any, times: list[float]) -> Any:
+def _models() -> dict[str, Any]:
+    from llm_distill.plugs import Plug, Spec
+
+    return {"teacher": Plug(Spec("transformers"), print, {"model": str(WEIGHTS)})}
+
+
+def _show(job: Any, tokenizer: Any) -> None:
+    """A teacher's table of logprobs: at each token it lists twenty, among them the one that came."""
+    import numpy as np
+
+    from llm_distill.logprob_table import LOGPROBS
+    from llm_distill.logprob_writer import writing
+    from llm_distill.logprobs import Logprobs
+    from llm_distill.models.vocabulary import Vocabulary
+
+    draw, vocabulary = np.random.default_rng(0), Vocabulary.of(tokenizer)
+    with writing(job.answers / LOGPROBS) as add:
+        for sample in job.samples:
+            ids = [*tokenizer(sample.completion, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+            logprobs = np.log(draw.dirichlet(np.ones(21), len(ids))[:, :20])
+            tops = np.column_stack([ids, draw.integers(10, 49_000, (len(ids), 19))])
+            shown = Logprobs.of_ids(ids, logprobs[:, 0], tops, logprobs, vocabulary.token)
+            add(sample.row_id, sample.row_id, WEIGHTS.name, shown.pack(), None)
+
+
+def _bare(job: Any, tokenizer: Any, hyper: Any, times: list[float]) -> None:
+    """As TRL trains by itself."""
     from datasets import Dataset
     from transformers import TrainerCallback
     from trl import SFTTrainer
+
+    from llm_distill.models import weights
+    from llm_distill.trainers import loop
+    from llm_distill.trainers.course import lora_config
+    from llm_distill.trainers.rows import make_rows, stop_ids
 
     class Clock(TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, *_args: Any, **_more: Any) -> None:
@@ -76,25 +111,17 @@ def _bare(model: Any, tokenizer: Any, rows: Any, args: Any, times: list[float]) 
         def _send_telemetry(self) -> None:
             return
 
-    args.remove_unused_columns = True
+    settings = vars(hyper) | {"learning_rate": hyper.rate, "activation_checkpointing": False}
+    model = weights.load_model(str(WEIGHTS), device="cpu")
+    rows = make_rows(job.samples, tokenizer, stop_ids(model, tokenizer), hyper.max_length)
     data = Dataset.from_dict({"input_ids": [r.input_ids for r in rows], "labels": [r.labels for r in rows]})
-    return Offline(
-        model=model, args=args, train_dataset=data, processing_class=tokenizer, peft_config=_lora(), callbacks=[Clock()]
-    )
-
-
-def _objective(rows: Any, draw: random.Random) -> Any:
-    import numpy as np
-
-    from llm_distill.trainers.soft_targets import SoftTargets
-    from llm_distill.trainers.targets import Targets
-
-    made = []
-    for row in rows:
-        ids = np.array([draw.sample(range(49_000), 20) for _ in range(row.trained_tokens)], np.int32)
-        logprobs = np.log(np.random.default_rng(0).dirichlet(np.ones(21), len(ids))[:, :20]).astype(np.float32)
-        made.append(Targets(ids, logprobs, np.ones(len(ids), bool)))
-    return SoftTargets(made)
+    with loop.quiet():
+        args = loop.arguments(job.out, settings, 0, on_cpu=True)
+        args.remove_unused_columns = True
+        Offline(
+            model=model, args=args, train_dataset=data, processing_class=tokenizer, peft_config=lora_config(hyper),
+            callbacks=[Clock()],
+        ).train()  # fmt: skip
 
 
 def main() -> None:
