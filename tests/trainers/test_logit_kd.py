@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from llm_distill.errors import UserError
+from llm_distill.errors import Interrupted, UserError
 from llm_distill.models import weights
 from llm_distill.records import Answer, Message, Sample, make_prompt
 from llm_distill.tasks import Task
@@ -110,6 +111,32 @@ def test_other_targets_are_another_training(make_job: MakeJob) -> None:
         logit_kd(make_job([labelled(probs)], out, task=task()), hyper=Hyperparameters(epochs=4, batch_size=1))
     a, b, c = (learnt(make_job([labelled(PROBS)], out).out) for out in "abc")
     assert a == b != c
+
+
+def test_a_stopped_training_goes_on_with_the_same_draws(make_job: MakeJob) -> None:
+    """What was drawn of the teacher is drawn again as it would have been; with another teacher, from the first step on."""
+
+    def train(out: str, probs: tuple[float, ...], **more: Any) -> Path:
+        job = make_job([labelled(probs, text=f"film {i}") for i in range(6)], out, task=task(), **more)
+        logit_kd(job, hyper=Hyperparameters(batch_size=2, lora_dropout=0.1), divergence="sampled", draws=3)
+        return job.out
+
+    def press(step: int, _of: int, _numbers: dict[str, float]) -> None:
+        if step == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    seen: list[int] = []
+    for out in ("broken", "other"):
+        with pytest.raises(Interrupted, match="the same command goes on"):
+            train(out, PROBS, on_step=press)
+    broken = train("broken", PROBS, on_step=lambda step, *_: seen.append(step))
+    whole = train("whole", PROBS)
+    assert seen == [4, 5, 6]
+    assert curve(broken) == curve(whole)
+    assert learnt(broken) == learnt(whole)
+    seen.clear()
+    train("other", (0.6, 0.3, 0.1), on_step=lambda step, *_: seen.append(step))
+    assert seen[0] == 1
 
 
 def test_the_sure_count_more() -> None:
