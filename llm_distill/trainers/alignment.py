@@ -80,19 +80,27 @@ class Alignment:
         return "\n".join(lines)
 
 
-def vocabularies_of(models: Mapping[str, Plug], names: Collection[str | None]) -> dict[str, Vocabulary]:
-    """The vocabularies that a table of logprobs names, as far as the recipe's models have them at hand."""
-    found: dict[str, Vocabulary] = {}
+def vocabularies_of(
+    models: Mapping[str, Plug], spelt: Mapping[str | None, Mapping[int, bytes]]
+) -> dict[str | None, Vocabulary]:
+    """The vocabularies that a table of logprobs names, as far as the recipe's models have them at hand. `spelt`: by name, the
+    tokens in the table, which a vocabulary has to spell likewise: two folders may have one name.
+    """
+    found: dict[str | None, Vocabulary] = {}
     for plug in models.values():
         knobs = plug.knobs
         known = [str(knobs[key]) for key in ("model", "adapter", "tokenizer") if knobs.get(key)]
         called = [Path(name).name if Path(name).exists() else name for name in known]
         reference = knobs.get("tokenizer") or knobs.get("model")
         held = plug.spec.name in ("transformers", "vllm", "vllm_offline") or knobs.get("tokenizer")
-        for name in {*called, "+".join(called[:2])} & {*names} - {*found} if held else ():
-            local = Path(str(reference)).expanduser().exists()
-            pins = {key: knobs.get(key) for key in ("sha256", "revision")}
-            found[str(name)] = read_vocabulary(str(reference) if local else weights.prepare(str(reference), **pins))
+        for name in {*called, "+".join(called[:2])} & {*spelt} - {*found} if held else ():
+            if not (knobs.get("tokenizer") or Path(str(reference)).expanduser().exists()):
+                reference = weights.prepare(
+                    str(reference), revision=knobs.get("revision")
+                )  # a hub id that answered here
+            vocabulary = read_vocabulary(str(reference))
+            if all(vocabulary.token(number) == token for number, token in spelt[name].items()):
+                found[name] = vocabulary
     return found
 
 

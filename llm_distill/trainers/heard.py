@@ -57,7 +57,9 @@ class Heard:
         return {row: ids for row, ids in found.items() if ids is not None}
 
 
-def hear(path: Path, samples: Sequence[Sample], stop: Sequence[str], vocabularies: Mapping[str, Vocabulary]) -> Heard:
+def hear(
+    path: Path, samples: Sequence[Sample], stop: Sequence[str], vocabularies: Mapping[str | None, Vocabulary]
+) -> Heard:
     """Join a table of logprobs with samples. `stop` are the teacher's stop strings; `vocabularies` say which of its tokens are
     special, by their name in the table; without one, tokens behind a text are taken for its end where they are never within.
 
@@ -68,7 +70,6 @@ def hear(path: Path, samples: Sequence[Sample], stop: Sequence[str], vocabularie
     stored = _stored(path, wanted)
     hidden: dict[str | None, set[int]] = {name: set() for name in spelt}
     for name in hidden.keys() & vocabularies.keys():
-        assert name is not None
         hidden[name] |= vocabularies[name].special
     told, without = _placed(wanted, stored, spelt, hidden, stops)
     if found := _unnamed_ends({row: wanted[row] for row in without}, stored, told, spelt, hidden, stops):

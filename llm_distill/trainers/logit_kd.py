@@ -16,7 +16,7 @@ from pydantic import Field
 
 from llm_distill.errors import UserError
 from llm_distill.evals.gold import check_labels
-from llm_distill.logprob_table import LOGPROBS, vocabularies
+from llm_distill.logprob_table import LOGPROBS, token_bytes
 from llm_distill.records import Sample
 from llm_distill.trainers import WITHOUT_LOGPROBS, TrainingJob
 from llm_distill.trainers.course import Desk, Lesson, stoppable, train
@@ -133,11 +133,10 @@ def _tokens(desk: Desk, most_undefined: float) -> _Taught:
 
     job = desk.job
     path = job.answers / LOGPROBS if job.answers else None
-    names = vocabularies(path) if path and path.exists() else []
-    if path is None or not names:
+    if path is None or not path.exists():
         raise UserError(f"train.logit_kd: the teacher's answers came without logprobs; {WITHOUT_LOGPROBS}")
     stop = job.sampling.stop if job.sampling else ()
-    known, student = vocabularies_of(job.models, names), StudentTokens(desk.tokenizer)
+    known, student = vocabularies_of(job.models, token_bytes(path)), StudentTokens(desk.tokenizer)
     shared = [name for name, vocabulary in known.items() if same_vocabulary(vocabulary, student.vocabulary).same]
     heard = hear(path, job.samples, stop, known)
     rows = desk.rows(heard.sampled(student, shared))

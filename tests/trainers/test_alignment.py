@@ -269,11 +269,24 @@ def test_vocabularies_are_found_by_the_names_in_the_table(tmp_path: Path) -> Non
         "e": plug("scripted", model="teacher.py"),
     }
     names = ["teacher", "student", f"student+{tmp_path.name}", "org/served", "gpt", "teacher.py", None, "unheard of"]
-    found = vocabularies_of(models, names)
+    found = vocabularies_of(models, {name: {} for name in names})
     assert {name: one.special for name, one in found.items()} == {
         "teacher": {0, 1, 2},
         "student": {0, 1, 2, 3},
         f"student+{tmp_path.name}": {0, 1, 2, 3},
         "org/served": {0, 1, 2},
     }
-    assert vocabularies_of(models, [None]) == {}
+    assert vocabularies_of(models, {None: {}}) == {}
+    # Of two folders of one name, that which spells what the table has.
+    BYTE_LEVEL.save_pretrained(tmp_path / "elsewhere" / "student")
+    namesakes = {
+        "a": plug("transformers", model=there),
+        "b": plug("transformers", model=str(tmp_path / "elsewhere/student")),
+    }
+    number = next(
+        i for i in range(4, 300) if known(BYTE_LEVEL).vocabulary.token(i) != known(FALLBACK).vocabulary.token(i)
+    )
+    for tokenizer, special in ((BYTE_LEVEL, {0, 1, 2}), (FALLBACK, {0, 1, 2, 3})):
+        spelt = {"student": {number: known(tokenizer).vocabulary.token(number)}}
+        assert vocabularies_of(namesakes, spelt)["student"].special == special
+    assert vocabularies_of(namesakes, {"student": {number: b"neither"}}) == {}
