@@ -189,8 +189,10 @@ def gate_training(run: Run) -> None:
         gate(run.plan, store.read_table(kept, ["model", "terms"]))
 
 
-def train_student(run: Run) -> Outcome:
-    """student/: the student, trained on what was kept."""
+def train_student(run: Run, look: Path | None = None) -> Outcome:
+    """student/: the student, trained on what was kept. look: an empty folder; nothing is trained, and `findings.Linted` says
+    what would have been learnt.
+    """
     plan, ask = run.plan, Errand(run, "train", logprobs=True)
     run.make_room()
     samples = []
@@ -212,7 +214,7 @@ def train_student(run: Run) -> Outcome:
     job = TrainingJob(
         samples,
         plan.models["student"].knobs,
-        run.folder.file("student"),
+        look or run.folder.file("student"),
         plan.train_seed,
         run.watch.rows,
         run.watch.say,
@@ -223,6 +225,7 @@ def train_student(run: Run) -> Outcome:
         plan.models,
         ask,
         student_answers,
+        look is not None,
     )
     plan.trainer(job)
     return Outcome(len(samples), len(samples), ask.owed, ask.spent)

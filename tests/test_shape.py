@@ -62,13 +62,14 @@ RANKS = [
         "ablate",
         "sweep_trial",
         "sweep",
+        "lint_run",
     ],
     ["screen", "tables", "starter", "doctor"],
     ["export"],
     ["serving_wire", "serving"],
     ["review_sheet"],
     ["cli_runs"],
-    ["cli_attach", "cli_sweep", "cli_students"],
+    ["cli_attach", "cli_sweep", "cli_students", "cli_training"],
     ["cli"],
 ]
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}

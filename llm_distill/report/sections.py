@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from llm_distill.report import sweep_section, words
+from llm_distill.report import lint_section, sweep_section, words
 from llm_distill.report.charts import Estimate
 from llm_distill.report.words import Part, Said, human, interval, part, percent, points, short, value
 
@@ -34,6 +34,7 @@ def views(report: Part) -> dict[str, Any]:
         "ablated": [(row, ablated(row)) for row in parts(ablation, "arms")],
         "review": part(report, "review"),
         "reviewed": parts(part(report, "review"), "filters"),
+        "lint": lint_section.view(report),
         "sweep": sweep_section.view(report),
         "top": top,
     }
@@ -98,6 +99,7 @@ def findings(report: Part) -> Iterator[Said]:
             yield Said(
                 "look", f"Ablation, {name}: {ablated(row).text[:-1].lower()}{shown if interval(change) else ''}."
             )
+    yield from lint_section.findings(report)
     yield from sweep_section.findings(report)
     clean = part(part(part(report, "review"), "kept"), "clean")
     if value(clean) is not None:

@@ -109,7 +109,7 @@ def _pieces(answers: Sequence[Answer], context: Context, engine: Engine, max_len
     if not spoken:
         return pieces
     samples = [Sample(a.prompt.row_id, view.questions(a.prompt, labels)[0], a.text) for _, a in spoken]
-    rows = make_rows(samples, engine.tokenizer, engine.ends, max_length=1 << 40)
+    rows = make_rows(samples, engine.tokenizer, engine.ends, max_length=None)
     for (place, _), row in zip(spoken, rows, strict=True):
         ids = row.input_ids[:-1]  # without the end of turn
         if row.prompt_tokens >= min(most, len(ids)):

@@ -27,7 +27,8 @@ class TrainingJob:
     What the teachers showed beyond their texts: `answers` is the run's folder, in which logprobs.parquet lies;
     `teachers` are the roles that answered, `sampling` how they were asked, `models` the recipe's models by role.
     `ask` asks one of them: the entries of its questions, logprobs among them. `student_answers` asks the student that lies in
-    a folder as a trainer wrote it, or (None) as it is before training; both go through the ledger.
+    a folder as a trainer wrote it, or (None) as it is before training; both go through the ledger. only_lint: what is about to
+    be learnt is looked at and raised as `findings.Linted`, and nothing is trained.
     """
 
     samples: Sequence[Sample]
@@ -43,6 +44,7 @@ class TrainingJob:
     models: Mapping[str, Plug] = field(default_factory=dict)
     ask: Ask | None = None
     student_answers: Callable[[Path | None, Sequence[Request]], list[Entry]] | None = None
+    only_lint: bool = False
 
 
 #: Name in a recipe -> where its function is.

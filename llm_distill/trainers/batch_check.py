@@ -5,37 +5,36 @@ Faults of this kind do not show in the loss, which falls nicely over a doubled B
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
-from llm_distill.errors import UserError
 from llm_distill.trainers.rows import UNTRAINED, Row
 
 
-def check_rows(rows: Sequence[Row], tokenizer: Any, end: int) -> dict[str, Any]:
-    """What the rows hold, for training.json. A malformed row is a UserError: its tokenizer or template is at fault."""
+def faults(row: Row, tokenizer: Any, end: int) -> Iterator[tuple[str, str]]:
+    """What is malformed about a row, each with the name of the check that finds it: its tokenizer or template is at fault."""
     bos, name = tokenizer.bos_token_id, tokenizer.convert_ids_to_tokens(end)
-    for row in rows:
-        for trained in (row.input_ids[start:stop] for start, stop in row.learnt):
-            if trained.count(end) != 1 or trained[-1] != end:
-                _refuse(
-                    row,
-                    tokenizer,
-                    f"{trained.count(end)} trained end tokens {name!r}, where one belongs at the very end",
-                )
-            if len(trained) < 2:
-                _refuse(row, tokenizer, "nothing to learn but the end token")
-        if row.prompt_tokens < 1:
-            _refuse(row, tokenizer, "no prompt, so its first token could not be predicted from anything")
-        if bos is not None and row.input_ids[:2] == [bos, bos]:
-            _refuse(row, tokenizer, f"two BOS tokens {tokenizer.bos_token!r} at its start, where one is right")
+    for trained in (row.input_ids[start:stop] for start, stop in row.learnt):
+        if trained.count(end) != 1 or trained[-1] != end:
+            yield "end_token", f"{trained.count(end)} trained end tokens {name!r}, where one belongs at the very end"
+        if len(trained) < 2:
+            yield "trained_tokens", "nothing to learn but the end token"
+    if row.prompt_tokens < 1:
+        yield "prompt", "no prompt, so its first token could not be predicted from anything"
+    if bos is not None and row.input_ids[:2] == [bos, bos]:
+        yield "bos", f"two BOS tokens {tokenizer.bos_token!r} at its start, where one is right"
+
+
+def counts(rows: Sequence[Row], tokenizer: Any, end: int) -> dict[str, Any]:
+    """What the rows hold, for training.json."""
+    bos = tokenizer.bos_token_id
     return {
         "rows": len(rows),
         "longest_row_tokens": max(len(r.input_ids) for r in rows),
         "prompt_tokens": sum(len(r.input_ids) - r.trained_tokens for r in rows),
         "trained_tokens": sum(r.trained_tokens for r in rows),
-        "end_token": name,
+        "end_token": tokenizer.convert_ids_to_tokens(end),
         "end_token_is_pad": end == tokenizer.pad_token_id,
         "starts_with_bos": bos is not None and rows[0].input_ids[0] == bos,
     }
@@ -51,13 +50,13 @@ def check_batch(batch: Any, rows: Sequence[Row]) -> None:
         raise RuntimeError(f"The first batch has {len(ids)} rows; {len(rows)} were meant to be in it.")
     for i, row in enumerate(rows):
         pads = len(ids[i]) - len(row.input_ids)
-        faults = {
+        wrong = {
             "cut": pads < 0,
             "given other tokens": ids[i][: len(row.input_ids)] != row.input_ids,
             "given other labels": labels[i] != row.labels + [UNTRAINED] * pads,
             "given a wrong attention mask": mask[i] != [1] * len(row.input_ids) + [0] * pads,
         }
-        found = [fault for fault, present in faults.items() if present]
+        found = [fault for fault, present in wrong.items() if present]
         if found:
             raise RuntimeError(f"Between tokenizing and the first batch, row {row.row_id} was {' and '.join(found)}.")
 
@@ -69,10 +68,3 @@ def preview(row: Row, tokenizer: Any) -> str:
         text = tokenizer.decode([token for token, _ in run], skip_special_tokens=False)
         parts.append(f"⟦{text}⟧" if learnt else text)
     return "".join(parts)
-
-
-def _refuse(row: Row, tokenizer: Any, fault: str) -> None:
-    raise UserError(
-        f"train: row {row.row_id} has {fault}. The student's tokenizer or chat template is at fault; "
-        f"the row ends in {preview(row, tokenizer)[-200:]!r}."
-    )

@@ -18,11 +18,15 @@ from llm_distill.errors import Interrupted, UserError
 from llm_distill.models import weights
 from llm_distill.records import Sample
 from llm_distill.trainers import TrainingJob, packing
-from llm_distill.trainers.batch_check import check_batch, check_rows, preview
+from llm_distill.trainers.batch_check import check_batch, counts, preview
 from llm_distill.trainers.checkpoints import fingerprint, last_whole, publish
 from llm_distill.trainers.curve import Curve, reading_order
+from llm_distill.trainers.findings import Finding, Linted, as_json, refuse
 from llm_distill.trainers.hyper import Hyperparameters
+from llm_distill.trainers.lint import Shelf, lint
+from llm_distill.trainers.lint_targets import lint_scale, lint_targets
 from llm_distill.trainers.rows import Row, Turns, make_rows, stop_ids
+from llm_distill.trainers.soft_targets import SoftTargets
 
 #: What a message of a training that was stopped ends with.
 GOES_ON = "the same command goes on from its last checkpoint."
@@ -93,9 +97,11 @@ class Desk:
         samples: Sequence[Sample] | None = None,
         turns: Turns = "last",
     ) -> list[Row]:
-        """The job's samples (or these) as token rows, some with completions that are token ids already, by row_id."""
+        """The job's samples (or these) as token rows, some with completions that are token ids already, by row_id. How long they
+        may be is for the linter to say.
+        """
         ends, wanted = stop_ids(self.model, self.tokenizer), self.job.samples if samples is None else samples
-        return make_rows(wanted, self.tokenizer, ends, self.hyper.max_length, completions or {}, turns)
+        return make_rows(wanted, self.tokenizer, ends, None, completions or {}, turns)
 
 
 @contextmanager
@@ -113,18 +119,20 @@ def stoppable() -> Iterator[None]:
 def train(desk: Desk, lesson: Lesson) -> None:
     """Train on a lesson and write the adapter (without LoRA: the model), its curve and its story into `job.out`.
 
-    Called again after a kill, it goes on from the last whole checkpoint and ends with the same weights.
+    Called again after a kill, it goes on from the last whole checkpoint and ends with the same weights. A job that is only to be
+    looked at raises Linted before the first step; an error that the linter finds is a UserError.
     """
     from llm_distill.trainers import loop
     from llm_distill.trainers.head import lighten
 
     job, hyper, model, rows = desk.job, desk.hyper, desk.model, lesson.rows
     settings = {**desk.settings, **lesson.settings}
-    findings = check_rows(rows, desk.tokenizer, rows[0].input_ids[-1])
+    findings = _linted(desk, lesson)
+    checks = counts(rows, desk.tokenizer, rows[0].input_ids[-1])
     packs = packing.pack(rows, hyper.max_length) if lesson.packed else []
     if packs:
         packing.check_apart(model, packs)
-        findings["packing"] = packing.filled(packs)
+        checks["packing"] = packing.filled(packs)
     units: Sequence[Row] | Sequence[packing.Pack] = packs or rows
     order = reading_order([len(u.input_ids) for u in units], hyper.batch_size, hyper.epochs, job.seed)
 
@@ -148,16 +156,24 @@ def train(desk: Desk, lesson: Lesson) -> None:
     first = order[: hyper.batch_size]
     if packs:
         packing.check_packed(batch, [packs[i] for i in first])
-        job.say(packing.told(findings["packing"], curve.steps))
+        job.say(packing.told(checks["packing"], curve.steps))
     else:
         check_batch(batch, [rows[i] for i in first])
-    findings["scored"] = lighten(
+    checks["scored"] = lighten(
         model,
         {name: batch[name] for name in loop.OF_THE_MODEL if name in batch},
         # On CUDA, TRL's kernels score trained positions only; a mixture of experts has a second loss, over all of them.
         ours=lesson.objective is not None or (desk.device.type == "cpu" and not trainer.aux_loss_enabled),
         share=desk.device.type == "cpu" and not settings["activation_checkpointing"] and not packs,
     )
+    if isinstance(lesson.objective, SoftTargets):
+        findings += lint_scale(lesson.objective, model, batch)
+    if job.only_lint:
+        raise Linted(findings)
+    refuse(findings)
+    for finding in findings:
+        if finding.level == "warning":
+            job.say(f"lint: {finding.name}: {finding.line}")
     example = preview(packs[order[0]].rows[0] if packs else rows[order[0]], desk.tokenizer)
     job.say(f"The first row, as it is learnt (between \u27e6 and \u27e7):\n{example}")
 
@@ -173,12 +189,27 @@ def train(desk: Desk, lesson: Lesson) -> None:
         "steps": curve.steps,
         "trained_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
-        "checks": findings,
+        "checks": checks,
+        "lint": as_json(findings),
         "example": example,
         "versions": loop.versions(),
         **lesson.story,
     }
     finish(desk, trainer.model, story, checkpoints.parent)
+
+
+def _linted(desk: Desk, lesson: Lesson) -> list[Finding]:
+    """What there is to say of the rows themselves; an error is the end, unless all of them are wanted."""
+    job, rows, config = desk.job, lesson.rows, desk.model.config.get_text_config(decoder=True)
+    context = getattr(config, "max_position_embeddings", None)
+    shelf = Shelf(job.samples, desk.tokenizer, rows[0].input_ids[-1], desk.hyper.max_length, context, job.task)
+    findings = lint(rows, shelf)
+    if isinstance(lesson.objective, SoftTargets):
+        findings += lint_targets(lesson.objective)
+    if job.only_lint and any(finding.level == "error" for finding in findings):
+        raise Linted(findings)
+    refuse(findings)
+    return findings
 
 
 def finish(desk: Desk, model: Any, story: Mapping[str, Any], checkpoints: Path) -> None:

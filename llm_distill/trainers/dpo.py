@@ -27,11 +27,12 @@ from llm_distill.scorers.ballot import Form
 from llm_distill.scorers.judge import Rubric
 from llm_distill.scorers.judge import at_most as judge_at_most
 from llm_distill.trainers import TrainingJob
-from llm_distill.trainers.batch_check import check_rows, preview
+from llm_distill.trainers.batch_check import preview
 from llm_distill.trainers.checkpoints import fingerprint, last_whole
 from llm_distill.trainers.course import GOES_ON, Desk, Lesson, finish, lora_config, stoppable, train
 from llm_distill.trainers.curve import Curve, reading_order
 from llm_distill.trainers.hyper import Count, Hyperparameters
+from llm_distill.trainers.lint import check_rows
 from llm_distill.trainers.preferences import REASONS, Comparison, Pair, Round, make_pairs, prefer
 
 if TYPE_CHECKING:

@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from llm_distill.models.vocabulary import Vocabulary
     from llm_distill.scorers.ballot import Form
 
-#: Longer than any row: what is too long is counted here, not refused.
-_ANY_LENGTH = 1 << 40
-
 
 #: Why an answer makes no pair: both say the same; the student said it before; neither is better; the judge said nothing valid;
 #: the student said nothing; the student's answer is better and was cut off; it could not be asked.
@@ -205,7 +202,7 @@ def make_pairs(
     rows = zip(
         preferences,
         make_rows(teachers, tokenizer, ends, max_length),
-        make_rows(own, tokenizer, ends, _ANY_LENGTH, sampled),
+        make_rows(own, tokenizer, ends, None, sampled),  # what is too long is counted here, not refused
         strict=True,
     )
     for preference, teachers_row, row in rows:

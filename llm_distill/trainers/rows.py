@@ -56,7 +56,7 @@ def make_rows(
     samples: Sequence[Sample],
     tokenizer: Any,
     stop_ids: Collection[int],
-    max_length: int,
+    max_length: int | None,
     completions: Mapping[str, Sequence[int]] = MappingProxyType({}),
     turns: Turns = "last",
 ) -> list[Row]:
@@ -64,7 +64,8 @@ def make_rows(
     known as token ids already, by row_id: a text tokenised again need not be the tokens that were sampled.
 
     `turns: all` learns what the assistant said earlier in a row's messages as well. A sample that cannot be learnt whole
-    is a UserError: nothing is ever cut to fit, since the cut loses the end token (and, of a reasoned answer, the answer).
+    is a UserError: nothing is ever cut to fit, since the cut loses the end token (and, of a reasoned answer, the answer). Without
+    a `max_length` how long rows may be is for the caller to see, with `too_long`.
     """
     if not samples:
         raise UserError("train: no samples; look at what the filters dropped with `llm-distill show RUN dropped`.")
@@ -93,14 +94,24 @@ def make_rows(
             completion = tokenizer(sample.completion, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         earlier = earlier_turns(tokenizer, sample, prompt, end) if turns == "all" else ()
         rows.append(Row(sample.row_id, [*prompt, *completion, end], len(prompt), earlier))
-    long = [r.row_id for r in rows if len(r.input_ids) > max_length]
-    if long:
-        longest = max(len(r.input_ids) for r in rows)
-        raise UserError(
-            f"train: {_count(long, samples)} more than max_length = {max_length} tokens (the longest {longest}). "
-            f"Set train's max_length to {longest} (memory grows with it), or shorten what the student is shown."
-        )
+    if max_length is not None and (long := too_long(rows, max_length)):
+        raise UserError(f"train: {' '.join(long)}")
     return rows
+
+
+def too_long(rows: Sequence[Row], max_length: int) -> tuple[str, str] | None:
+    """What is wrong with rows of more tokens than that, how many and which, and what repairs it; None where there are none."""
+    long = sorted((row for row in rows if len(row.input_ids) > max_length), key=lambda row: -len(row.input_ids))
+    if not long:
+        return None
+    longest = ", ".join(f"{len(row.input_ids):,} of row {row.row_id}" for row in long[:3])
+    prompts = sum(row.prompt_tokens > max_length for row in long)
+    alone = f", {prompts:,} of them in the prompt alone" if prompts else ""
+    return (
+        f"{len(long):,} of {len(rows):,} rows ({len(long) / len(rows):.1%}) have more than max_length = {max_length} tokens (the "
+        f"longest {longest}){alone}.",
+        f"Set train's max_length to {len(long[0].input_ids)} (memory grows with it), or shorten what the student is shown.",
+    )
 
 
 def render(tokenizer: Any, messages: Sequence[Message]) -> str:

@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM
 from llm_distill.errors import UserError
 from llm_distill.models.decoding import Engine, encode
 from llm_distill.records import Message, Sample
-from llm_distill.trainers.batch_check import check_batch, check_rows, preview
+from llm_distill.trainers.batch_check import check_batch, preview
+from llm_distill.trainers.lint import check_rows
 from llm_distill.trainers.rows import Row, end_token, make_rows, stop_ids
 from tests.models.conftest import TEMPLATE, byte_level_tokenizer, fallback_tokenizer
 
@@ -103,7 +104,10 @@ def test_bos_is_never_doubled() -> None:
     [
         ([], "no samples"),
         ([sample(), sample("", row_id="blank")], "1 of 2 samples .first: row blank. have an empty completion"),
-        ([sample(), sample("bad " * 90, row_id="long")], "row long.*more than max_length = 64 tokens .the longest 1"),
+        (
+            [sample(), sample("bad " * 90, row_id="long")],
+            r"1 of 2 rows .50.0%. have more than max_length = 64 tokens .the longest 1\d\d of row long\)",
+        ),
     ],
 )
 def test_what_cannot_be_learnt_whole_is_refused(samples: list[Sample], message: str) -> None:
@@ -129,7 +133,7 @@ def test_a_template_that_refuses_a_role_is_the_users_to_repair() -> None:
     ],
 )
 def test_malformed_rows_are_refused(ids: list[int], prompt_tokens: int, fault: str) -> None:
-    with pytest.raises(UserError, match=f"row bad has {fault}"):
+    with pytest.raises(UserError, match=f"Row bad has {fault}"):
         check_rows([Row("bad", ids, prompt_tokens)], byte_level_tokenizer(), 2)
 
 
@@ -178,9 +182,9 @@ def test_a_turn_that_history_shows_otherwise_is_refused() -> None:
 
 
 def test_an_earlier_turn_has_one_end_too() -> None:
-    with pytest.raises(UserError, match="row bad has 2 trained end tokens"):
+    with pytest.raises(UserError, match="Row bad has 2 trained end tokens"):
         check_rows([Row("bad", [1, 50, 60, 2, 2, 50, 61, 2], 6, ((2, 5),))], byte_level_tokenizer(), 2)
-    with pytest.raises(UserError, match="row bad has nothing to learn but the end token"):
+    with pytest.raises(UserError, match="Row bad has nothing to learn but the end token"):
         check_rows([Row("bad", [1, 50, 2, 51, 61, 2], 4, ((2, 3),))], byte_level_tokenizer(), 2)
 
 

@@ -49,9 +49,10 @@ def test_it_learns_and_tells(make_job: MakeJob, student: Path) -> None:
     sft(job, epochs=8, learning_rate=1e-2)
     assert [s[:2] for s in steps] == [(i, 20) for i in range(1, 21)]
     assert steps[-1][2] < steps[0][2] / 2
-    assert len(said) == 1
-    assert "<|im_start|>assistant\n⟦" in said[0]
-    assert said[0].endswith("<|im_end|>⟧")
+    assert len(said) == 2
+    assert said[0].startswith("lint: duplicates: 6 of 20 rows")
+    assert "<|im_start|>assistant\n⟦" in said[1]
+    assert said[1].endswith("<|im_end|>⟧")
     lines = curve(job.out)
     assert [line["loss"] for line in lines] == [s[2] for s in steps]
     assert set(lines[0]) == {"step", "epoch", "loss", "learning_rate", "grad_norm", "trained_tokens"}
@@ -199,9 +200,9 @@ def test_a_base_model_learns_from_plain_text(make_job: MakeJob, tmp_path: Path) 
     said: list[str] = []
     job = make_job(20, model=folder, say=said.append)
     sft(job, epochs=8, learning_rate=1e-2)
-    assert said[0].splitlines()[1].startswith("<bos>Positive or negative")
-    assert said[0].count("<bos>") == 1
-    assert said[0].endswith("<eos>⟧")
+    assert said[-1].splitlines()[1].startswith("<bos>Positive or negative")
+    assert said[-1].count("<bos>") == 1
+    assert said[-1].endswith("<eos>⟧")
     losses = [line["loss"] for line in curve(job.out)]
     assert losses[-1] < losses[0] / 2
 
