@@ -104,17 +104,28 @@ def test_a_malformed_row_is_named_by_file_and_line(seeded: Desk, row: str, messa
 
 
 @pytest.mark.parametrize(
-    ("knobs", "row", "message"),
-    [({"turns": "all"}, {"prompt": "good thing"}, "no row has one; use `turns: last`, or seeds with `messages`")],
+    ("task", "knobs", "row", "message"),
+    [
+        ("generate", {"turns": "all"}, {}, "no row has one; use `turns: last`, or seeds with `messages`"),
+        (
+            "generate",
+            {"gold": 0.5},
+            {"label": "positive"},
+            "none of 1 rows has gold: `label` of a classify task, `refe",
+        ),
+        ("classify", {"gold": 0.5}, {"reference": "positive"}, "found 0.5, and none of 1 rows has gold"),
+        ("classify", {"gold": 1}, {"label": "Positive"}, "which the task does not have. Did you mean 'positive'?"),
+    ],
 )
 def test_rows_without_what_training_wants_stop_everything(
-    desk: Desk, knobs: dict[str, Any], row: dict[str, Any], message: str
+    desk: Desk, task: str, knobs: dict[str, Any], row: dict[str, Any], message: str
 ) -> None:
-    desk.seeds([row])
+    desk.seeds([{"prompt": "good thing"} | row])
     (desk.folder / "student").mkdir()
     (desk.folder / "student/config.json").write_text("{}", encoding="utf-8")  # nobody gets as far as loading it
     models = {"teacher": TEACHER, "student": {"transformers": {"model": "./student"}}}
-    recipe = desk.recipe(task="generate", models=models, train={"sft": knobs})
+    kind = {"classify": {"labels": ["positive", "negative"]}} if task == "classify" else task
+    recipe = desk.recipe(task=kind, models=models, train={"sft": knobs})
     assert message in desk.llm_distill("check", recipe, code=2)
     with pytest.raises(UserError) as error:
         desk.here(recipe)

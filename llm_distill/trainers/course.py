@@ -61,7 +61,8 @@ class Lesson:
     """What a trainer teaches: token rows with what else is known of them.
 
     settings: its knobs that decide how training goes; story: more keys for training.json; packed: several rows are read as one
-    sequence of at most max_length tokens, and `batch_size` counts sequences.
+    sequence of at most max_length tokens; groups: places of rows that belong into one batch, where not each stands for itself.
+    `batch_size` counts sequences, or groups.
     """
 
     rows: Sequence[Row]
@@ -69,6 +70,7 @@ class Lesson:
     settings: Mapping[str, Any] = field(default_factory=dict)
     story: Mapping[str, Any] = field(default_factory=dict)
     packed: bool = False
+    groups: Sequence[tuple[int, ...]] = ()
 
 
 class Desk:
@@ -129,19 +131,20 @@ def train(desk: Desk, lesson: Lesson) -> None:
     settings = {**desk.settings, **lesson.settings}
     findings = _linted(desk, lesson)
     checks = counts(rows, desk.tokenizer, rows[0].input_ids[-1])
-    packs = packing.pack(rows, hyper.max_length) if lesson.packed else []
-    if packs:
-        packing.check_apart(model, packs)
-        checks["packing"] = packing.filled(packs)
-    units: Sequence[Row] | Sequence[packing.Pack] = packs or rows
-    order = reading_order([len(u.input_ids) for u in units], hyper.batch_size, hyper.epochs, job.seed)
+    units = packing.units_of(rows, lesson.groups)
+    if lesson.packed:
+        units = packing.pack(units, hyper.max_length)
+        packing.check_apart(model, units)
+        checks["packing"] = packing.filled(units)
+    lengths = [sum(u.lengths) if lesson.packed else max(u.lengths) for u in units]
+    order = reading_order(lengths, hyper.batch_size, hyper.epochs, job.seed)
 
     identity = weights.identity(*desk.where)
     known = settings | loop.versions() | {"base": identity}
     if lesson.objective:
         known["objective"] = lesson.objective.digest
-    if packs:
-        known["packs"] = [p.places for p in packs]
+    if lesson.packed or lesson.groups:
+        known["units"] = [u.places for u in units]
     checkpoints = job.out / "checkpoints" / fingerprint(rows, known, job.seed)
     resume = last_whole(checkpoints)
     parts = lesson.objective.parts if lesson.objective else ()
@@ -149,22 +152,22 @@ def train(desk: Desk, lesson: Lesson) -> None:
     stop = loop.Stop()
     args = loop.arguments(checkpoints, settings, job.seed, on_cpu=desk.device.type == "cpu")
     trainer = loop.make_trainer(
-        model, desk.tokenizer, units, order, args, lora_config(hyper), curve.add, stop, hyper.checkpoint_every_s,
-        lesson.objective,
+        model, desk.tokenizer, rows, order, args, lora_config(hyper), curve.add, stop, hyper.checkpoint_every_s,
+        lesson.objective, units, packed=lesson.packed,
     )  # fmt: skip
     batch = next(iter(trainer.get_train_dataloader()))
-    first = order[: hyper.batch_size]
-    if packs:
-        packing.check_packed(batch, [packs[i] for i in first])
+    first = [units[i] for i in order[: hyper.batch_size]]
+    if lesson.packed:
+        packing.check_packed(batch, first)
         job.say(packing.told(checks["packing"], curve.steps))
     else:
-        check_batch(batch, [rows[i] for i in first])
+        check_batch(batch, [row for u in first for row in u.rows])
     checks["scored"] = lighten(
         model,
         {name: batch[name] for name in loop.OF_THE_MODEL if name in batch},
         # On CUDA, TRL's kernels score trained positions only; a mixture of experts has a second loss, over all of them.
         ours=lesson.objective is not None or (desk.device.type == "cpu" and not trainer.aux_loss_enabled),
-        share=desk.device.type == "cpu" and not settings["activation_checkpointing"] and not packs,
+        share=desk.device.type == "cpu" and not (settings["activation_checkpointing"] or lesson.packed),
     )
     if isinstance(lesson.objective, SoftTargets):
         findings += lint_scale(lesson.objective, model, batch)
@@ -174,7 +177,7 @@ def train(desk: Desk, lesson: Lesson) -> None:
     for finding in findings:
         if finding.level == "warning":
             job.say(f"lint: {finding.name}: {finding.line}")
-    example = preview(packs[order[0]].rows[0] if packs else rows[order[0]], desk.tokenizer)
+    example = preview(first[0].rows[0], desk.tokenizer)
     job.say(f"The first row, as it is learnt (between \u27e6 and \u27e7):\n{example}")
 
     with stop.on_ctrl_c(job.say):

@@ -11,7 +11,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from llm_distill.trainers.hyper import Hyperparameters
-from llm_distill.trainers.packing import Pack
+from llm_distill.trainers.packing import Unit
 from llm_distill.trainers.rows import Row
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class Curve:
     def __init__(
         self,
         job: TrainingJob,
-        rows: Sequence[Row] | Sequence[Pack],
+        rows: Sequence[Row] | Sequence[Unit],
         order: Sequence[int],
         hyper: Hyperparameters,
         done: int,

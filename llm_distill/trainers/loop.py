@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm_distill.errors import UserError
 from llm_distill.trainers.checkpoints import seal
-from llm_distill.trainers.packing import Pack
+from llm_distill.trainers.packing import Unit, units_of
 from llm_distill.trainers.rows import UNTRAINED, Row
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def arguments(folder: Path, settings: dict[str, Any], seed: int, *, on_cpu: bool
             **common(folder, settings, seed, on_cpu=on_cpu),
             dataset_kwargs={"skip_prepare_dataset": True},  # the rows are tokenised, masked and checked already
             activation_checkpointing=settings["activation_checkpointing"],
-            remove_unused_columns=False,  # `places` say which rows they are
+            remove_unused_columns=False,  # `unit` says which rows it is
         )
     )
 
@@ -179,7 +179,7 @@ def follow(trainer: Any, report: Callable[[int, dict[str, float]], None], stop: 
 def make_trainer(
     model: Any,
     tokenizer: Any,
-    rows: Sequence[Row] | Sequence[Pack],
+    rows: Sequence[Row],
     order: Sequence[int],
     args: Any,
     lora: Any,
@@ -187,9 +187,12 @@ def make_trainer(
     stop: Stop,
     checkpoint_every_s: float,
     objective: Objective | None = None,
+    units: Sequence[Unit] = (),
+    *,
+    packed: bool = False,
 ) -> Any:
-    """An SFTTrainer that reads `rows` in `order`, minimises `objective` (else TRL's own loss) and calls `report(step, logs)`
-    after each step.
+    """An SFTTrainer that reads `rows` (else `units` of them, each `packed` into one sequence) in `order`, minimises `objective`
+    (else TRL's own loss) and calls `report(step, logs)` after each step.
     """
     from datasets import Dataset
     from trl import SFTTrainer
@@ -197,10 +200,15 @@ def make_trainer(
 
     class Collator(DataCollatorForLanguageModeling):  # type: ignore[misc]
         def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-            batch: dict[str, Any] = super().torch_call(examples)
+            read = [together[e["unit"]] for e in examples]
+            lines = read if packed else [row for u in read for row in u.rows]
+            columns = [{"input_ids": line.input_ids, "labels": line.labels} for line in lines]
+            if packed:
+                columns = [c | {"seq_lengths": u.lengths} for c, u in zip(columns, read, strict=True)]
+            batch: dict[str, Any] = super().torch_call(columns)
             if packed:  # it says nothing of where rows begin, and would hide that the positions do
                 del batch["attention_mask"]
-            return batch | objective.tensors([p for e in examples for p in e["places"]]) if objective else batch
+            return batch | objective.tensors([p for u in read for p in u.places]) if objective else batch
 
     class Taught(quietly(SFTTrainer, checkpoint_every_s)):  # type: ignore[misc]
         def compute_loss(
@@ -223,13 +231,8 @@ def make_trainer(
         report(step, logs | parts)
         parts.clear()
 
-    packs = [row for row in rows if isinstance(row, Pack)]
-    packed = bool(packs)
-    columns: dict[str, Any] = {"input_ids": [r.input_ids for r in rows], "labels": [r.labels for r in rows]}
-    columns["places"] = [p.places for p in packs] or [[place] for place in range(len(rows))]
-    if packed:
-        columns["seq_lengths"] = [p.lengths for p in packs]
-    data = Dataset.from_dict(columns)
+    together = units or units_of(rows)
+    data = Dataset.from_dict({"unit": range(len(together))})
     trainer = Taught(
         model=model,
         args=args,

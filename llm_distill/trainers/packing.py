@@ -1,4 +1,4 @@
-"""Several rows in one sequence: short rows of uneven length then fill a batch, where padding would.
+"""Rows that are read together: side by side in a batch, or as one sequence, where short ones fill what would be padding.
 
 Rows of a sequence must not see each other. Each row's positions start at 0, and wherever they do so, and no padding mask is
 given, transformers masks attention between what is before and what is behind. A family that remembers otherwise (a recurrent
@@ -17,15 +17,15 @@ from llm_distill.trainers.rows import UNTRAINED, Row
 
 #: How far a packed row's states may be off, relative to their size: when other tokens stand before it, which is none at all
 #: but for kernels that sum in any order; and from those it has alone, in float32 and in bfloat16. SmolLM2 135M and Gemma 3 270M
-#: give 0, 3e-7 and at most 2e-2; where rows see each other, at least 0.06.
+#: give 0, 8e-7 and at most 2e-2; where rows see each other they give 0.6, and a short memory (recurrent_gemma's) 0.07.
 _MOVED, _ALONE, _ALONE_HALF = 1e-3, 1e-3, 0.1
 #: How many states of each row are looked at.
 _FIRST = 8
 
 
 @dataclass(frozen=True)
-class Pack:
-    """Rows in one sequence, one after another. `places` are their numbers in the lesson."""
+class Unit:
+    """Rows that are never parted into two batches; packed, they are one sequence. `places` are their numbers in the lesson."""
 
     places: tuple[int, ...]
     rows: tuple[Row, ...]
@@ -37,7 +37,7 @@ class Pack:
 
     @property
     def labels(self) -> list[int]:
-        """Of all rows; each begins with a prompt, so none of them is predicted from its neighbour."""
+        """Of all rows; each begins with a prompt, so none is predicted from its neighbour."""
         return [label for row in self.rows for label in row.labels]
 
     @property
@@ -56,26 +56,33 @@ class Pack:
         return sum(row.trained_tokens for row in self.rows)
 
 
-def pack(rows: Sequence[Row], max_length: int) -> list[Pack]:
-    """All rows in as few sequences of at most `max_length` tokens as best-fit decreasing finds (Ding et al. 2024,
-    arXiv 2404.10830), by TRL, which keeps each row whole and says which went where.
+def units_of(rows: Sequence[Row], groups: Sequence[tuple[int, ...]] = ()) -> list[Unit]:
+    """Rows by the groups that they are to be read in, else each by itself."""
+    return [Unit(places, tuple(rows[p] for p in places)) for places in groups or [(p,) for p in range(len(rows))]]
+
+
+def pack(units: Sequence[Unit], max_length: int) -> list[Unit]:
+    """All units in as few sequences of at most `max_length` tokens as best-fit decreasing finds (Ding et al. 2024,
+    arXiv 2404.10830), by TRL, which says which went where. One that no sequence could hold is taken apart.
     """
     from datasets import Dataset
     from trl import pack_dataset
 
-    lengths = [len(row.input_ids) for row in rows]
-    numbers = Dataset.from_dict({"places": [[place] * length for place, length in enumerate(lengths)]})
+    rows = {place: row for unit in units for place, row in zip(unit.places, unit.rows, strict=True)}
+    parts = [p for u in units for p in ([u.places] if len(u.input_ids) <= max_length else [(p,) for p in u.places])]
+    lengths = [sum(len(rows[place].input_ids) for place in part) for part in parts]
+    numbers = Dataset.from_dict({"part": [[number] * length for number, length in enumerate(lengths)]})
     # One batch, since batches are packed apart; in memory, since a cache on disk would be read again.
-    once = {"batch_size": len(rows), "keep_in_memory": True, "load_from_cache_file": False}
+    once = {"batch_size": len(parts), "keep_in_memory": True, "load_from_cache_file": False}
     packs = []
     for sequence in pack_dataset(numbers, max_length, map_kwargs=once):
         starts = list(accumulate(sequence["seq_lengths"], initial=0))[:-1]
-        places = tuple(sequence["places"][start] for start in starts)
-        packs.append(Pack(places, tuple(rows[place] for place in places)))
+        places = tuple(place for start in starts for place in parts[sequence["part"][start]])
+        packs.append(Unit(places, tuple(rows[place] for place in places)))
     return packs
 
 
-def filled(packs: Sequence[Pack]) -> dict[str, Any]:
+def filled(packs: Sequence[Unit]) -> dict[str, Any]:
     """What packing came to, for training.json; `filled` is the mean share that a sequence has of the longest."""
     lengths = [sum(p.lengths) for p in packs]
     rows = sum(len(p.rows) for p in packs)
@@ -90,7 +97,7 @@ def told(found: dict[str, Any], steps: int) -> str:
     )
 
 
-def check_packed(batch: Any, packs: Sequence[Pack]) -> None:
+def check_packed(batch: Any, packs: Sequence[Unit]) -> None:
     """That the trainer's first batch is these sequences; a difference is a bug, ours or TRL's.
 
     `batch` holds `input_ids`, `labels` and `position_ids`, each (batch, seq) padded on the right, and no attention mask, with
@@ -110,7 +117,7 @@ def check_packed(batch: Any, packs: Sequence[Pack]) -> None:
             raise RuntimeError(f"Between packing and the first batch, {name} became other than what was packed.")
 
 
-def check_apart(model: Any, packs: Sequence[Pack]) -> None:
+def check_apart(model: Any, packs: Sequence[Unit]) -> None:
     """UserError where rows in one sequence see each other: measured on the last row of the fullest sequence.
 
     Its states may not move when every token before it is another, and must be those that it has alone, in places of its own.

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from llm_distill.errors import UserError
+from llm_distill.evals.gold import check_labels
+from llm_distill.trainers.hard_labels import NO_GOLD
 
 if TYPE_CHECKING:
     from llm_distill.recipe import Plan
@@ -39,3 +41,9 @@ def check_taught(plan: Plan, prompts: Sequence[Prompt]) -> None:
             "train.sft.turns: `all` learns the earlier answers of rows that are conversations, and no row has one; use "
             "`turns: last`, or seeds with `messages` in which the assistant speaks."
         )
+    if knobs["gold"]:
+        classify = plan.task.kind == "classify"
+        if not any(p.label if classify else p.reference for p in prompts):
+            raise UserError(f"train.sft.gold: found {knobs['gold']:g}, and none of {len(prompts)} rows has gold: {NO_GOLD}")
+        if classify:  # they are learnt as they are written
+            check_labels(prompts, plan.task.labels)

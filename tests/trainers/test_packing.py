@@ -18,7 +18,7 @@ from transformers import AttentionInterface, AutoModelForCausalLM
 from llm_distill.errors import Interrupted, UserError
 from llm_distill.trainers import TrainingJob, loop, packing
 from llm_distill.trainers.head import lighten
-from llm_distill.trainers.packing import Pack, pack
+from llm_distill.trainers.packing import Unit, pack, units_of
 from llm_distill.trainers.rows import Row, make_rows
 from llm_distill.trainers.soft_targets import SoftTargets
 from tests.models.conftest import byte_level_tokenizer, tiny
@@ -35,12 +35,21 @@ MakeJob = Callable[..., TrainingJob]
 def test_every_row_is_in_one_sequence_whole(lengths: list[int], longest: int) -> None:
     made = [Row(f"r{i}", [i + 1] * length, 1) for i, length in enumerate(lengths)]
     with loop.quiet():
-        packs = pack(made, longest)
+        packs = pack(units_of(made), longest)
     assert sorted(place for p in packs for place in p.places) == list(range(len(made)))
     assert all(p.rows == tuple(made[place] for place in p.places) for p in packs)
     full = sorted(sum(p.lengths) for p in packs)
     assert full[-1] <= longest
     assert len(full) == 1 or full[0] + full[1] > longest, "two that fit into one would have been packed so"
+
+
+def test_rows_that_belong_together_stay_so_where_a_sequence_holds_them() -> None:
+    made = [Row(f"r{i}", [i + 1] * length, 1) for i, length in enumerate((30, 30, 40, 40, 10))]
+    with loop.quiet():
+        packs = pack(units_of(made, [(0, 1), (2, 3), (4,)]), 70)
+    assert {frozenset(p.places) for p in packs} == {frozenset({0, 1, 4}), frozenset({2}), frozenset({3})} or {
+        frozenset(p.places) for p in packs
+    } == {frozenset({0, 1}), frozenset({2, 4}), frozenset({3})}
 
 
 def begin(model: Any) -> None:
@@ -53,7 +62,7 @@ def begin(model: Any) -> None:
 def update(
     folder: Path,
     out: Path,
-    units: Sequence[Row] | Sequence[Pack],
+    rows: Sequence[Row],
     batch: int,
     accumulation: int,
     *,
@@ -61,6 +70,8 @@ def update(
     checkpointing: bool = False,
     objective: Any = None,
     fast: bool = True,
+    units: Sequence[Unit] = (),
+    packed: bool = False,
 ) -> tuple[float, dict[str, torch.Tensor]]:
     """Loss and gradients of one update over all rows."""
     from peft import LoraConfig
@@ -73,8 +84,9 @@ def update(
     adapter = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM") if lora else None
     with loop.quiet():
         trainer = loop.make_trainer(
-            model, byte_level_tokenizer(), units, range(len(units)), args, adapter,
-            lambda _step, logs: losses.append(logs["loss"]), loop.Stop(), 1e9, objective,
+            model, byte_level_tokenizer(), rows, range(len(units or rows)), args, adapter,
+            lambda _step, logs: losses.append(logs["loss"]), loop.Stop(), 1e9, objective, units,
+            packed=packed,
         )  # fmt: skip
         gradients = Gradients()
         trainer.add_callback(gradients)
@@ -86,9 +98,9 @@ def update(
     return losses[0], gradients.taken
 
 
-def packed(longest: int = 150) -> list[Pack]:
+def packed(longest: int = 150) -> list[Unit]:
     with loop.quiet():
-        packs = pack(rows(), longest)
+        packs = pack(units_of(rows()), longest)
     assert 2 <= len(packs) < len(rows())
     assert len({sum(p.lengths) for p in packs}) > 1, "shorter sequences are padded"
     return packs
@@ -106,7 +118,7 @@ def test_an_update_is_that_of_the_rows_alone(
     folder: Path, tmp_path: Path, batch: int, accumulation: int, fast: bool
 ) -> None:
     """The textbook's: row by row, all logits, the sum over trained tokens by their number. By our head and by TRL's."""
-    loss, gradients = update(folder, tmp_path, packed(), batch, accumulation, fast=fast)
+    loss, gradients = update(folder, tmp_path, rows(), batch, accumulation, fast=fast, units=packed(), packed=True)
     expected_loss, expected = textbook(folder, rows())
     assert loss == pytest.approx(expected_loss, abs=1e-5)
     assert gradients.keys() == expected.keys()
@@ -116,14 +128,14 @@ def test_an_update_is_that_of_the_rows_alone(
 
 @pytest.mark.parametrize("how", [{"lora": True}, {"checkpointing": True}, {"lora": True, "soft": True}])
 def test_so_it_is_with_an_adapter_checkpoints_and_an_objective(
-    student: Path, tmp_path: Path, how: dict[str, bool]
+    student: Path, tmp_path: Path, how: dict[str, Any]
 ) -> None:
     soft = how.pop("soft", False)
     width = AutoModelForCausalLM.from_pretrained(student).config.vocab_size
     targets = [top(normal(i, row.trained_tokens, width) * 2, 9) for i, row in enumerate(rows())]
     objective = SoftTargets(targets, None, 0.5, temperature=2.0) if soft else None
     alone = update(student, tmp_path / "a", rows(), 2, 4, objective=objective, **how)
-    together = update(student, tmp_path / "b", packed(), 2, 4, objective=objective, **how)
+    together = update(student, tmp_path / "b", rows(), 2, 4, objective=objective, units=packed(), packed=True, **how)
     assert together[0] == pytest.approx(alone[0], abs=1e-5)
     assert together[1].keys() == alone[1].keys()
     for name, gradient in together[1].items():
@@ -243,6 +255,6 @@ def test_a_batch_that_is_not_its_sequences_is_a_bug(key: str, where: tuple[int, 
 def test_rows_fill_a_sequence_as_they_fill_a_batch() -> None:
     made = make_rows(reviews(40), byte_level_tokenizer(), {2}, 512)
     with loop.quiet():
-        found = packing.filled(pack(made, 512))
+        found = packing.filled(pack(units_of(made), 512))
     assert found["filled"] > 0.8
     assert found["rows"] == 40

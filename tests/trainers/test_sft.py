@@ -225,7 +225,7 @@ def test_all_turns_of_a_conversation_are_learnt(make_job: MakeJob) -> None:
         sft(job, turns=turns, epochs=20, learning_rate=1e-2)
         stories[turns] = json.loads((job.out / "training.json").read_text("utf-8"))
         assert curve(job.out)[-1]["trained_tokens"] == 20 * stories[turns]["checks"]["trained_tokens"]
-    assert stories["all"]["turns"] == {"rows": 12, "earlier_turns": 8}
+    assert stories["all"]["turns"] == {"rows": 12, "earlier": 8}
     assert stories["all"]["checks"]["trained_tokens"] > stories["last"]["checks"]["trained_tokens"]
     with training_loop.quiet():
         model = weights.load_model(str(job.student["model"]), adapter=str(job.out), device="cpu")
