@@ -226,6 +226,7 @@ def train_student(run: Run, look: Path | None = None) -> Outcome:
         ask,
         student_answers,
         look is not None,
+        plan.drawn.max_tokens if plan.evaluate else None,
     )
     plan.trainer(job)
     return Outcome(len(samples), len(samples), ask.owed, ask.spent)

@@ -62,6 +62,30 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         {"train": {"sft": {"turns": "all"}}, "models": {"teacher": TEACHER, "student": STUDENT}},
         "through classify.md, whose turns nobody answered; use `turns: last`",
     ),
+    (
+        {"train": {"sft": {"gold": 0.5, "reasoning": "on"}}, "models": {"teacher": TEACHER, "student": STUDENT}},
+        "train.sft.gold: gold texts come without reasoning",
+    ),
+    (
+        {
+            "task": "generate",
+            "train": {"sft": {"turns": "all", "reasoning": "on"}},
+            "models": {"teacher": TEACHER, "student": STUDENT},
+        },
+        "train.sft.turns: earlier turns come without reasoning",
+    ),
+    (
+        {
+            "train": {"sft": {"reasoning": "on"}},
+            "answers": {"reasoning": "none"},
+            "models": {"teacher": TEACHER, "student": STUDENT},
+        },
+        "`answers: {reasoning: none}` parts none; remove one of them",
+    ),
+    (
+        {"train": {"sft": {"gold": 1.5}}, "models": {"teacher": TEACHER, "student": STUDENT}},
+        "train.sft.gold: Input should be less than or equal to 1",
+    ),
     ({"evaluate": {}}, "there is no held_out"),
     ({"held_out": {}}, "either `file: rows.jsonl` or `share: 0.1`"),
     ({"held_out": {"share": 2}}, "held_out.share"),

@@ -28,7 +28,8 @@ class TrainingJob:
     `teachers` are the roles that answered, `sampling` how they were asked, `models` the recipe's models by role.
     `ask` asks one of them: the entries of its questions, logprobs among them. `student_answers` asks the student that lies in
     a folder as a trainer wrote it, or (None) as it is before training; both go through the ledger. only_lint: what is about to
-    be learnt is looked at and raised as `findings.Linted`, and nothing is trained.
+    be learnt is looked at and raised as `findings.Linted`, and nothing is trained. max_tokens: how long evaluation lets the
+    student's answers be, where there is one.
     """
 
     samples: Sequence[Sample]
@@ -45,6 +46,7 @@ class TrainingJob:
     ask: Ask | None = None
     student_answers: Callable[[Path | None, Sequence[Request]], list[Entry]] | None = None
     only_lint: bool = False
+    max_tokens: int | None = None
 
 
 #: Name in a recipe -> where its function is.

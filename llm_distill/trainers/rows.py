@@ -80,8 +80,7 @@ def make_rows(
     whole_ids = tokenizer(
         [p + s.completion for p, s in zip(prompts, samples, strict=True)], add_special_tokens=not chat
     )["input_ids"]
-    specials = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
-    spelt_out = re.compile("|".join(map(re.escape, sorted(specials))) or "(?!)")
+    spelt_out = re.compile("|".join(map(re.escape, special_tokens(tokenizer))) or "(?!)")
     rows = []
     for sample, prompt, whole in zip(samples, prompt_ids, whole_ids, strict=True):
         if sample.row_id in completions:
@@ -112,6 +111,11 @@ def too_long(rows: Sequence[Row], max_length: int) -> tuple[str, str] | None:
         f"longest {longest}){alone}.",
         f"Set train's max_length to {len(long[0].input_ids)} (memory grows with it), or shorten what the student is shown.",
     )
+
+
+def special_tokens(tokenizer: Any) -> list[str]:
+    """What the tokenizer reads as a sign of its own wherever it stands, and leaves out of the text that was generated."""
+    return sorted(t.content for t in tokenizer.added_tokens_decoder.values() if t.special)
 
 
 def render(tokenizer: Any, messages: Sequence[Message]) -> str:

@@ -29,6 +29,23 @@ def check_recipe(plan: Plan) -> None:
             f"through {plan.task.student_view.template.name}, whose turns nobody answered; use `turns: last`, or `task: "
             "generate` without a template."
         )
+    if knobs["reasoning"] == "off":
+        return
+    if plan.answers.reasoning == "none":
+        raise UserError(
+            "train.sft.reasoning: `on` learns the reasoning that answers are parted from, and `answers: {reasoning: none}` parts "
+            "none; remove one of them."
+        )
+    if knobs["gold"]:
+        raise UserError(
+            "train.sft.gold: gold texts come without reasoning, so a student could not learn both; use `reasoning: off`, or "
+            "`gold: 0` with a filter for what the teacher gets wrong."
+        )
+    if knobs["turns"] == "all":
+        raise UserError(
+            "train.sft.turns: earlier turns come without reasoning, so a student would learn to write it and to leave it out; "
+            "use `turns: last`, or `reasoning: off`."
+        )
 
 
 def check_taught(plan: Plan, prompts: Sequence[Prompt]) -> None:
@@ -44,6 +61,8 @@ def check_taught(plan: Plan, prompts: Sequence[Prompt]) -> None:
     if knobs["gold"]:
         classify = plan.task.kind == "classify"
         if not any(p.label if classify else p.reference for p in prompts):
-            raise UserError(f"train.sft.gold: found {knobs['gold']:g}, and none of {len(prompts)} rows has gold: {NO_GOLD}")
+            raise UserError(
+                f"train.sft.gold: found {knobs['gold']:g}, and none of {len(prompts)} rows has gold: {NO_GOLD}"
+            )
         if classify:  # they are learnt as they are written
             check_labels(prompts, plan.task.labels)
