@@ -52,7 +52,10 @@ class TrainingJob:
 #: Name in a recipe -> where its function is.
 TRAINERS = {
     "dpo": "llm_distill.trainers.dpo:dpo",
+    "gkd": "llm_distill.trainers.gkd:gkd",
+    "gold": "llm_distill.trainers.gold:gold",
     "logit_kd": "llm_distill.trainers.logit_kd:logit_kd",
+    "server": "llm_distill.trainers.server:server",
     "sft": "llm_distill.trainers.sft:sft",
 }
 #: Of those that ask a model while they train: name -> where `(rows, **knobs) -> AtMost | None` is, for `check`.

@@ -22,6 +22,7 @@ def arguments(folder: Path, settings: dict[str, Any], seed: int, *, on_cpu: bool
     return alone(
         DPOConfig(
             **common(folder, settings, seed, on_cpu=on_cpu),
+            max_length=None,
             beta=settings["beta"],
             loss_type=["sigmoid", "sft"] if weight else ["sigmoid"],
             loss_weights=[1.0, weight] if weight else None,

@@ -81,6 +81,7 @@ def arguments(folder: Path, settings: dict[str, Any], seed: int, *, on_cpu: bool
     return alone(
         SFTConfig(
             **common(folder, settings, seed, on_cpu=on_cpu),
+            max_length=None,  # nothing is cut
             dataset_kwargs={"skip_prepare_dataset": True},  # the rows are tokenised, masked and checked already
             activation_checkpointing=settings["activation_checkpointing"],
             remove_unused_columns=False,  # `unit` says which rows it is
@@ -103,7 +104,6 @@ def common(folder: Path, settings: dict[str, Any], seed: int, *, on_cpu: bool) -
         "warmup_steps": settings["warmup_ratio"],  # below 1 it is a share of the steps
         "weight_decay": settings["weight_decay"],
         "seed": seed,
-        "max_length": None,  # nothing is cut
         "bf16": settings["dtype"] == "bfloat16",  # multiplies in bfloat16; what is trained stays float32
         "use_cpu": on_cpu,
         "dataloader_pin_memory": not on_cpu,

@@ -1,0 +1,77 @@
+"""On-policy distillation from a teacher of the student's vocabulary, of whom every logit is known (TRL's DistillationTrainer)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from llm_distill.errors import UserError
+from llm_distill.plugs import Role
+from llm_distill.trainers import TrainingJob
+from llm_distill.trainers.hyper import Hyperparameters
+from llm_distill.trainers.on_policy import (
+    OnPolicy,
+    Positive,
+    Teaching,
+    difference,
+    identity,
+    learn,
+    local_weights,
+    teacher_model,
+    teacher_tokenizer,
+)
+
+if TYPE_CHECKING:
+    from llm_distill.trainers.course import Desk
+    from llm_distill.trainers.on_policy_loop import Dense
+
+
+def gkd(
+    job: TrainingJob,
+    *,
+    hyper: Hyperparameters,
+    own: OnPolicy,
+    # A transformers model whose tokens are the student's.
+    teacher: Role = "teacher",
+    # 0: KL(teacher || student), which covers all that the teacher might say; 1: KL(student || teacher), which keeps to what
+    # it surely says; between them beta KL(teacher || m) + (1 - beta) KL(student || m), m = beta teacher + (1 - beta) student
+    # (TRL's convention and the paper's; towards 0 and 1 this shrinks to nothing, it does not become the KLs).
+    beta: Annotated[float, Field(ge=0, le=1)] = 0.5,
+    # Of the loss alone; sampling has `sampling_temperature`.
+    temperature: Positive = 1.0,
+) -> None:
+    """Train on the student's own answers against a local teacher's distributions (GKD, arXiv 2306.13649), after a warm-up on
+    the teacher's answers; write the adapter into `job.out`.
+    """
+    plug = local_weights(job, teacher, "gkd", "logit_kd (its logprobs), dpo (its texts), sft")
+
+    def check(tokenizer: Any) -> None:
+        if found := difference(tokenizer, teacher_tokenizer(plug)):
+            raise UserError(
+                f"train.gkd compares token by token, but {teacher} has another vocabulary than the student: {found}. Use gold, "
+                "or logit_kd, which aligns by bytes."
+            )
+
+    def begin(desk: Desk) -> Dense:
+        from llm_distill.trainers.on_policy_loop import Dense
+
+        model = teacher_model(plug, desk)
+        _level(model, desk.model)
+        return Dense(model, beta, temperature)
+
+    learn(job, hyper, own, Teaching(identity(plug), check, begin), {"beta": beta, "temperature": temperature})
+
+
+def _level(teacher: Any, student: Any) -> None:
+    """Give the teacher's embeddings as many rows as the student's. What is cut is padding: no token has these rows
+    (Qwen2.5 has 151,936 of them up to 3B and 152,064 from 7B on, with equal tokens).
+    """
+    rows, own = (m.get_output_embeddings().weight.shape[0] for m in (teacher, student))
+    if rows > own:
+        teacher.resize_token_embeddings(own)
+    elif rows < own:
+        raise UserError(
+            f"train.gkd: the student's head has {own:,} rows and the teacher's {rows:,}; of {own - rows:,} the teacher says "
+            "nothing. Use logit_kd, or a teacher with as many."
+        )
