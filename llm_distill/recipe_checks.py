@@ -11,7 +11,7 @@ from llm_distill.prices import Prices, listing
 from llm_distill.scorers import Filter, Pick, check_needs
 from llm_distill.teachers import check_asking
 from llm_distill.terms import judge, named_sources
-from llm_distill.trainers import logit_kd_checks, sft_checks
+from llm_distill.trainers import logit_kd_checks, on_policy_checks, sft_checks
 
 if TYPE_CHECKING:
     from llm_distill.recipe import Plan
@@ -105,6 +105,7 @@ def check_across(plan: Plan) -> None:
     _check_attach(plan)
     sft_checks.check_recipe(plan)
     logit_kd_checks.check_recipe(plan)
+    on_policy_checks.check_recipe(plan)
     open_terms(plan)
     scorers: list[Filter | Pick] = [*plan.filters, *([plan.pick] if plan.pick else [])]
     logprobs = plan.answers.top_logprobs is not None or plan.answers.attach is not None

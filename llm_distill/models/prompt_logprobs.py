@@ -45,7 +45,7 @@ async def prompt_logprobs(api: OpenAIModel, ids: Sequence[int], first: int, k: i
                 raise Rejected(f"{error}, {_TRIES} times") from None
             await asyncio.sleep(error.retry_after_s or min(30.0, 0.5 * 2**number))
     if not reply.choices or (places := reply.choices[0].prompt_logprobs) is None:
-        raise UserError(f"{api.url}: it gives no prompt_logprobs; attach reads with `transformers` or a vLLM server.")
+        raise UserError(f"{api.url}: it gives no prompt_logprobs; texts are scored by a vLLM server.")
     if len(places) != len(ids):
         raise Rejected(f"{len(places)} places came back for {len(ids)} tokens")
     found: Places = []
@@ -69,7 +69,7 @@ async def _asked(api: OpenAIModel, body: Mapping[str, object]) -> _Reply:
     if status in RETRYABLE:
         raise Unavailable(f"HTTP {status}: {detail(data)}", retry_after_s(headers.get("Retry-After")))
     if status in (401, 403, 404):
-        raise UserError(f"{api.url}/completions: HTTP {status}; attach needs a vLLM server, and its key.")
+        raise UserError(f"{api.url}/completions: HTTP {status}; scoring texts needs a vLLM server, and its key.")
     if status != 200:
         raise Rejected(f"HTTP {status}: {detail(data)}")
     try:

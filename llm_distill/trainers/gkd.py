@@ -10,17 +10,8 @@ from llm_distill.errors import UserError
 from llm_distill.plugs import Role
 from llm_distill.trainers import TrainingJob
 from llm_distill.trainers.hyper import Hyperparameters
-from llm_distill.trainers.on_policy import (
-    OnPolicy,
-    Positive,
-    Teaching,
-    difference,
-    identity,
-    learn,
-    local_weights,
-    teacher_model,
-    teacher_tokenizer,
-)
+from llm_distill.trainers.on_policy import OnPolicy, Positive, Teaching, learn, teacher_model
+from llm_distill.trainers.on_policy_checks import identity, suited
 
 if TYPE_CHECKING:
     from llm_distill.trainers.course import Desk
@@ -44,14 +35,7 @@ def gkd(
     """Train on the student's own answers against a local teacher's distributions (GKD, arXiv 2306.13649), after a warm-up on
     the teacher's answers; write the adapter into `job.out`.
     """
-    plug = local_weights(job, teacher, "gkd", "logit_kd (its logprobs), dpo (its texts), sft")
-
-    def check(tokenizer: Any) -> None:
-        if found := difference(tokenizer, teacher_tokenizer(plug)):
-            raise UserError(
-                f"train.gkd compares token by token, but {teacher} has another vocabulary than the student: {found}. Use gold, "
-                "or logit_kd, which aligns by bytes."
-            )
+    plug = suited(job.models, job.student, teacher, "gkd")
 
     def begin(desk: Desk) -> Dense:
         from llm_distill.trainers.on_policy_loop import Dense
@@ -60,7 +44,7 @@ def gkd(
         _level(model, desk.model)
         return Dense(model, beta, temperature)
 
-    learn(job, hyper, own, Teaching(identity(plug), check, begin), {"beta": beta, "temperature": temperature})
+    learn(job, hyper, own, Teaching(identity(plug.knobs), begin), {"beta": beta, "temperature": temperature})
 
 
 def _level(teacher: Any, student: Any) -> None:

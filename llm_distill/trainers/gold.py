@@ -19,22 +19,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from llm_distill.errors import UserError
 from llm_distill.models.vocabulary import Vocabulary
 from llm_distill.plugs import Role
 from llm_distill.trainers import TrainingJob
 from llm_distill.trainers.hyper import Hyperparameters
-from llm_distill.trainers.on_policy import (
-    OnPolicy,
-    Positive,
-    Teaching,
-    difference,
-    identity,
-    learn,
-    local_weights,
-    teacher_model,
-    teacher_tokenizer,
-)
+from llm_distill.trainers.on_policy import OnPolicy, Positive, Teaching, learn, teacher_model
+from llm_distill.trainers.on_policy_checks import identity, suited, teacher_tokenizer, tokenizer
 from llm_distill.trainers.rows import UNTRAINED, end_token, render, stop_ids
 
 if TYPE_CHECKING:
@@ -61,20 +51,15 @@ def gold(
     """Train on the student's own answers against a local teacher's distributions, aligned by bytes, after a warm-up on the
     teacher's answers; write the adapter into `job.out`.
     """
-    plug = local_weights(job, teacher, "gold", "logit_kd (its logprobs), dpo (its texts), sft")
-
-    def check(tokenizer: Any) -> None:
-        theirs = teacher_tokenizer(plug)
-        if not difference(tokenizer, theirs):
-            raise UserError(f"train.gold is for another vocabulary, and {teacher} has the student's own: use gkd.")
-        if warning := digits(job.samples, tokenizer, theirs):
-            job.say(warning)
+    plug = suited(job.models, job.student, teacher, "gold")
+    if warning := digits(job.samples, tokenizer(job.student), teacher_tokenizer(plug)):
+        job.say(warning)
 
     def begin(desk: Desk) -> Gold:
         model = teacher_model(plug, desk)
         return Gold(model, teacher_tokenizer(plug), desk, job.samples, beta, temperature)
 
-    learn(job, hyper, own, Teaching(identity(plug), check, begin), {"beta": beta, "temperature": temperature})
+    learn(job, hyper, own, Teaching(identity(plug.knobs), begin), {"beta": beta, "temperature": temperature})
 
 
 def digits(samples: Sequence[Sample], student: Any, teacher: Any) -> str | None:

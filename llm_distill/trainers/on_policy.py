@@ -19,7 +19,6 @@ from pydantic import Field
 
 from llm_distill.errors import Interrupted, UserError
 from llm_distill.models import weights
-from llm_distill.models.vocabulary import Vocabulary
 from llm_distill.plugs import Group
 from llm_distill.records import content_id
 from llm_distill.trainers import TrainingJob
@@ -28,6 +27,7 @@ from llm_distill.trainers.checkpoints import fingerprint, last_whole
 from llm_distill.trainers.course import GOES_ON, Desk, Lesson, finish, lora_config, stoppable, train
 from llm_distill.trainers.curve import reading_order
 from llm_distill.trainers.hyper import Count, Hyperparameters
+from llm_distill.trainers.on_policy_checks import base
 from llm_distill.trainers.rows import stop_ids
 
 if TYPE_CHECKING:
@@ -58,12 +58,9 @@ class OnPolicy(Group):
 
 @dataclass(frozen=True)
 class Teaching:
-    """A teacher: who it is (`identity`), whether the student's tokenizer suits it (`check`, before anything is trained), and
-    what it is for a student that is loaded (`begin`).
-    """
+    """A teacher: who it is (`identity`), and what it is for a student that is loaded (`begin`)."""
 
     identity: str
-    check: Callable[[Any], None]
     begin: Callable[[Desk], Dense | Scorer]
 
 
@@ -77,22 +74,19 @@ def learn(
     settings = {**settings, "lam": own.lam, "warm_up_epochs": own.warm_up_epochs, "use_vllm": own.use_vllm,
                 "sampling_temperature": own.sampling_temperature}  # fmt: skip
     settings["max_new_tokens"] = own.max_new_tokens or (job.sampling.max_tokens if job.sampling else 512)
-    where = job.student["model"], job.student.get("sha256"), job.student.get("revision")
     if own.use_vllm:
         _check_vllm(job.student.get("device", "auto"))
     with stoppable():
-        teaching.check(weights.load_tokenizer(*where))
         warm = _warmed_up(job, hyper, own) if own.warm_up_epochs else None
         _answer(job, hyper, own, teaching, settings, warm)
 
 
 def _warmed_up(job: TrainingJob, hyper: Hyperparameters, own: OnPolicy) -> Path:
     """The folder of a student that has learnt the teacher's answers, from an earlier call or from this one."""
-    where = job.student["model"], job.student.get("sha256"), job.student.get("revision")
     passes = replace(hyper, epochs=own.warm_up_epochs)
     known = {name: value for name, value in vars(passes).items() if name != "checkpoint_every_s"}
     rows = [[s.row_id, s.messages, s.completion] for s in job.samples]
-    home = job.out / "warm_up" / content_id([rows, known, weights.identity(*where), job.seed])
+    home = job.out / "warm_up" / content_id([rows, known, base(job.student), job.seed])
     if not (home / _mark(hyper)).exists():
         for other in home.parent.glob("*"):
             if other != home:
@@ -125,8 +119,8 @@ def _answer(
     per_step = hyper.batch_size * hyper.gradient_accumulation
     order = reading_order([len(row.input_ids) for row in rows], hyper.batch_size, hyper.epochs, job.seed)
     order = on_policy_loop.whole_batches(order, per_step)
-    base = weights.identity(*desk.where, adapter=str(warm) if warm and hyper.lora_rank else None)
-    known = settings | loop.versions() | {"base": base, "teacher": teaching.identity}
+    begun = weights.identity(*desk.where, adapter=str(warm) if warm and hyper.lora_rank else None)
+    known = settings | loop.versions() | {"base": begun, "teacher": teaching.identity}
     checkpoints = job.out / "checkpoints" / fingerprint(rows, known, job.seed)
     resume = last_whole(checkpoints)
     teacher = teaching.begin(desk)
@@ -161,7 +155,7 @@ def _answer(
         )
     story = {
         "settings": settings,
-        "base": weights.identity(job.student["model"], job.student.get("sha256"), job.student.get("revision")),
+        "base": base(job.student),
         "teacher": teaching.identity,
         "seed": job.seed,
         "steps": curve.steps,
@@ -217,37 +211,6 @@ class _Curve:
         return {"share": len(own) / self.steps, **means}
 
 
-def local_weights(job: TrainingJob, role: str, trainer: str, instead: str) -> Plug:
-    """The teacher's plug, where its weights can be loaded here; UserError elsewhere."""
-    plug = job.models.get(role)
-    if plug is None:
-        raise UserError(
-            f"train.{trainer}.teacher: no model {role!r}; there are {', '.join(sorted(job.models)) or 'none'}."
-        )
-    if plug.spec.name != "transformers":
-        raise UserError(
-            f"train.{trainer} needs the teacher's weights, but {role} is {plug.spec.name}: use {instead}, or a transformers "
-            "teacher."
-        )
-    own = weights.identity(job.student["model"], job.student.get("sha256"), job.student.get("revision"))
-    if identity(plug) == own:
-        raise UserError(
-            f"train.{trainer}: {role} has the student's own weights, and nothing to teach it; name another model."
-        )
-    return plug
-
-
-def identity(plug: Plug) -> str:
-    """Which weights a transformers plug has."""
-    knobs = plug.knobs
-    return weights.identity(knobs["model"], knobs.get("sha256"), knobs.get("revision"), knobs.get("adapter"))
-
-
-def teacher_tokenizer(plug: Plug) -> Any:
-    """That of a transformers plug."""
-    return weights.load_tokenizer(plug.knobs["model"], plug.knobs.get("sha256"), plug.knobs.get("revision"))
-
-
 def teacher_model(plug: Plug, desk: Desk) -> Any:
     """The teacher beside the student, its adapter merged into it; nothing of it is trained."""
     knobs = plug.knobs
@@ -258,25 +221,6 @@ def teacher_model(plug: Plug, desk: Desk) -> Any:
     if knobs.get("adapter"):
         model = model.merge_and_unload()
     return model.requires_grad_(False)
-
-
-def difference(student: Any, teacher: Any) -> str | None:
-    """How two tokenizers' vocabularies differ, token by token and not by size; None where they do not."""
-    one, other = Vocabulary.of(student), Vocabulary.of(teacher)
-    sizes = len(student), len(teacher)
-    unlike = [i for i in range(min(sizes)) if one.token(i) != other.token(i)]
-    if sizes[0] == sizes[1] and not unlike and one.special == other.special:
-        return None
-    if unlike:
-        i = unlike[0]
-        return (
-            f"{len(unlike):,} of {min(sizes):,} tokens differ (token {i} is {one.token(i)!r} to the student and "
-            f"{other.token(i)!r} to the teacher)"
-        )
-    if sizes[0] != sizes[1]:
-        return f"the student's has {sizes[0]:,} tokens and the teacher's {sizes[1]:,}"
-    i = min(one.special ^ other.special)
-    return f"token {i}, {one.token(i)!r}, is special to one of them only"
 
 
 def _check_vllm(device: str) -> None:

@@ -1,6 +1,6 @@
 """TRL's DistillationTrainer, by the same rules as its SFTTrainer: see `loop`.
 
-Beside what all of them do, left to itself it lets the student's own generation_config decide part of its rollouts, samples with dropout, divides by one
+Left to itself it lets the student's own generation_config decide part of its rollouts, samples with dropout, divides by one
 temperature for the loss and for sampling without the loss's square, numbers left-padded rows from their padding, and
 knows no answers but the student's.
 """

@@ -15,17 +15,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from llm_distill.errors import Rejected, UserError
-from llm_distill.models import weights
 from llm_distill.models.openai_api import OpenAIModel
 from llm_distill.models.prompt_logprobs import AT_ONCE, Places, prompt_logprobs
 from llm_distill.plugs import Role
 from llm_distill.trainers import TrainingJob
 from llm_distill.trainers.hyper import Count, Hyperparameters
-from llm_distill.trainers.on_policy import OnPolicy, Positive, Teaching, difference, learn
+from llm_distill.trainers.on_policy import OnPolicy, Positive, Teaching, learn
+from llm_distill.trainers.on_policy_checks import suited
 from llm_distill.trainers.sparse_kd import buckets, divergence, with_tail
 
 if TYPE_CHECKING:
-    from llm_distill.plugs import Plug
     from llm_distill.trainers.course import Desk
     from llm_distill.trainers.rows import Row
 
@@ -35,7 +34,8 @@ def server(
     *,
     hyper: Hyperparameters,
     own: OnPolicy,
-    # A vllm model, or an openai_api one at a vLLM server which says its `tokenizer`; its tokens are the student's.
+    # A vllm model, or an openai_api one at a vLLM server of one's own: it names its `tokenizer`, and prices of 0, since what it
+    # scores is in no ledger and no budget. Its tokens are the student's.
     teacher: Role = "teacher",
     # 0: forward KL; towards 1 the generalised JSD as in gkd. Not 1: reverse KL over a top k collapses (verl PR 5041).
     beta: Annotated[float, Field(ge=0, lt=1)] = 0.0,
@@ -47,44 +47,14 @@ def server(
     """Train on the student's own answers against the distributions that a served teacher has at their tokens, after a warm-up
     on its own answers; write the adapter into `job.out`.
     """
-    plug = _served(job, teacher)
-    model = plug()
-
-    def check(tokenizer: Any) -> None:
-        theirs = model.tokenizer()
-        if isinstance(model, OpenAIModel) and model.tokenizer_named:
-            theirs = weights.load_tokenizer(model.tokenizer_named)
-        if theirs is None:
-            raise UserError(
-                f"train.server: {teacher} is asked by token ids, and which they are is not known here; name its `tokenizer`."
-            )
-        if found := difference(tokenizer, theirs):
-            raise UserError(
-                f"train.server scores the student's own tokens, but {teacher} has another vocabulary: {found}. Use logit_kd, "
-                "which aligns by bytes."
-            )
-
+    model = suited(job.models, job.student, teacher, "server")()
     knobs = {"beta": beta, "temperature": temperature, "top_k": top_k}
     with contextlib.ExitStack() as end:
 
         def begin(desk: Desk) -> Served:
             return end.enter_context(_opened(model, desk.rows(), top_k, beta, temperature))
 
-        learn(job, hyper, own, Teaching(model.identity, check, begin), knobs)
-
-
-def _served(job: TrainingJob, role: str) -> Plug:
-    plug = job.models.get(role)
-    if plug is None:
-        raise UserError(
-            f"train.server.teacher: no model {role!r}; there are {', '.join(sorted(job.models)) or 'none'}."
-        )
-    if plug.spec.name not in ("vllm", "openai_api"):
-        raise UserError(
-            f"train.server needs a teacher behind a vLLM server, but {role} is {plug.spec.name}: use gkd for transformers, "
-            "logit_kd or dpo for others."
-        )
-    return plug
+        learn(job, hyper, own, Teaching(model.identity, begin), knobs)
 
 
 class Served:

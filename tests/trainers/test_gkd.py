@@ -24,7 +24,8 @@ from llm_distill.trainers import TRAINERS, TrainingJob, on_policy_loop
 from llm_distill.trainers import loop as training_loop
 from llm_distill.trainers.gkd import gkd
 from llm_distill.trainers.hyper import Hyperparameters
-from llm_distill.trainers.on_policy import OnPolicy, difference, teacher_tokenizer
+from llm_distill.trainers.on_policy import OnPolicy
+from llm_distill.trainers.on_policy_checks import difference, teacher_tokenizer
 from llm_distill.trainers.on_policy_loop import Rollouts
 from tests.conftest import ROOT
 from tests.models.conftest import byte_level_tokenizer, fallback_tokenizer, lora, tiny

@@ -23,6 +23,7 @@ from tests.models.conftest import byte_level_tokenizer, fallback_tokenizer, lora
 from tests.trainers.test_gkd import jsd, loaded, plug, watch
 from tests.trainers.test_sft import curve, learnt
 
+FREE_OF_CHARGE = {"prompt": 0, "completion": 0}
 MakeJob = Callable[..., TrainingJob]
 
 
@@ -75,7 +76,10 @@ class Served:
 
     def plug(self, **knobs: Any) -> Plug:
         url = f"http://127.0.0.1:{self.http.server_address[1]}/v1"
-        spec = Spec("openai_api", {"model": "teacher", "base_url": url, "api_key_env": None} | knobs)
+        spec = Spec(
+            "openai_api",
+            {"model": "teacher", "base_url": url, "api_key_env": None, "prices_usd": FREE_OF_CHARGE} | knobs,
+        )
         return bind("model", spec, MODELS, {"folder": Path(), "files": set(), "roles": []})
 
 
@@ -151,7 +155,7 @@ def test_an_answer_that_the_server_cannot_score_is_left_out(make_job: MakeJob, s
     ("answer", "match"),
     [
         ((200, {"choices": [{"index": 0, "text": "x"}]}), "no prompt_logprobs"),
-        ((404, {"error": {"message": "no such path"}}), "HTTP 404"),
+        ((404, {"error": {"message": "no such path"}}), "HTTP 404; scoring texts needs a vLLM server"),
         ((400, {"error": {"message": "at most 20"}}), r"scores none of 8 answers: HTTP 400.*at most 20"),
     ],
 )
@@ -176,5 +180,8 @@ def test_teachers_that_cannot_teach_are_refused_first(
     refused({}, "no model 'teacher'")
     refused({"teacher": plug("transformers", model=str(student))}, "teacher is transformers: use gkd")
     refused({"teacher": served.plug()}, "name its `tokenizer`")
+    for prices in (None, {"prompt": 0, "completion": 1.5}):
+        paid = served.plug(tokenizer=str(student), prices_usd=prices)
+        refused({"teacher": paid}, r"past the ledger and every budget.*`prices_usd: \{prompt: 0, completion: 0\}`")
     refused({"teacher": served.plug(tokenizer=str(other))}, r"has another vocabulary.*Use logit_kd")
     assert served.asked == 0
