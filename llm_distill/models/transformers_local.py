@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -73,8 +71,7 @@ class TransformersModel(Model):
         """Give the memory back; the next request loads the weights again."""
         if self._engine is not None:
             self._engine = None
-            gc.collect()
-            sys.modules["torch"].cuda.empty_cache()
+            weights.free()
 
     def engine(self) -> Engine:
         """The loaded weights with their tokenizer, for who reads texts with them; not while requests are answered."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import math
-import sys
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -55,8 +53,7 @@ def reward(
         for place, value in zip(places, _rewards(network, [rows[place] for place in places]), strict=True):
             values[place] = value
     del network
-    gc.collect()
-    sys.modules["torch"].cuda.empty_cache()
+    weights.free()
     return Scored(values, why=why)
 
 

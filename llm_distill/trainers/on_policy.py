@@ -94,6 +94,8 @@ def _warmed_up(job: TrainingJob, hyper: Hyperparameters, own: OnPolicy) -> Path:
         job.say("The student learns the teacher's answers first.")
         desk = Desk(replace(job, out=home), passes)
         train(desk, Lesson(desk.rows()))
+        del desk
+        weights.free()  # what follows loads the student again, and its teacher
     return home
 
 
