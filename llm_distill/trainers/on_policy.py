@@ -22,11 +22,11 @@ from llm_distill.models import weights
 from llm_distill.plugs import Group
 from llm_distill.records import content_id
 from llm_distill.trainers import TrainingJob
-from llm_distill.trainers.batch_check import check_rows
 from llm_distill.trainers.checkpoints import fingerprint, last_whole
 from llm_distill.trainers.course import GOES_ON, Desk, Lesson, finish, lora_config, stoppable, train
 from llm_distill.trainers.curve import reading_order
 from llm_distill.trainers.hyper import Count, Hyperparameters
+from llm_distill.trainers.lint import check_rows
 from llm_distill.trainers.on_policy_checks import base
 from llm_distill.trainers.rows import stop_ids
 

@@ -287,6 +287,6 @@ def test_vocabularies_are_found_by_the_names_in_the_table(tmp_path: Path) -> Non
         i for i in range(4, 300) if known(BYTE_LEVEL).vocabulary.token(i) != known(FALLBACK).vocabulary.token(i)
     )
     for tokenizer, special in ((BYTE_LEVEL, {0, 1, 2}), (FALLBACK, {0, 1, 2, 3})):
-        spelt = {"student": {number: known(tokenizer).vocabulary.token(number)}}
+        spelt: dict[str | None, dict[int, bytes]] = {"student": {number: known(tokenizer).vocabulary.token(number)}}
         assert vocabularies_of(namesakes, spelt)["student"].special == special
     assert vocabularies_of(namesakes, {"student": {number: b"neither"}}) == {}

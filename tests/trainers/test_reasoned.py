@@ -15,7 +15,7 @@ from llm_distill.errors import UserError
 from llm_distill.reasoning import separate
 from llm_distill.records import Answer, Message, Sample, Sampling, make_prompt
 from llm_distill.trainers import TrainingJob
-from llm_distill.trainers.batch_check import check_rows
+from llm_distill.trainers.lint import check_rows
 from llm_distill.trainers.reasoned import form_of, reasoned
 from llm_distill.trainers.rows import make_rows
 from tests.finished import STUDENT, WHOLE, finish

@@ -7,6 +7,7 @@ import random
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 import torch
 
@@ -21,7 +22,13 @@ from tests.trainers.test_sft import MakeJob
 
 LABELS = ["g", "b"]  # one token each
 WORDS = {"good": 1.0, "lovely": 1.0, "bad": -1.0, "awful": -1.0, "day": 0.0, "phone": 0.0}
-KNOBS = {"lora_rank": None, "learning_rate": 3e-3, "epochs": 12, "batch_size": 8, "checkpoint_every_s": 1e9}
+KNOBS: dict[str, Any] = {
+    "lora_rank": None,
+    "learning_rate": 3e-3,
+    "epochs": 12,
+    "batch_size": 8,
+    "checkpoint_every_s": 1e9,
+}
 SEEDS = 5
 
 
