@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -28,6 +29,7 @@ from llm_distill.records import Answer, Entry, Request, Sample
 from llm_distill.scorers import Context
 from llm_distill.sieve import earlier_scores, scorer_identity, sieve
 from llm_distill.splits import check_rows, gather
+from llm_distill.taught import taught
 from llm_distill.terms import gate
 from llm_distill.trainers import TrainingJob
 
@@ -227,6 +229,7 @@ def train_student(run: Run, look: Path | None = None) -> Outcome:
         student_answers,
         look is not None,
         plan.drawn.max_tokens if plan.evaluate else None,
+        None if plan.answers.attach else partial(taught, run, ask),
     )
     plan.trainer(job)
     return Outcome(len(samples), len(samples), ask.owed, ask.spent)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from itertools import permutations
 from pathlib import Path
+from random import Random
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -38,24 +39,25 @@ class View(BaseModel):
     examples: list[InputFile] = []
     raw: bool = False
 
-    def questions(self, prompt: Prompt, labels: Sequence[str]) -> list[tuple[Message, ...]]:
-        """The messages of each question; without a template the row's own messages."""
+    def questions(self, prompt: Prompt, labels: Sequence[str], order: int | None = None) -> list[tuple[Message, ...]]:
+        """The messages of each question; without a template the row's own messages. order: another one of worked examples."""
         if self.template is None:
             return [prompt.messages]
         files: list[Path | None] = list(self.examples) or [None]
-        return [templates.render(self.template, prompt, labels, worked_examples(f) if f else ()) for f in files]
+        return [templates.render(self.template, prompt, labels, worked_examples(f, order) if f else ()) for f in files]
 
 
 _EXAMPLES: dict[Path, list[dict[str, Any]]] = {}
 
 
-def worked_examples(path: Path) -> list[dict[str, Any]]:
-    """The rows of a worked-example file: `prompt` with `label` or `reference`."""
+def worked_examples(path: Path, order: int | None = None) -> list[dict[str, Any]]:
+    """The rows of a worked-example file, in its order or in another: `prompt` with `label` or `reference`."""
     if path not in _EXAMPLES:
         _EXAMPLES[path] = [
             {"prompt": p.text, "label": p.label, "reference": p.reference, "tags": p.tags} for p in read_rows(path)
         ]
-    return _EXAMPLES[path]
+    rows = _EXAMPLES[path]
+    return rows if order is None else Random(order).sample(rows, len(rows))
 
 
 class Task(BaseModel):

@@ -48,6 +48,7 @@ RANKS = [
     ["recipe"],
     ["sieve", "collect", "lineage", "attach"],
     ["splits", "errand", "fairness", "review"],
+    ["taught"],
     ["stages", "estimate"],
     ["provenance"],
     ["pipeline"],

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm_distill.records import Ask, Entry, Request, Sample, Sampling
+from llm_distill.records import Answer, Ask, Entry, Prompt, Request, Sample, Sampling
 
 if TYPE_CHECKING:
     from llm_distill.plugs import Plug
@@ -29,7 +29,8 @@ class TrainingJob:
     `ask` asks one of them: the entries of its questions, logprobs among them. `student_answers` asks the student that lies in
     a folder as a trainer wrote it, or (None) as it is before training; both go through the ledger. only_lint: what is about to
     be learnt is looked at and raised as `findings.Linted`, and nothing is trained. max_tokens: how long evaluation lets the
-    student's answers be, where there is one.
+    student's answers be, where there is one. `teach` asks the teachers about other rows as about the recipe's own, also with
+    their worked examples in so many other orders. `told` goes into training.json.
     """
 
     samples: Sequence[Sample]
@@ -47,6 +48,8 @@ class TrainingJob:
     student_answers: Callable[[Path | None, Sequence[Request]], list[Entry]] | None = None
     only_lint: bool = False
     max_tokens: int | None = None
+    teach: Callable[[Sequence[Prompt], int], list[Answer]] | None = None
+    told: Mapping[str, Any] = field(default_factory=dict)
 
 
 #: Name in a recipe -> where its function is.

@@ -196,6 +196,7 @@ def train(desk: Desk, lesson: Lesson) -> None:
         "lint": as_json(findings),
         "example": example,
         "versions": loop.versions(),
+        **job.told,
         **lesson.story,
     }
     finish(desk, trainer.model, story, checkpoints.parent)

@@ -19,6 +19,8 @@ from llm_distill.evals.gold import check_labels
 from llm_distill.logprob_table import LOGPROBS, token_bytes
 from llm_distill.records import Sample
 from llm_distill.trainers import WITHOUT_LOGPROBS, TrainingJob
+from llm_distill.trainers.calibrate import calibrated
+from llm_distill.trainers.calibration_evidence import Calibrating
 from llm_distill.trainers.course import Desk, Lesson, stoppable, train
 from llm_distill.trainers.hyper import Count, Hyperparameters
 from llm_distill.trainers.rows import Row
@@ -45,6 +47,7 @@ def logit_kd(
     job: TrainingJob,
     *,
     hyper: Hyperparameters,
+    calibrating: Calibrating = Calibrating(),
     # The part of the loss that is the distance to the teacher's distribution; the rest is cross-entropy with its text.
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.5,
     # Of the loss alone, not of sampling. Above 1 it stresses what is unlikely, of which k logprobs show little.
@@ -67,10 +70,14 @@ def logit_kd(
     packing: bool = False,
 ) -> None:
     """Train on the samples' completions and on the teacher's stored distributions; write the adapter into `job.out`."""
+    labelled = job.task is not None and job.task.kind == "classify"
+    if labelled:
+        check_label_probs(job.samples)
+        job = calibrated(job, calibrating)  # it may ask the teachers, so before the student is loaded
     with stoppable():
         desk = Desk(job, hyper)
-        if job.task is not None and job.task.kind == "classify":
-            taught = _labels(desk, [label_probs(sample) for sample in _with_probs(job)], hard_labels)
+        if labelled:
+            taught = _labels(desk, [label_probs(sample) for sample in job.samples], hard_labels)
         else:
             taught = _tokens(desk, most_undefined)
         targets = taught.targets if top_k is None else [target.top(top_k) for target in taught.targets]
@@ -93,14 +100,14 @@ def label_probs(sample: Sample) -> tuple[float, ...]:
     return sample.answer.label_probs
 
 
-def _with_probs(job: TrainingJob) -> Sequence[Sample]:
-    without = [s.row_id for s in job.samples if s.answer is None or s.answer.label_probs is None]
+def check_label_probs(samples: Sequence[Sample]) -> None:
+    """UserError where a row has no distribution over labels."""
+    without = [s.row_id for s in samples if s.answer is None or s.answer.label_probs is None]
     if without:
         raise UserError(
-            f"train.logit_kd: {len(without)} of {len(job.samples)} rows have no distribution over labels (first: row "
+            f"train.logit_kd: {len(without)} of {len(samples)} rows have no distribution over labels (first: row "
             f"{without[0]}), for the teacher gave no logprobs; {WITHOUT_LOGPROBS}"
         )
-    return job.samples
 
 
 def _labels(desk: Desk, taught: Sequence[Sequence[float]], hard_labels: str) -> _Taught:

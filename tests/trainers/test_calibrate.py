@@ -1,0 +1,250 @@
+"""The teacher's calibration before training: how it is chosen and told, and that the student is taught by it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from llm_distill import store
+from llm_distill.errors import UserError
+from llm_distill.evals.calibration import tempered
+from llm_distill.records import Answer, Message, Prompt, Sample, make_prompt
+from llm_distill.tasks import Task
+from llm_distill.trainers import TrainingJob
+from llm_distill.trainers.calibrate import calibrated
+from llm_distill.trainers.calibration_evidence import CONTENT_FREE, Calibrating
+from llm_distill.trainers.hyper import Hyperparameters
+from llm_distill.trainers.logit_kd import logit_kd
+from tests.conftest import Desk
+from tests.evals.test_calibration import drawn
+from tests.mock_api import MockApi, label_of
+from tests.trainers.test_sft import MakeJob
+
+LABELS = ["good", "bad"]
+
+
+def answer(probs: Sequence[float], gold: str | None = None, text: str = "x", **more: Any) -> Answer:
+    prompt = make_prompt((Message("user", text),), label=gold)
+    said = LABELS[int(np.argmax(probs))]
+    return Answer(prompt, said, "ok", prediction=said, label_probs=tuple(map(float, probs)), role="teacher", **more)
+
+
+def samples(answers: Sequence[Answer]) -> list[Sample]:
+    return [Sample(a.prompt.row_id, a.prompt.messages, a.prediction or "", a.prompt.label, a) for a in answers]
+
+
+def underconfident(n: int = 300, *, gold: bool = True, bias: float = 1.0, **more: Any) -> list[Sample]:
+    """Of a teacher who knows more than it says: true distributions at temperature 3, the first label favoured by a factor."""
+    probs, labels = drawn(n, 2, 11, spread=3)
+    shown = tempered(probs, 3.0) * [bias, 1]
+    shown = 0.95 * shown / shown.sum(-1, keepdims=True)
+    rows = enumerate(zip(shown, labels, strict=True))
+    return samples([answer(p, LABELS[g] if gold else None, f"row {i}", **more) for i, (p, g) in rows])
+
+
+def job(rows: list[Sample], **more: Any) -> TrainingJob:
+    task = Task(kind="classify", labels=LABELS)
+    return TrainingJob(rows, {"model": "m"}, Path("out"), seed=7, task=task, **more)
+
+
+def story(done: TrainingJob) -> dict[str, Any]:
+    found = done.told["calibration"]
+    assert json.loads(json.dumps(found)) == found, "it goes into training.json"
+    return found  # type: ignore[no-any-return]
+
+
+def taught(done: TrainingJob) -> np.ndarray:
+    return np.array([s.answer.label_probs for s in done.samples if s.answer])
+
+
+def test_with_gold_the_best_method_is_taken_and_told() -> None:
+    said: list[str] = []
+    done = calibrated(job(underconfident(), say=said.append), Calibrating())
+    found = story(done)
+    assert (found["method"], found["by"]) == ("temperature", "gold")
+    assert found["temperature"] == pytest.approx(1 / 3, rel=0.25)
+    assert found["before"]["ece"] > 0.15 > 3 * found["after"]["ece"]
+    assert found["after"]["brier"] < min(found["before"]["brier"], found["hard"]["brier"])
+    assert [one["method"] for one in found["candidates"]] == ["none", "temperature", "batch", "batch+temperature"]
+    assert sum(rows for rows, _, _ in found["after"]["bins"]) == 300 == found["before"]["rows"]
+    assert taught(done).sum(-1) == pytest.approx(1)
+    assert found["relabelled"] == 0
+    assert [s.completion for s in done.samples] == [s.completion for s in underconfident()]
+    assert f"temperature, T = {found['temperature']:.2f}: the simplest" in said[0]
+    assert "ECE 0.0" in said[2]
+    assert calibrated(done, Calibrating("batch")) is done, "once"
+
+
+def test_a_biased_teacher_has_its_prior_taken_out() -> None:
+    done = calibrated(job(underconfident(bias=3.0)), Calibrating())
+    found = story(done)
+    assert found["method"] == "batch+temperature"
+    assert found["priors"]["teacher"]["good"] > 0.65
+    assert found["after"]["right"] > found["before"]["right"] + 0.05
+    assert (
+        0
+        < found["relabelled"]
+        == sum(a.completion != b.completion for a, b in zip(done.samples, underconfident(bias=3.0), strict=True))
+    )
+    assert [s.completion for s in done.samples] == [LABELS[i] for i in taught(done).argmax(-1)]
+
+
+def test_what_is_right_already_is_left_as_it_is() -> None:
+    probs, gold = drawn(300, 2, 12)
+    rows = samples([answer(p, LABELS[g], f"row {i}") for i, (p, g) in enumerate(zip(probs, gold, strict=True))])
+    done = calibrated(job(rows), Calibrating())
+    assert story(done)["method"] == "none"
+    assert [s.answer for s in done.samples] == [s.answer for s in rows]
+
+
+def test_without_gold_a_temperature_is_fitted_to_its_own_repetitions() -> None:
+    rows = []
+    for i, (sure, share) in enumerate([(0.6, 1.0), (0.7, 1.0), (0.6, 2 / 3), (0.65, 1.0)] * 30):
+        rows.append(answer([sure, 1 - sure], None, f"row {i}", agreement=share, requests=("a", "b", "c")))
+    done = calibrated(job(samples(rows)), Calibrating())
+    found = story(done)
+    assert (found["method"], found["by"], found["hard"]) == ("temperature", "agreement", None)
+    assert found["before"]["right"] == pytest.approx(0.875), "2 of 3 is 1 of 2 others"
+    assert found["after"]["confidence"] == pytest.approx(0.875, abs=0.03)
+    assert found["after"]["brier"] is None
+
+
+def test_where_nothing_vouches_nothing_is_changed_unless_it_is_asked_for() -> None:
+    said: list[str] = []
+    rows = underconfident(gold=False, bias=3.0)
+    done = calibrated(job(rows, say=said.append), Calibrating())
+    assert (story(done)["method"], story(done)["by"]) == ("none", None)
+    assert "nobody knows" in said[1]
+    assert "calibrate_on" in said[0]
+    assert [s.answer for s in done.samples] == [s.answer for s in rows]
+    batch = calibrated(job(rows), Calibrating("batch"))
+    assert taught(batch).mean(0) == pytest.approx([0.5, 0.5], abs=0.07)
+    assert taught(job(rows)).mean(0)[0] > 0.65
+    with pytest.raises(UserError, match="nothing to fit a temperature to; name a file"):
+        calibrated(job(rows), Calibrating("temperature"))
+
+
+def teaching(by_text: Callable[[Prompt], Sequence[float] | None]) -> Any:
+    asked: list[tuple[Prompt, int]] = []
+
+    def teach(prompts: Sequence[Prompt], orders: int) -> list[Answer]:
+        asked.extend((p, orders) for p in prompts)
+        found = [(p, by_text(p)) for p in prompts]
+        return [
+            Answer(p, "", "failed") if probs is None else msgspec.structs.replace(answer(probs), prompt=p)
+            for p, probs in found
+        ]
+
+    teach.asked = asked  # type: ignore[attr-defined]
+    return teach
+
+
+def test_contextual_asks_about_nothing_in_the_same_view() -> None:
+    teach = teaching(lambda p: None if p.text == "" else [0.6, 0.2])
+    tagged = [
+        msgspec.structs.replace(a, prompt=msgspec.structs.replace(a.prompt, tags={"lang": "de"}), role=role)
+        for a, role in [(answer([0.6, 0.2], "bad", "a"), "big"), (answer([0.3, 0.7], None, "b"), "small")]
+    ]
+    done = calibrated(job(samples(tagged), teach=teach), Calibrating("contextual"))
+    assert [p.text for p, _ in teach.asked] == [*CONTENT_FREE, *CONTENT_FREE], "for every teacher, in place of its rows"
+    assert {(p.tags["lang"], p.label) for p, _ in teach.asked} == {("de", None)}
+    assert {p.prompt_id for p, _ in teach.asked} == {a.prompt.prompt_id for a in tagged}, (
+        "so that the same teacher has it"
+    )
+    assert story(done)["priors"] == {
+        role: {"good": pytest.approx(0.75), "bad": pytest.approx(0.25)} for role in ("big", "small")
+    }
+    assert taught(done)[0] == pytest.approx([0.5, 0.5])
+    assert taught(done)[1] == pytest.approx([0.125, 0.875])
+    for nobody in (None, teaching(lambda _: None), teaching(lambda _: [0.0, 0.0])):
+        with pytest.raises(UserError, match="contextual needs teachers who can be asked"):
+            calibrated(job(samples(tagged), teach=nobody), Calibrating("contextual"))
+
+
+def test_labelled_rows_of_a_file_decide(tmp_path: Path) -> None:
+    known = {s.messages[0].content: s for s in underconfident(120)}
+    lines = [json.dumps({"prompt": text, "label": s.gold}) for text, s in known.items()]
+    file = tmp_path / "dev.jsonl"
+    file.write_text("\n".join(lines), encoding="utf-8")
+    teach = teaching(lambda p: known[p.text].answer.label_probs if p.text in known else [0.5, 0.5])  # type: ignore[union-attr]
+    rows = underconfident(40, gold=False)
+    found = story(calibrated(job(rows, teach=teach), Calibrating(calibrate_on=file)))
+    assert (found["by"], found["before"]["rows"], found["rows"]) == ("gold", 120, 40)
+    assert found["method"] == "temperature"
+    assert "contextual" in [one["method"] for one in found["candidates"]]
+
+    def refused(text: str, match: str, **more: Any) -> None:
+        file.write_text(text, encoding="utf-8")
+        with pytest.raises(UserError, match=match):
+            calibrated(job(rows, teach=teach, **more), Calibrating(calibrate_on=file))
+
+    refused("\n".join(lines[:20]), "20 rows of .*; fewer than 50")
+    refused('{"prompt": "x"}', "1 rows of .* have no `label`")
+    refused('{"prompt": "x", "label": "god"}', "Did you mean 'good'")
+    held = [make_prompt((Message("user", "Row  3"),))]
+    store.write_table(tmp_path / "held_out.parquet", map(store.prompt_row, held), "prompts")
+    refused("\n".join(lines), "1 of 120 rows of .* are held out, the first: 'row 3'", answers=tmp_path)
+    file.write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(UserError, match="they cannot be asked"):
+        calibrated(job(rows), Calibrating(calibrate_on=file))
+
+
+def test_orders_are_averaged_before_anything_else() -> None:
+    rows = samples([answer([0.9, 0.1], None, "a"), answer([0.2, 0.7], None, "b")])
+    teach = teaching(lambda p: [0.4, 0.6] if p.text == "a" else None)
+    done = calibrated(job(rows, teach=teach), Calibrating("none", orders=3))
+    assert [orders for _, orders in teach.asked] == [3, 3]
+    assert taught(done) == pytest.approx(np.array([[0.4, 0.6], [0.2, 0.7]])), (
+        "what did not come is asked for again later"
+    )
+    assert [s.completion for s in done.samples] == ["bad", "bad"]
+    assert story(done)["relabelled"] == 1
+
+
+def test_the_student_is_taught_what_is_calibrated(make_job: MakeJob) -> None:
+    rows = underconfident(60)
+    done = replace(make_job(rows), task=Task(kind="classify", labels=LABELS))
+    logit_kd(done, hyper=Hyperparameters(epochs=0.2), calibrating=Calibrating("temperature"))
+    found = json.loads((done.out / "training.json").read_text("utf-8"))
+    assert found["calibration"]["method"] == "temperature"
+    assert found["targets"]["mean_confidence"] == pytest.approx(found["calibration"]["confidence"]["after"])
+    assert found["targets"]["mean_confidence"] > found["calibration"]["confidence"]["before"] + 0.1
+
+
+def test_through_the_whole_road(desk: Desk, api: MockApi, student: Path) -> None:
+    """The teacher is asked about the labelled rows and about nothing, in the recipe's own view and once; it is told."""
+    desk.seeds([{"prompt": f"text {i}"} for i in range(12)])
+    desk.seeds(
+        [{"prompt": f"dev {i}", "label": label_of(f"dev {i}") if i % 5 else "negative"} for i in range(60)], "dev.jsonl"
+    )
+    examples = [{"prompt": f"shown {i}", "label": "positive"} for i in range(4)]
+    desk.seeds(examples, "examples.jsonl")
+    teacher = {"openai_api": {"model": "mock-large", "base_url": api.url, "api_key_env": None}}
+    recipe = desk.recipe(
+        task={"classify": {"labels": ["positive", "negative"], "teacher": {"examples": ["examples.jsonl"]}}},
+        models={"teacher": teacher, "student": {"transformers": {"model": str(student), "device": "cpu"}}},
+        answers={"max_tokens": 8, "top_logprobs": 5, "budget_usd": None},
+        train={"logit_kd": {"calibrate_on": "dev.jsonl", "orders": 1, "epochs": 0.1, "max_length": 256}},
+    )
+    summary = desk.here(recipe)
+    assert summary["status"] == "done"
+    # Each labelled row as it is and in another order; the rows themselves in another order; N/A and [MASK], and nothing.
+    assert Counter(api.asked.values()) == {2: 72, 1: 3}, api.asked
+    assert {"N/A", "[MASK]"} <= set(api.asked)
+    orders = {json.dumps([m["content"] for m in b["messages"][:-1]]) for b in api.bodies}
+    assert len(orders) == 2, "the worked examples in two orders"
+    found = json.loads((desk.folder / summary["run"] / "student" / "training.json").read_text("utf-8"))["calibration"]
+    assert (found["by"], found["before"]["rows"]) == ("gold", 60)
+    assert found["before"]["confidence"] == pytest.approx(np.exp(-0.1), abs=0.01)
+    asked = api.asked.total()
+    again = desk.here(recipe, first="train")
+    assert again["stages"]["train"]["ran"]
+    assert api.asked.total() == asked, "all of it is in the ledger"
