@@ -33,6 +33,7 @@ from llm_distill.tasks import Task
 from llm_distill.teachers import Teachers
 from llm_distill.terms import Policy, Record, shipped, with_name
 from llm_distill.trainers import TRAINERS
+from llm_distill.trainers.calibration_evidence import Calibrating
 
 _T = TypeVar("_T", bound=BaseModel)
 #: Keys that bound what asking may cost: raising one goes on with the same account.
@@ -131,7 +132,11 @@ class Plan:
     @property
     def pupils(self) -> tuple[str, ...]:
         """The roles whose models training loads or asks."""
-        return ("student", *(self.trainer.roles if self.trainer else ()))
+        asks = any(
+            isinstance(knobs, Calibrating) and knobs.asks
+            for knobs in (self.trainer.knobs if self.trainer else {}).values()
+        )
+        return ("student", *(self.trainer.roles if self.trainer else ()), *(self.teachers.roles if asks else ()))
 
     @property
     def drawn(self) -> Sampling:

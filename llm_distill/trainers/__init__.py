@@ -54,6 +54,7 @@ class TrainingJob:
 
 #: Name in a recipe -> where its function is.
 TRAINERS = {
+    "auto": "llm_distill.trainers.rungs:auto",
     "dpo": "llm_distill.trainers.dpo:dpo",
     "gkd": "llm_distill.trainers.gkd:gkd",
     "gold": "llm_distill.trainers.gold:gold",

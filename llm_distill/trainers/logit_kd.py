@@ -30,6 +30,7 @@ from llm_distill.trainers.sparse_kd import Divergence
 if TYPE_CHECKING:
     import numpy as np
 
+    from llm_distill.trainers.alignment import Alignment
     from llm_distill.trainers.targets import Targets
 
 
@@ -134,7 +135,21 @@ def _labels(desk: Desk, taught: Sequence[Sequence[float]], hard_labels: str) -> 
 
 
 def _tokens(desk: Desk, most_undefined: float) -> _Taught:
-    from llm_distill.trainers.alignment import RECORD, teach, vocabularies_of
+    from llm_distill.trainers.alignment import RECORD
+
+    job = desk.job
+    rows, targets, alignment = aligned(desk, most_undefined)
+    job.say(str(alignment))
+    if not alignment.defined:
+        raise UserError(f"train.logit_kd: none of the teacher's logprobs could be used (see above); {WITHOUT_LOGPROBS}")
+    alignment.write(job.out / RECORD)
+    sure = [float(target.confidence[target.defined].mean()) if target.defined.any() else math.nan for target in targets]
+    return _Taught(rows, targets, sure, {"kind": "tokens", **alignment.story()})
+
+
+def aligned(desk: Desk, most_undefined: float = 0.1) -> tuple[list[Row], list[Targets], Alignment]:
+    """The samples as token rows, what the teacher's logprobs say of each, and how much that is; UserError without any."""
+    from llm_distill.trainers.alignment import teach, vocabularies_of
     from llm_distill.trainers.heard import hear
     from llm_distill.trainers.student_tokens import StudentTokens, same_vocabulary
 
@@ -147,13 +162,7 @@ def _tokens(desk: Desk, most_undefined: float) -> _Taught:
     shared = [name for name, vocabulary in known.items() if same_vocabulary(vocabulary, student.vocabulary).same]
     heard = hear(path, job.samples, stop, known)
     rows = desk.rows(heard.sampled(student, shared))
-    targets, alignment = teach(rows, heard, student, stop, shared, most_undefined=most_undefined)
-    job.say(str(alignment))
-    if not alignment.defined:
-        raise UserError(f"train.logit_kd: none of the teacher's logprobs could be used (see above); {WITHOUT_LOGPROBS}")
-    alignment.write(job.out / RECORD)
-    sure = [float(target.confidence[target.defined].mean()) if target.defined.any() else math.nan for target in targets]
-    return _Taught(rows, targets, sure, {"kind": "tokens", **alignment.story()})
+    return rows, *teach(rows, heard, student, stop, shared, most_undefined=most_undefined)
 
 
 def position_weights(targets: Sequence[Targets], sure: Sequence[float] | None) -> list[np.ndarray]:

@@ -1,0 +1,145 @@
+"""`train: auto`: the highest rung of the ladder, from text to logits, that the run's signal allows and its calibration supports.
+
+    gkd        the student's own answers against a local teacher of its vocabulary: needs its weights, and a GPU to answer on
+    logit_kd   the teacher's stored distributions: over labels where they are as right as they are sure, over tokens where they
+               can be placed among the student's
+    sft        the teacher's words
+
+Why a rung was taken or passed over is printed, and kept in training.json. A rung that a recipe names is taken, or is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from llm_distill.plugs import Reading, Spec, bind
+from llm_distill.trainers import TRAINERS, WITHOUT_LOGPROBS, TrainingJob
+from llm_distill.trainers.calibrate import calibrated
+from llm_distill.trainers.calibration_evidence import Calibrating
+from llm_distill.trainers.hyper import Hyperparameters
+
+#: Soft labels are learnt where confidence and what is right are no further apart.
+GAP = 0.05
+#: Tokens of a teacher with another vocabulary are learnt where so much of what is trained has a target: digits that split in
+#: other places cost more than distributions bring (arXiv 2605.21699).
+ALIGNED = 0.9
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A trainer, whether it was taken, and why; `job` is what it is to learn."""
+
+    name: str
+    taken: bool
+    why: str
+    job: TrainingJob
+
+
+def auto(job: TrainingJob, *, hyper: Hyperparameters, calibrating: Calibrating = Calibrating()) -> None:
+    """Train on the highest rung that is open, and write the adapter into `job.out`."""
+    rungs = []
+    for rung in _ladder(job, hyper, calibrating):
+        rungs.append(rung)
+        if rung.taken:
+            break
+    *passed, chosen = rungs
+    job.say(f"train: auto takes {chosen.name}: {chosen.why}.")
+    for rung in passed:
+        job.say(f"  not {rung.name}: {rung.why}.")
+    told = {**chosen.job.told, "rungs": [{"name": r.name, "taken": r.taken, "why": r.why} for r in rungs]}
+    reading = Reading(folder=Path(), files=set(), roles=sorted(job.models))
+    trainer = bind("trainer", Spec(chosen.name, asdict(hyper), f"train.{chosen.name}"), TRAINERS, reading)
+    trainer(replace(chosen.job, told=told))
+
+
+def _ladder(job: TrainingJob, hyper: Hyperparameters, calibrating: Calibrating) -> Iterator[Rung]:
+    """From the highest on; what is below one that is taken is not looked at."""
+    closed = _closed_on_policy(job)
+    yield Rung(
+        "gkd", closed is None, closed or "the teacher's weights are here, with the student's vocabulary and a GPU", job
+    )
+    learnt = job
+    if job.task is not None and job.task.kind == "classify":
+        bare = sum(s.answer is None or s.answer.label_probs is None for s in job.samples)
+        if bare:
+            rows = f"{bare:,} of {len(job.samples):,} rows have no distribution over labels"
+            yield Rung("logit_kd", False, f"{rows}; to have them, {WITHOUT_LOGPROBS}", job)
+        else:
+            learnt = calibrated(job, calibrating)
+            good, why = supported(learnt.told["calibration"])
+            yield Rung("logit_kd", good, why, learnt)
+    else:
+        good, why = _tokens(job, hyper)
+        yield Rung("logit_kd", good, why, job)
+    # The labels are the teacher's own: what a calibration would have made of them was not good enough.
+    yield Rung("sft", True, "the teacher's words can always be learnt", replace(job, told=learnt.told))
+
+
+def supported(found: Mapping[str, Any]) -> tuple[bool, str]:
+    """Whether calibrated soft labels are expected to teach at least as well as hard ones, from the story of a calibration.
+
+    By labelled rows, each calibrated by what the others say: their Brier score is no worse than that of the teacher's labels
+    taken for certain, no fewer of them are right, and confidence is within GAP of accuracy. By the teacher's own repetitions:
+    confidence is within GAP of how often it repeats itself. Where neither is known, they are not.
+    """
+    by, after, hard = found["by"], found["after"], found["hard"]
+    if by is None:
+        return False, f"how right the teacher's confidence is cannot be told; {found['why'].partition(': ')[2]}"
+    what = "right on" if by == "gold" else "repeated in"
+    shown = f"calibrated ({found['method']}), it is {after['confidence']:.1%} sure and {what} {after['right']:.1%}"
+    if abs(after["confidence"] - after["right"]) > GAP:
+        return (
+            False,
+            f"{shown}, more than {GAP:.0%} apart: set `calibration: auto`, or give it more labelled rows to fit to",
+        )
+    if hard is None:
+        return True, f"{shown} of {after['rows']:,} rows, so its confidence is worth learning"
+    scores = f"Brier {after['brier']:.3f} against {hard['brier']:.3f} of its labels alone"
+    if after["brier"] > hard["brier"] or after["right"] < hard["right"]:
+        return False, f"{shown}, {scores}, which are right on {hard['right']:.1%}: soft labels would teach worse"
+    return True, f"{shown} of {after['rows']:,} labelled rows, {scores}"
+
+
+def _closed_on_policy(job: TrainingJob) -> str | None:
+    """Why a teacher's weights cannot be learnt from; None where they can."""
+    from llm_distill.models import weights
+    from llm_distill.models.vocabulary_files import read_vocabulary
+    from llm_distill.trainers.student_tokens import StudentTokens, same_vocabulary
+
+    if "gkd" not in TRAINERS:
+        return "there is no trainer of that name here"
+    if len(job.teachers) != 1:
+        return f"it learns from one teacher, and {len(job.teachers)} answer here"
+    teacher = job.models[job.teachers[0]]
+    if teacher.spec.name != "transformers":
+        return f"it needs the teacher's weights in this process, and models.{job.teachers[0]} is {teacher.spec.name}"
+    import torch
+
+    if not torch.cuda.is_available():
+        return "the student's own answers take a GPU, and there is none; `train: gkd` would do it on the CPU"
+    student = weights.load_tokenizer(job.student["model"], job.student.get("sha256"), job.student.get("revision"))
+    local = Path(str(teacher.knobs["model"])).expanduser().exists()
+    pins = {key: teacher.knobs.get(key) for key in ("sha256", "revision")}
+    theirs = read_vocabulary(teacher.knobs["model"] if local else weights.prepare(teacher.knobs["model"], **pins))
+    compared = same_vocabulary(theirs, StudentTokens(student).vocabulary)
+    return None if compared.same else str(compared)
+
+
+def _tokens(job: TrainingJob, hyper: Hyperparameters) -> tuple[bool, str]:
+    """Whether the logprobs of the teacher's tokens are learnt, and why."""
+    from llm_distill.logprob_table import LOGPROBS, vocabularies
+    from llm_distill.trainers.course import Desk, stoppable
+    from llm_distill.trainers.logit_kd import aligned
+
+    path = job.answers / LOGPROBS if job.answers else None
+    if path is None or not path.exists() or not vocabularies(path):
+        return False, f"the teacher's answers came without logprobs; to have them, {WITHOUT_LOGPROBS}"
+    with stoppable():
+        _, _, alignment = aligned(Desk(job, hyper))
+    shown = f"{alignment.share:.1%} of {alignment.positions:,} trained tokens have a target from the teacher's logprobs"
+    if alignment.share < ALIGNED:
+        return False, f"{shown}, fewer than {ALIGNED:.0%}; `train: logit_kd` would learn them all the same"
+    return True, shown

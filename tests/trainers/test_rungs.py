@@ -1,0 +1,167 @@
+"""`train: auto`: which rung is taken, that the reason is told, and that no rung is taken that the signal does not bear."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+
+from llm_distill.plugs import Plug, Spec
+from llm_distill.trainers import TRAINERS, TrainingJob, rungs
+from llm_distill.trainers.calibration_evidence import Calibrating
+from llm_distill.trainers.hyper import Hyperparameters
+from llm_distill.trainers.rungs import auto, supported
+from tests.conftest import Desk
+from tests.evals.test_calibration import drawn
+from tests.mock_api import MockApi
+from tests.trainers.test_calibrate import LABELS, answer, samples, underconfident
+from tests.trainers.test_logit_kd import task
+from tests.trainers.test_sft import MakeJob
+
+QUICK = Hyperparameters(epochs=0.1)
+
+
+SEEN: list[TrainingJob] = []
+
+
+def seen(job: TrainingJob, *, hyper: Hyperparameters) -> None:
+    """A trainer that only looks at its job."""
+    SEEN.append(job)
+
+
+def climbed(job: TrainingJob, **knobs: Any) -> dict[str, Any]:
+    """Train, and give the story: its rungs in order."""
+    auto(job, hyper=QUICK, calibrating=Calibrating(**knobs))
+    story: dict[str, Any] = json.loads((job.out / "training.json").read_text("utf-8"))
+    names = [rung["name"] for rung in story["rungs"]]
+    assert names == ["gkd", "logit_kd", "sft"][: len(names)]
+    assert [rung["taken"] for rung in story["rungs"]] == [False] * (len(names) - 1) + [True]
+    return story
+
+
+def classify(make_job: MakeJob, rows: list[Any], **more: Any) -> TrainingJob:
+    kind = task().model_copy(update={"labels": LABELS})
+    return replace(make_job(rows, **more), task=kind, teachers=("teacher",), models={"teacher": scripted()})
+
+
+def scripted() -> Plug:
+    return Plug(Spec("scripted"), lambda: None, {})
+
+
+def test_soft_labels_that_are_as_right_as_sure_are_learnt(make_job: MakeJob) -> None:
+    said: list[str] = []
+    story = climbed(classify(make_job, underconfident(120), say=said.append))
+    assert story["rungs"][-1]["name"] == "logit_kd"
+    assert "Brier" in story["rungs"][-1]["why"]
+    assert story["targets"]["kind"] == "labels"
+    assert story["targets"]["mean_confidence"] == pytest.approx(story["calibration"]["confidence"]["after"])
+    assert any(line.startswith("train: auto takes logit_kd: calibrated (temperature)") for line in said)
+    assert any(line.startswith("  not gkd: ") for line in said)
+
+
+def test_the_same_uncalibrated_are_not(make_job: MakeJob) -> None:
+    """What the teacher gave at temperature 3 is far from how right it is: its labels are learnt, and it is said why."""
+    said: list[str] = []
+    story = climbed(classify(make_job, underconfident(80), say=said.append), calibration="none")
+    assert "targets" not in story
+    assert "more than 5% apart" in story["rungs"][1]["why"]
+    assert story["calibration"]["before"]["ece"] > 0.1, "which the report shows all the same"
+    assert any(line.startswith("train: auto takes sft: ") for line in said)
+
+
+def test_without_anything_that_vouches_labels_are_learnt_as_they_are(make_job: MakeJob) -> None:
+    rows = underconfident(30, gold=False, bias=3.0)
+    story = climbed(classify(make_job, rows))
+    assert "cannot be told" in story["rungs"][1]["why"]
+    assert "calibrate_on" in story["rungs"][1]["why"]
+
+
+def test_labels_that_a_calibration_moved_are_not_learnt_by_sft(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rungs, "supported", lambda _found: (False, "no"))
+    monkeypatch.setitem(TRAINERS, "sft", f"{__name__}:seen")
+    rows = underconfident(120, bias=3.0)
+    auto(classify(make_job, rows), hyper=QUICK)
+    assert SEEN[-1].told["calibration"]["relabelled"] > 0
+    assert SEEN[-1].samples == rows
+
+
+def test_without_logprobs_words_are_learnt(make_job: MakeJob) -> None:
+    bare = [msgspec.structs.replace(s, answer=None) if i else s for i, s in enumerate(underconfident(8))]
+    story = climbed(classify(make_job, bare))
+    assert "7 of 8 rows have no distribution over labels; to have them, add `top_logprobs" in story["rungs"][1]["why"]
+    story = climbed(make_job(6))  # texts, of no task
+    assert "came without logprobs" in story["rungs"][1]["why"]
+
+
+def numbers(
+    right: float, sure: float, brier: float | None, hard: tuple[float, float] | None, by: str
+) -> dict[str, Any]:
+    return {
+        "by": by, "method": "temperature", "why": "x: y",
+        "after": {"rows": 100, "right": right, "confidence": sure, "brier": brier},
+        "hard": None if hard is None else {"right": hard[0], "brier": hard[1]},
+    }  # fmt: skip
+
+
+def test_the_criterion() -> None:
+    assert supported(numbers(0.90, 0.86, 0.08, (0.90, 0.10), "gold"))[0]
+    assert not supported(numbers(0.90, 0.84, 0.08, (0.90, 0.10), "gold"))[0], "underconfident by more than 5 %"
+    assert not supported(numbers(0.90, 0.96, 0.08, (0.90, 0.10), "gold"))[0], "or over"
+    assert not supported(numbers(0.90, 0.90, 0.11, (0.90, 0.10), "gold"))[0], "worse in Brier than labels alone"
+    assert not supported(numbers(0.89, 0.90, 0.08, (0.90, 0.10), "gold"))[0], "fewer labels are right"
+    assert supported(numbers(0.90, 0.90, None, None, "agreement"))[0]
+    assert not supported(numbers(0.90, 0.80, None, None, "agreement"))[0]
+
+
+def test_calibrated_distributions_meet_it() -> None:
+    """Of a teacher whose distributions are right, soft labels have the better Brier score: that is what they are for."""
+    probs, gold = drawn(400, 2, 21)
+    rows = samples([answer(p, LABELS[g], f"row {i}") for i, (p, g) in enumerate(zip(probs, gold, strict=True))])
+    from llm_distill.trainers.calibrate import calibrated
+    from tests.trainers.test_calibrate import job
+
+    assert supported(calibrated(job(rows), Calibrating()).told["calibration"])[0]
+    assert np.mean([max(p) for p in probs]) < 0.95
+
+
+def test_a_gpu_and_a_teacher_of_the_same_vocabulary_go_on_policy(
+    make_job: MakeJob, student: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(TRAINERS, "gkd", f"{__name__}:seen")
+    local = Plug(Spec("transformers"), lambda: None, {"model": str(student)})
+    job = replace(make_job(4), teachers=("teacher",), models={"teacher": local})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    auto(job, hyper=QUICK)
+    assert [rung["name"] for rung in SEEN[-1].told["rungs"]] == ["gkd"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "there is none; `train: gkd` would do it on the CPU" in climbed(job)["rungs"][0]["why"]
+    two = replace(job, teachers=("a", "b"))
+    assert "2 answer here" in climbed(two)["rungs"][0]["why"]
+    away = replace(job, models={"teacher": scripted()})
+    assert "models.teacher is scripted" in climbed(away)["rungs"][0]["why"]
+
+
+def test_through_the_whole_road_with_texts(desk: Desk, api: MockApi, student: Path) -> None:
+    """A teacher of free text, whose tokens are told as text: they are aligned by bytes, and learnt where most can be."""
+    desk.seeds([{"prompt": f"text {i}"} for i in range(6)])
+    teacher = {"openai_api": {"model": "mock-large", "base_url": api.url, "api_key_env": None}}
+    recipe = desk.recipe(
+        task="generate",
+        models={"teacher": teacher, "student": {"transformers": {"model": str(student), "device": "cpu"}}},
+        answers={"max_tokens": 8, "top_logprobs": 5},
+        train="auto",
+    )
+    summary = desk.here(recipe, "train.auto.epochs=0.2")
+    found = json.loads((desk.folder / summary["run"] / "student" / "training.json").read_text("utf-8"))
+    why = found["rungs"][1]["why"]
+    assert "trained tokens have a target from the teacher's logprobs" in why
+    assert found["rungs"][1]["taken"] == ("fewer than" not in why) == ("targets" in found)
+    assert "training   auto" in desk.llm_distill("check", recipe)
