@@ -91,7 +91,9 @@ def _training(folder: store.RunFolder, recipe: dict[str, Any]) -> dict[str, Any]
     lines = folder.file("student/metrics.jsonl").read_text(encoding="utf-8").splitlines()
     logged = [json.loads(line) for line in lines]
     return described | {
-        "trainer": Spec.read(recipe["train"], "train").name,
+        "trainer": next(
+            (r["name"] for r in described.get("rungs", ()) if r["taken"]), Spec.read(recipe["train"], "train").name
+        ),
         "loss": [{"step": entry["step"], "loss": entry["loss"]} for entry in logged if "loss" in entry],
     }
 

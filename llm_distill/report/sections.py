@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from llm_distill.report import lint_section, sweep_section, words
+from llm_distill.report import lint_section, sweep_section, teaching_section, words
 from llm_distill.report.charts import Estimate
 from llm_distill.report.words import Part, Said, human, interval, part, percent, points, short, value
 
@@ -36,6 +36,8 @@ def views(report: Part) -> dict[str, Any]:
         "reviewed": parts(part(report, "review"), "filters"),
         "lint": lint_section.view(report),
         "sweep": sweep_section.view(report),
+        "calibration": teaching_section.calibration(report),
+        "rungs": teaching_section.rungs(report),
         "top": top,
     }
 
@@ -101,6 +103,7 @@ def findings(report: Part) -> Iterator[Said]:
             )
     yield from lint_section.findings(report)
     yield from sweep_section.findings(report)
+    yield from teaching_section.findings(report)
     clean = part(part(part(report, "review"), "kept"), "clean")
     if value(clean) is not None:
         yield Said(

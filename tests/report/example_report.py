@@ -183,6 +183,27 @@ def full() -> dict[str, Any]:
         "training": {
             "trainer": "sft",
             "samples": 383,
+            "calibration": {
+                "asked": "auto",
+                "method": "batch+temperature",
+                "why": "the simplest within one standard error of the least loss, 5-fold cross-validated on 600 labelled rows",
+                "temperature": 0.277,
+                "priors": {"teacher": {"positive": 0.533, "negative": 0.467}},
+                "rows": 383,
+                "relabelled": 12,
+                "by": "gold",
+                "before": measured(0.696, 0.928, 0.232, 0.111, 0.401),
+                "after": measured(0.907, 0.910, 0.018, 0.066, 0.228),
+                "hard": {"right": 0.928, "brier": 0.072},
+                "candidates": [
+                    {"method": name, "nll": nll, "brier": 0.07, "ece": 0.03, "right": 0.92}
+                    for name, nll in [("none", 0.401), ("batch+temperature", 0.228)]
+                ],
+            },
+            "rungs": [
+                {"name": "gkd", "taken": False, "why": "the student's own answers take a GPU, and there is none"},
+                {"name": "logit_kd", "taken": True, "why": "calibrated, it is 90.7% sure and right on 91.0%"},
+            ],
             "settings": {"lora_rank": 16, "learning_rate": 5e-4, "epochs": 2, "batch_size": 8, "device": "cpu"},
             "loss": [{"step": s, "loss": 0.08 + 1.9 * math.exp(-s / 14) + 0.03 * math.sin(s)} for s in range(1, 97)],
             "preview": "<|im_start|>user\nIs the sentiment of this sentence positive or negative?\n\nWhat a ride!\n"
@@ -224,6 +245,11 @@ def full() -> dict[str, Any]:
             "git": "0123456789abcdef0123456789abcdef01234567",
         },
     }
+
+
+def measured(sure: float, right: float, ece: float, brier: float, nll: float) -> dict[str, Any]:
+    numbers = {"confidence": sure, "right": right, "ece": ece, "brier": brier, "nll": nll}
+    return {"rows": 600, **numbers, "bins": [[300, sure - 0.1, right - 0.1], [300, sure + 0.09, right + 0.05]]}
 
 
 def pair(difference: float, low: float, high: float, p: float, wins: int, losses: int) -> dict[str, Any]:

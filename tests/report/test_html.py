@@ -36,6 +36,7 @@ USER_KEYED = (
     "shares",
     "outcomes",
     "parameters",
+    "priors",
 )
 
 
@@ -300,6 +301,29 @@ def test_an_ablation_of_other_rows_says_so() -> None:
     text = Page(render(report)).text
     for said in ("run ablate again", "stopped before its end", "Stopped. the budget is spent"):
         assert said in text, said
+
+
+def test_how_far_the_teacher_is_right_is_shown_before_training() -> None:
+    page = Page(render(full()))
+    for shown in (
+        "told by labelled rows",
+        "Method: batch+temperature, temperature 0.28",
+        "The teacher as it is 600 69.6\xa0% 92.8\xa0% 0.23 0.11 0.40",
+        "Calibrated 600 90.7\xa0% 91.0\xa0% 0.02 0.07 0.23",
+        "Its labels alone — — 92.8\xa0% — 0.07 —",
+        "12 of 383 rows have another label so",
+        "teacher.positive 53.3\xa0%",
+        "gkd passed over: the student's own answers take a GPU",
+        "logit_kd taken: calibrated, it is 90.7% sure",
+        "The teacher is 69.6\xa0% sure and 92.8\xa0% right (calibration error 0.23, 600 rows; batch+temperature: 0.02).",
+    ):
+        assert " ".join(shown.split()) in page.text, shown
+    bare = full()
+    bare["training"] |= {"calibration": None, "rungs": None}
+    assert 'id="calibration"' not in render(bare)
+    nothing = {"by": None, "method": "none", "why": "nothing vouches", "before": None, "after": None, "hard": None}
+    bare["training"]["calibration"] = nothing
+    assert "Method: none. nothing vouches" in Page(render(bare)).text
 
 
 def test_a_sweep_is_shown_best_first() -> None:

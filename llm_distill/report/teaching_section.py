@@ -1,0 +1,63 @@
+"""What training found out before it began: how far the teacher's confidence is right, and why a rung was taken.
+
+Like `sections`, pure, and at home with parts that are missing or null.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from llm_distill.report import words
+from llm_distill.report.words import Part, Said, part, percent, value
+
+#: How `right` was told.
+BY = {"gold": "by labelled rows", "agreement": "by how often the teacher repeats its own label"}
+
+
+def calibration(report: Part) -> dict[str, Any]:
+    """What the template shows under `calibration`: the arms of its table, the bins of both, other methods, priors."""
+    found = part(part(report, "training"), "calibration")
+    before, after = part(found, "before"), part(found, "after")
+    arms = [("The teacher as it is", before), ("Calibrated", after), ("Its labels alone", part(found, "hard"))]
+    tried = found.get("candidates")
+    return {
+        **found,
+        "by_words": BY.get(str(found.get("by")), ""),
+        "arms": [(name, arm) for name, arm in arms if arm],
+        "bins": [(name, _bins(arm)) for name, arm in arms[:2] if _bins(arm)],
+        "tried": [one for one in tried if isinstance(one, Mapping)] if isinstance(tried, list) else [],
+    } if found else {}  # fmt: skip
+
+
+def rungs(report: Part) -> list[Part]:
+    """The rungs that `train: auto` looked at, the highest first."""
+    found = part(report, "training").get("rungs")
+    return [one for one in found if isinstance(one, Mapping)] if isinstance(found, list) else []
+
+
+def findings(report: Part) -> Iterator[Said]:
+    """What a reviewer should know of it: a sentence."""
+    found = part(part(report, "training"), "calibration")
+    before, after = part(found, "before"), part(found, "after")
+    ece, mended = value(before, "ece"), value(after, "ece")
+    if ece is not None and mended is not None:
+        how = (
+            f"{words.short(found.get('method'))}: {words.decimal(mended)}"
+            if found.get("method") != "none"
+            else "left so"
+        )
+        yield Said(
+            "same",
+            f"The teacher is {percent(value(before, 'confidence'))} sure and {percent(value(before, 'right'))} right "
+            f"(calibration error {words.decimal(ece)}, {words.count(value(before, 'rows'))} rows; {how}).",
+        )
+    for rung in rungs(report):
+        if rung.get("taken"):
+            yield Said("same", f"Trained by {words.short(rung.get('name'))}: {words.short(rung.get('why'), 300)}.")
+
+
+def _bins(arm: Part) -> list[tuple[Any, Any, Any]]:
+    found = arm.get("bins")
+    rows = found if isinstance(found, list) else []
+    return [(one[0], one[1], one[2]) for one in rows if isinstance(one, Sequence) and len(one) == 3]
