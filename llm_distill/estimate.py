@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from math import ceil
 from typing import Any
 
@@ -14,12 +15,16 @@ from llm_distill.recipe import Plan
 from llm_distill.recipe_checks import kindred_judges, known_prices, open_terms, price_source
 from llm_distill.records import Prompt
 from llm_distill.scorers import ASKS
+from llm_distill.seeds import read_rows
 from llm_distill.splits import Rows, check_rows, gather
+from llm_distill.trainers.calibration_evidence import CONTENT_FREE, emptied
 
 #: Bytes of English a token, about, over today's vocabularies; the real count comes back with each answer.
 BYTES_PER_TOKEN = 4.0
 #: Rows that are rendered to estimate the length of all of them.
 _SAMPLE = 200
+#: What is counted of a plug's own questions.
+_COUNTED = ("requests", "prompt_tokens", "completion_tokens_at_most", "cost_usd_at_most")
 #: What is said about an answer that does not fit its schema, in tokens, at most about.
 _REPAIR_TOKENS = 120
 
@@ -44,7 +49,7 @@ def estimate(plan: Plan) -> dict[str, Any]:
         own = [p for p, roles in zip(rows, who, strict=True) if role in roles]
         share = len(own) / len(rows) if rows else 1.0
         teachers[role] = _asked(plan, role, own, round(unseen * share), each)
-    others = _writing(plan, found) + _judging(plan, kept) + _training(plan, kept)
+    others = _writing(plan, found) + _judging(plan, kept) + _training(plan, kept) + _calibrating(plan, prompts)
     costs = [asked["cost_usd_at_most"] for asked in (*teachers.values(), *others)]
     return {
         "prompts": len(prompts),
@@ -88,10 +93,28 @@ def _training(plan: Plan, rows: int) -> list[dict[str, Any]]:
     return [] if most is None else [_errand(plan, trainer, most)]
 
 
+def _calibrating(plan: Plan, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
+    """What the teachers are asked before the student learns their probabilities: about labelled rows, about rows without
+    content, and about the rows once more in each order of worked examples.
+    """
+    how = plan.calibrating
+    if how is None or not how.asks or plan.task.kind != "classify" or not prompts:
+        return []
+    rows = list(read_rows(how.calibrate_on)) if how.calibrate_on else []
+    rows = rows * (1 + how.orders) + list(prompts) * how.orders
+    found = []
+    for role in plan.teachers.roles:
+        own = [prompt for prompt in rows if role in plan.teachers.of(prompt)]
+        own += [emptied(prompts[0], text) for text in CONTENT_FREE if how.calibration in ("auto", "contextual")]
+        asked = _asked(plan, role, own, 0, 0)
+        found.append({"plug": "calibration", "roles": [role], **{key: asked[key] for key in _COUNTED}})
+    return found
+
+
 def _errand(plan: Plan, plug: Plug, most: AtMost | None) -> dict[str, Any]:
     """What a plug's own questions come to; unknown, and so unbounded, where it does not say."""
     if most is None:
-        unknown = dict.fromkeys(("requests", "prompt_tokens", "completion_tokens_at_most", "cost_usd_at_most"))
+        unknown = dict.fromkeys(_COUNTED)
         return {"plug": plug.spec.name, "roles": list(plug.roles), **unknown}
     costs = []
     for role in plug.roles:

@@ -130,13 +130,16 @@ class Plan:
         return (self.answers.attach.model,) if self.answers.attach else ()
 
     @property
+    def calibrating(self) -> Calibrating | None:
+        """How the teachers' probabilities of labels are calibrated, where the trainer has such knobs."""
+        knobs = self.trainer.knobs.values() if self.trainer else ()
+        return next((group for group in knobs if isinstance(group, Calibrating)), None)
+
+    @property
     def pupils(self) -> tuple[str, ...]:
         """The roles whose models training loads or asks."""
-        asks = any(
-            isinstance(knobs, Calibrating) and knobs.asks
-            for knobs in (self.trainer.knobs if self.trainer else {}).values()
-        )
-        return ("student", *(self.trainer.roles if self.trainer else ()), *(self.teachers.roles if asks else ()))
+        asked = self.teachers.roles if self.calibrating and self.calibrating.asks else ()
+        return ("student", *(self.trainer.roles if self.trainer else ()), *asked)
 
     @property
     def drawn(self) -> Sampling:

@@ -109,8 +109,21 @@ def check_across(plan: Plan) -> None:
     open_terms(plan)
     scorers: list[Filter | Pick] = [*plan.filters, *([plan.pick] if plan.pick else [])]
     logprobs = plan.answers.top_logprobs is not None or plan.answers.attach is not None
+    _check_calibrating(plan)
     several = plan.questions_a_row > 1
     check_needs(scorers, plan.task.kind, logprobs=logprobs, several=several)
+
+
+def _check_calibrating(plan: Plan) -> None:
+    how = plan.calibrating
+    if how is None or plan.trainer is None or plan.task.kind == "classify":
+        return
+    for name in ("calibration", "calibrate_on", "orders"):
+        if name in plan.trainer.spec.knobs:
+            raise UserError(
+                f"{plan.trainer.spec.where}.{name}: probabilities of labels are calibrated, and this task is {plan.task.kind}; "
+                "remove it."
+            )
 
 
 def _check_attach(plan: Plan) -> None:

@@ -248,3 +248,24 @@ def test_through_the_whole_road(desk: Desk, api: MockApi, student: Path) -> None
     again = desk.here(recipe, first="train")
     assert again["stages"]["train"]["ran"]
     assert api.asked.total() == asked, "all of it is in the ledger"
+
+
+def test_check_counts_what_calibration_asks(desk: Desk) -> None:
+    desk.seeds([{"prompt": f"text {i}"} for i in range(10)])
+    desk.seeds([{"prompt": f"dev {i}", "label": "positive"} for i in range(60)], "dev.jsonl")
+    student = {"transformers": {"model": "org/name"}}
+    teacher = {"scripted": {"default": "positive"}}
+    keys: dict[str, Any] = {"models": {"teacher": teacher, "student": student}, "answers": {"top_logprobs": 5}}
+
+    def counted(**knobs: Any) -> int:
+        recipe = desk.recipe(train={"logit_kd": knobs}, **keys)
+        others = json.loads(desk.llm_distill("check", recipe, "--json"))["others"]
+        return sum(other["requests"] for other in others)
+
+    assert counted(calibration="none") == 0
+    assert counted() == 3, "about nothing"
+    assert counted(calibrate_on="dev.jsonl", orders=1) == 3 + 60 * 2 + 10
+    texts = desk.recipe(task="generate", train={"logit_kd": {"orders": 1}}, **keys)
+    assert "train.logit_kd.orders: probabilities of labels" in desk.llm_distill("check", texts, code=2)
+    gone = desk.recipe(train={"auto": {"calibrate_on": "no.jsonl"}}, **keys)
+    assert "train.auto.calibrate_on: no such file" in desk.llm_distill("check", gone, code=2)
