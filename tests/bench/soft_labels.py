@@ -22,7 +22,7 @@ import numpy as np
 
 from llm_distill import pipeline, store
 from llm_distill.collect import alone, collect
-from llm_distill.errors import UserError
+from llm_distill.errors import Interrupted, UserError
 from llm_distill.evals.calibration import brier, reliability
 from llm_distill.evals.statistics import Floats, Interval, percentiles, resampled_means
 from llm_distill.ledger import Ledger
@@ -137,7 +137,9 @@ class Bench:
             for name in ("answers", "held_out", "logprobs", "logprob_tokens"):
                 store.copy(self.base.file(f"{name}.parquet"), folder.file(f"{name}.parquet"))
             run = Run(plan, folder, self.ledger, Talking())
-            pipeline.do(run, "train")
+            stamp = folder.stamp("train")
+            if not stamp or store.digest(folder.file("student")) != stamp["outputs"]["student"]:
+                pipeline.do(run, "train")
             model = run.model("student", **trained(folder.file("student")))
             asked = alone("student", model, plan.task.student_view, plan.drawn)
             collect(run, store.read_prompts(folder.file("held_out.parquet")), asked, "eval/student.parquet")
@@ -211,6 +213,8 @@ def main() -> None:
                 table, size, {arm: [bench.student(arm, size, s) for s in asked.seeds] for arm in table.arms}
             )
         ]
+    except Interrupted as stop:
+        raise SystemExit(str(stop)) from None
     finally:
         ledger.close()
     first = next(iter(table.arms))
