@@ -2,17 +2,19 @@
 
 Every paired number speaks about the rows that all scored arms share (`paired_rows`) and is read from one joint
 bootstrap over those rows. It is about one metric, `metric`: accuracy (classify) or token F1 (generate); where no row
-has gold, agreement with the teacher, which leaves out the teacher's own arm.
+has gold, agreement with the teacher, which leaves out the teacher's own arm. `low` and `high` are percentiles, `bca` the
+bias-corrected and accelerated interval from the same draws.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from llm_distill.evals.examples import examples
 from llm_distill.evals.gold import check_labels, check_slices
 from llm_distill.evals.headline import headline
 from llm_distill.evals.metrics import (
@@ -24,15 +26,26 @@ from llm_distill.evals.metrics import (
     arm_numbers,
     check_predictions,
     gold_scores,
-    prediction,
 )
-from llm_distill.evals.statistics import Floats, percentiles, ratio, resampled_means, sign_test, smallest_visible
+from llm_distill.evals.slice_tests import by_slice, places
+from llm_distill.evals.statistics import (
+    FEWEST,
+    Floats,
+    bca,
+    percentiles,
+    ratio,
+    resampled_means,
+    rows_needed,
+    sign_test,
+    smallest_visible,
+    with_imagined,
+)
 from llm_distill.records import Answer
 
 ARMS = ("base_zero_shot", "base_few_shot", "student", "teacher")
 PAIRS = ("base_few_shot", "base_zero_shot", "teacher")  # what the student is compared with
 SHORT = {"base_few_shot": "few-shot", "base_zero_shot": "zero-shot"}
-QUOTAS = {"win": 7, "loss": 7, "both_wrong": 3, "both_right": 3}  # of twenty examples, where there are that many
+SLICE_RESAMPLES = 2_000  # of each slice: enough for 95 % percentiles (Efron & Tibshirani 1993)
 
 
 class Shared(NamedTuple):
@@ -46,6 +59,20 @@ class Shared(NamedTuple):
     def has(self, *arms: str) -> bool:
         """Whether all these arms are scored."""
         return all(arm in self.scores for arm in arms)
+
+    def some(self, places: Sequence[int], seed: int, resamples: int) -> Shared:
+        """The same of some of the rows alone, drawn anew."""
+        scores = {arm: of[places] for arm, of in self.scores.items()}
+        means = resampled_means(np.stack(list(scores.values()), axis=1), seed, resamples)
+        rows = [self.rows[place] for place in places]
+        return Shared(self.metric, rows, scores, {arm: means[:, i] for i, arm in enumerate(scores)})
+
+    def bca(self, arms: Sequence[str], value: float, of: Callable[..., Any]) -> dict[str, float]:
+        """The BCa interval of a function of these arms' means."""
+        rows = with_imagined(np.stack([self.scores[arm] for arm in arms], axis=1))
+        draws = of(*(self.means[arm] for arm in arms))
+        found = bca(value, draws, rows, lambda means: of(*np.moveaxis(means, -1, 0)), len(self.rows))
+        return {"low": found.low, "high": found.high}
 
 
 def compare(
@@ -81,6 +108,11 @@ def compare(
     shared = share(scores, kind, seed, resamples)
     base = stronger_base(shared)
     pairs = {f"student_vs_{other}": paired(shared, other) for other in PAIRS if shared.has("student", other)}
+    if pairs and shared.rows:
+        prompts = {a.prompt.row_id: a.prompt for a in present["student"]}
+        where = places(shared.rows, prompts, slices)
+        for name, of in by_slice(where, lambda rows: slice_pairs(shared, rows, seed, resamples)).items():
+            pairs[name]["slices"] = of
     versus = "teacher" if shared.has("teacher") else base
     numbers: dict[str, Any] = rounded(
         {
@@ -128,11 +160,13 @@ def stronger_base(shared: Shared) -> str | None:
 def paired(shared: Shared, other: str) -> dict[str, Any]:
     """The student less another arm, with a paired bootstrap interval and an exact test.
 
-    The test is McNemar's for right-or-wrong scores and the sign test over rows that differ otherwise.
+    The test is McNemar's for right-or-wrong scores and the sign test over rows that differ otherwise. `rows_needed`: how many
+    rows like these would mostly show the difference seen, as these do one of `smallest_visible` or more.
     """
     differences = shared.scores["student"] - shared.scores[other]
     wins, losses = int((differences > 0).sum()), int((differences < 0).sum())
-    interval = percentiles(float(differences.mean()), shared.means["student"] - shared.means[other], len(differences))
+    value = float(differences.mean())
+    interval = percentiles(value, shared.means["student"] - shared.means[other], len(differences))
     return {
         "metric": shared.metric,
         "test": "exact McNemar" if set(np.unique(np.abs(differences))) <= {0.0, 1.0} else "sign test",
@@ -140,10 +174,27 @@ def paired(shared: Shared, other: str) -> dict[str, Any]:
         "difference": interval.value,
         "low": interval.low,
         "high": interval.high,
+        "bca": shared.bca(("student", other), value, np.subtract),
         "p": sign_test(wins, losses),
         "wins": wins,
         "losses": losses,
         "smallest_visible": smallest_visible(differences),
+        "rows_needed": rows_needed(differences),
+    }
+
+
+def slice_pairs(shared: Shared, places: Sequence[int], seed: int, resamples: int) -> dict[str, dict[str, Any]]:
+    """The student's comparisons on one slice, `n` and `difference` alone where no outcome could be called a difference."""
+    others = [other for other in PAIRS if shared.has("student", other)]
+    keys = ("n", "difference", "low", "high", "p", "wins", "losses")
+    if len(places) >= FEWEST:
+        some = shared.some(places, seed, min(resamples, SLICE_RESAMPLES))
+        full = {other: paired(some, other) for other in others}
+        return {f"student_vs_{other}": {key: of[key] for key in keys} for other, of in full.items()}
+    means = {arm: float(of[list(places)].mean()) for arm, of in shared.scores.items()}
+    return {
+        f"student_vs_{other}": dict.fromkeys(keys) | {"n": len(places), "difference": means["student"] - means[other]}
+        for other in others
     }
 
 
@@ -164,7 +215,8 @@ def gap_closed(shared: Shared, base: str | None) -> dict[str, Any]:
         return nothing | {"reason": f"{found} ({seen})"}
     closed = float((value["student"] - value[base]).mean()) / lead
     interval = percentiles(closed, ratio(draws["student"] - draws[base], leads), len(shared.rows))
-    return interval._asdict() | {"from": base}
+    accelerated = shared.bca(("student", base, "teacher"), closed, lambda s, b, t: ratio(s - b, t - b))
+    return interval._asdict() | {"bca": accelerated, "from": base}
 
 
 def kept_share(shared: Shared) -> dict[str, Any]:
@@ -177,45 +229,8 @@ def kept_share(shared: Shared) -> dict[str, Any]:
         return nothing | {"reason": "the teacher scores 0"}
     draws = ratio(shared.means["student"], shared.means["teacher"])
     kept = percentiles(student / teacher, draws, len(shared.rows))
-    return kept._asdict() | {"student": student, "teacher": teacher}
-
-
-def examples(arms: Mapping[str, Sequence[Answer]], shared: Shared, versus: str | None) -> list[dict[str, Any]]:
-    """Up to twenty rows side by side: the student's wins and losses against `versus`, then rows that both have alike.
-
-    Widest margins first, then by row_id, which is a content hash and so as good as random. Equal scores of one half or
-    more are `both_right`.
-    """
-    if versus is None or not shared.has("student", versus):
-        return []
-    found: dict[str, list[tuple[float, str]]] = {kind: [] for kind in QUOTAS}
-    for row, student, other in zip(shared.rows, shared.scores["student"], shared.scores[versus], strict=True):
-        margin = float(student - other)
-        kind = ("win" if margin > 0 else "loss") if margin else ("both_right" if student >= 0.5 else "both_wrong")
-        found[kind].append((-abs(margin), row))
-    taken = {kind: min(quota, len(found[kind])) for kind, quota in QUOTAS.items()}
-    for kind, candidates in found.items():
-        taken[kind] += min(sum(QUOTAS.values()) - sum(taken.values()), len(candidates) - taken[kind])
-    wanted = {row: kind for kind, rows in found.items() for _, row in sorted(rows)[: taken[kind]]}
-    answers = {arm: {a.prompt.row_id: a for a in rows if a.prompt.row_id in wanted} for arm, rows in arms.items()}
-
-    def side_by_side(row: str, kind: str) -> dict[str, Any]:
-        prompt = answers["student"][row].prompt
-        return {
-            "kind": kind,
-            "row_id": row,
-            "text": prompt.text,
-            "label": prompt.label,
-            "reference": prompt.reference,
-            "tags": dict(sorted(prompt.tags.items())),
-            "answers": {
-                arm: {"text": of[row].text, "prediction": prediction(of[row])}
-                for arm, of in answers.items()
-                if row in of
-            },
-        }
-
-    return [side_by_side(row, kind) for row, kind in wanted.items()]
+    accelerated = shared.bca(("student", "teacher"), kept.value, ratio)
+    return kept._asdict() | {"bca": accelerated, "student": student, "teacher": teacher}
 
 
 def rounded(value: Any) -> Any:

@@ -39,6 +39,7 @@ def render(report: Part) -> str:
     primary = next((m for m in wanted if any(value(part(a, m)) is not None for a in arms.values())), PRIMARY[0])
     pairs = {p: part(part(report, "paired"), p) for p in part(report, "paired")}
     pairs = {p: pair for p, pair in pairs.items() if value(pair, "difference") is not None}
+    pairs = {p: pairs[p] for p in sorted(pairs, key=_asked_first)}
     return _template().render(
         report=report,
         arms=arms,
@@ -48,6 +49,8 @@ def render(report: Part) -> str:
         findings=list(findings(report, arms, primary, pairs)),
         pairs=[(name, pair, verdict(name, pair)) for name, pair in pairs.items()],
         slices=slices(arms, primary),
+        slice_rival=(rival := next((name for name, pair in pairs.items() if part(pair, "slices")), "")),
+        slice_tests=part(pairs.get(rival, {}), "slices"),
         confusions=[(a, confusion(part(arm, "confusion"))) for a, arm in arms.items() if part(arm, "confusion")],
         steps=steps(part(report, "funnel")),
         reasons=reasons(part(report, "funnel")),
@@ -128,6 +131,8 @@ def verdict(name: str, pair: Part) -> Said:
     power = (
         f"; {words.count(pair.get('n'))} rows would mostly show one of {100 * seen:.1f} points or more" if seen else ""
     )
+    if power and (needed := value(pair, "rows_needed")):
+        power += f", and {words.count(needed)} the one seen"
     return Said("same", f"No difference can be seen, which does not prove that there is none{power}.")
 
 
@@ -142,6 +147,7 @@ def findings(report: Part, arms: Mapping[str, Part], primary: str, pairs: Mappin
     if reason := part(report, "gap_closed").get("reason"):
         yield Said("same", f"Share of the gap to the teacher: not stated, {short(reason, 300)}.")
     yield from _weakest_slice(arms, primary)
+    yield from _worse_slices(pairs)
     if (unparsed := value(part(arms.get("student", {}), "unparsed_rate"))) is not None:
         text = "Every answer of the student names a label." if unparsed == 0 else ""
         text = text or f"{percent(unparsed)} of the student's answers name no label. They count as wrong."
@@ -175,6 +181,30 @@ def _weakest_slice(arms: Mapping[str, Part], primary: str) -> Iterator[Said]:
             yield Said("same", f"Furthest behind the teacher on {where}: {shown}.")
         else:
             yield Said("good", f"On no slice is the student behind the teacher; closest on {where}: {shown}.")
+
+
+def _asked_first(pair: str) -> int:
+    """Comparisons in the order in which a reviewer asks, others last."""
+    rival = pair.partition("_vs_")[2]
+    return RIVALS.index(rival) if rival in RIVALS else len(RIVALS)
+
+
+def _worse_slices(pairs: Mapping[str, Part]) -> Iterator[Said]:
+    """Slices on which the student is behind beyond chance, as many as were tested allowed for."""
+    for name, pair in pairs.items():
+        cells = [
+            (f"{short(tag)} {short(group)}", part(part(part(pair, "slices"), tag), group))
+            for tag in part(pair, "slices")
+            for group in part(part(pair, "slices"), tag)
+        ]
+        tested = [(where, cell) for where, cell in cells if value(cell, "p_holm") is not None]
+        worse = [where for where, cell in tested if cell["p_holm"] < 0.05 and (value(cell, "difference") or 0) < 0]
+        if worse:
+            more = f" and {len(worse) - 5} more" if len(worse) > 5 else ""
+            yield Said(
+                "look",
+                f"{human(name)}: worse on {', '.join(worse[:5])}{more}, with Holm's correction over {len(tested)} slices.",
+            )
 
 
 def slices(arms: Mapping[str, Part], primary: str, most: int = MOST) -> list[tuple[str, list[Any], int]]:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from llm_distill.errors import UserError
 from llm_distill.evals.compare import ARMS, compare
 from llm_distill.evals.metrics import Kind
+from llm_distill.evals.statistics import sign_test
 from llm_distill.records import Answer
 from tests.evals.rows import LABELS, answer, arm, prompt, right_on, wrote
 
@@ -166,6 +167,33 @@ def test_slices() -> None:
         UserError, match=r"evaluate.slices: no held-out row has the tag 'domian'. Did you mean 'domain'"
     ):
         numbers({"student": student}, slices=["domian"])
+
+
+def test_slices_are_compared_with_holms_correction() -> None:
+    sizes = {"a": 30, "b": 20, "c": 3}
+    rows = [prompt(f"row {v}{i}", "positive", domain=v, half="xy"[i % 2]) for v, n in sizes.items() for i in range(n)]
+    student = [answer(p, "positive" if p.tags["domain"] == "a" else "negative") for p in rows]
+    teacher = [answer(p, "positive" if p.tags["domain"] == "b" else "negative") for p in rows]
+    found = numbers({"student": student, "teacher": teacher}, slices=["domain", "half"])["paired"]["student_vs_teacher"]
+    domains = found["slices"]["domain"]
+    assert [domains[v]["n"] for v in "abc"] == [30, 20, 3]
+    assert [domains[v]["difference"] for v in "abc"] == [1, -1, 0]
+    assert domains["a"]["p"] == pytest.approx(2 / 2**30, rel=1e-4)
+    assert domains["a"]["p_holm"] == pytest.approx(4 * 2 / 2**30, rel=1e-4), "four slices have rows enough"
+    assert domains["b"]["p_holm"] == pytest.approx(3 * 2 / 2**20, rel=1e-4)
+    assert domains["b"]["high"] < 0 < domains["a"]["low"]
+    assert domains["c"]["p"] is domains["c"]["p_holm"] is domains["c"]["low"] is None
+    assert all(found["slices"]["half"][v]["p_holm"] == pytest.approx(2 * sign_test(15, 10), rel=1e-4) for v in "xy")
+
+
+def test_every_paired_number_has_its_bca_interval_and_the_rows_it_needs() -> None:
+    found = numbers(quickstart())
+    pair = found["paired"]["student_vs_teacher"]
+    for of, value in ((pair, pair["difference"]), (found["kept_share"], None), (found["gap_closed"], None)):
+        assert of["bca"]["low"] < (of["value"] if value is None else value) < of["bca"]["high"]
+        assert [of["bca"]["low"], of["bca"]["high"]] == pytest.approx([of["low"], of["high"]], abs=0.03)
+    assert abs(pair["difference"]) < pair["smallest_visible"]
+    assert pair["rows_needed"] == pytest.approx(300 * (pair["smallest_visible"] / pair["difference"]) ** 2, rel=0.01)
 
 
 def test_time_and_tokens_count_what_is_known() -> None:

@@ -54,7 +54,19 @@ def full() -> dict[str, Any]:
         "paired": {
             "student_vs_base_zero_shot": pair(0.6, 0.537, 0.66, 1e-40, 186, 6),
             "student_vs_base_few_shot": pair(0.226, 0.17, 0.283, 4e-13, 82, 14),
-            "student_vs_teacher": pair(-0.0133, -0.037, 0.01, 0.39, 5, 9),
+            "student_vs_teacher": pair(-0.0133, -0.037, 0.01, 0.39, 5, 9)
+            | {
+                "smallest_visible": 0.041,
+                "rows_needed": 2851,
+                "bca": {"low": -0.0372, "high": 0.0099},
+                "slices": {
+                    "domain": {
+                        "amazon": pair(-0.0143, -0.04, -0.01, 0.001, 0, 11) | {"p_holm": 0.002},
+                        "movies": pair(0.0, -0.02, 0.02, 1.0, 2, 2) | {"p_holm": 1.0},
+                        "tweets": {"n": 4, "difference": 0.0, "low": None, "high": None, "p": None, "p_holm": None},
+                    }
+                },
+            },
         },
         "gap_closed": {"value": 0.944, "low": 0.86, "high": 1.04, "from": "base_few_shot"},
         "kept_share": {"value": 0.985, "low": 0.958, "high": 1.012},
