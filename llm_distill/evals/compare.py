@@ -19,6 +19,7 @@ from llm_distill.evals.gold import check_labels, check_slices
 from llm_distill.evals.headline import headline
 from llm_distill.evals.metrics import (
     AGREEMENT,
+    GOLD,
     PRIMARY,
     Kind,
     Scores,
@@ -27,6 +28,8 @@ from llm_distill.evals.metrics import (
     check_predictions,
     gold_scores,
 )
+from llm_distill.evals.probabilities import probability_numbers
+from llm_distill.evals.reasons import undefined
 from llm_distill.evals.slice_tests import by_slice, places
 from llm_distill.evals.statistics import (
     FEWEST,
@@ -113,16 +116,23 @@ def compare(
         where = places(shared.rows, prompts, slices)
         for name, of in by_slice(where, lambda rows: slice_pairs(shared, rows, seed, resamples)).items():
             pairs[name]["slices"] = of
+    measured: dict[str, dict[str, Any]] = {}
+    teacher = present.get("teacher", [])
+    for arm, answers in present.items():
+        of = arm_numbers(answers, scores[arm], kind, labels, seed=seed, slices=slices, resamples=resamples)
+        if kind == "classify":
+            held_against = [] if arm == "teacher" else teacher
+            of |= probability_numbers(answers, held_against, labels, seed=seed, resamples=resamples)
+        why = undefined(of, is_teacher=arm == "teacher", taught=bool(teacher), gold=GOLD[kind])
+        measured[arm] = of | {"undefined": why}
     versus = "teacher" if shared.has("teacher") else base
     numbers: dict[str, Any] = rounded(
         {
             "metric": shared.metric,
             "teachers": teachers,
             "paired_rows": len(shared.rows),
-            "arms": {
-                arm: arm_numbers(answers, scores[arm], kind, labels, seed=seed, slices=slices, resamples=resamples)
-                for arm, answers in present.items()
-            },
+            "without_gold": without_gold(present, kind),
+            "arms": measured,
             "paired": pairs,
             "gap_closed": gap_closed(shared, base),
             "kept_share": kept_share(shared),
@@ -130,6 +140,12 @@ def compare(
     )
     rows = {"examples_versus": versus, "examples": examples(present, shared, versus)}
     return {"headline": headline(numbers)} | numbers | rows
+
+
+def without_gold(arms: Mapping[str, Sequence[Answer]], kind: Kind) -> int:
+    """How many rows have no gold: nothing that needs it counts them."""
+    rows = {a.prompt.row_id: getattr(a.prompt, GOLD[kind]) for answers in arms.values() for a in answers}
+    return sum(gold is None for gold in rows.values())
 
 
 def share(scores: Mapping[str, Mapping[str, Scores]], kind: Kind, seed: int, resamples: int) -> Shared:

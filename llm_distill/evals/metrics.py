@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -33,6 +33,7 @@ Kind = Literal["classify", "generate"]
 Scores = dict[str, float]  # row_id -> score in [0, 1]
 
 PRIMARY: dict[Kind, str] = {"classify": "accuracy", "generate": "token_f1"}
+GOLD: dict[Kind, str] = {"classify": "label", "generate": "reference"}  # of a prompt: what an answer is held against
 AGREEMENT = "agreement_with_teacher"
 NO_TAG = "(none)"  # the slice of the rows that lack the tag
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -128,15 +129,30 @@ def mean_f1(right: Floats, gold: Floats, predicted: Floats) -> Floats:
     return ratio(each.sum(-1), occurring)
 
 
+def mean_recall(right: Floats, gold: Floats, _predicted: Floats) -> Floats:
+    """Balanced accuracy (...,) from per-label counts (..., L): the mean recall of the labels that occur in gold."""
+    return ratio(np.nan_to_num(ratio(right, gold)).sum(-1), (gold > 0).sum(-1))
+
+
 def macro_f1(counts: Ints, seed: int, resamples: int) -> Interval:
-    """Macro-F1 of a confusion matrix (L, L + 1) with its bootstrap interval.
+    """Macro-F1 of a confusion matrix (L, L + 1) with its bootstrap interval."""
+    return _of_counts(mean_f1, counts, seed, resamples)
+
+
+def balanced_accuracy(counts: Ints, seed: int, resamples: int) -> Interval:
+    """Balanced accuracy of a confusion matrix (L, L + 1) with its bootstrap interval; an unparsed answer is a wrong one."""
+    return _of_counts(mean_recall, counts, seed, resamples)
+
+
+def _of_counts(of: Callable[[Floats, Floats, Floats], Floats], counts: Ints, seed: int, resamples: int) -> Interval:
+    """A function of per-label counts (right, gold, predicted), with its interval.
 
     The imagined rows, as everywhere: one answered right and one unparsed, spread over the gold labels that occur.
     """
     n, size = int(counts.sum()), len(counts)
     if n == 0:
         return UNDEFINED
-    value = mean_f1(counts.diagonal().astype(float), counts.sum(1).astype(float), counts[:, :size].sum(0).astype(float))
+    value = of(counts.diagonal().astype(float), counts.sum(1).astype(float), counts[:, :size].sum(0).astype(float))
     occurring = np.flatnonzero(counts.sum(1))
     weights = counts * len(occurring)
     weights[occurring, occurring] += 1
@@ -144,7 +160,7 @@ def macro_f1(counts: Ints, seed: int, resamples: int) -> Interval:
     gold, predicted = np.nonzero(weights)
     diagonal = np.flatnonzero(gold == predicted)
     draws = [
-        mean_f1(
+        of(
             _sums(drawn[:, diagonal], gold[diagonal], size),
             _sums(drawn, gold, size),
             _sums(drawn, predicted, size + 1)[:, :size],
@@ -206,6 +222,7 @@ def arm_numbers(
     if kind == "classify":
         counts = confusion(answers, labels)
         numbers["macro_f1"] = macro_f1(counts, seed, resamples)._asdict()
+        numbers["balanced_accuracy"] = balanced_accuracy(counts, seed, resamples)._asdict()
         numbers["per_class"] = per_class(counts, labels)
         numbers["confusion"] = {"rows": list(labels), "columns": [*labels, "unparsed"], "counts": counts.tolist()}
     seconds = np.sort([a.seconds for a in answers if a.status != "failed"])

@@ -49,6 +49,14 @@ def proportion(successes: int, n: int) -> Interval:
     return Interval(value, min(float(ci.low), value), max(float(ci.high), value), n)
 
 
+def wilson(share: float, trials: float) -> tuple[float, float]:
+    """Wilson's interval of a share seen in so many trials, which need not be a whole number: that of as much evidence."""
+    z = 1.959964
+    middle = (share + z * z / (2 * trials)) / (1 + z * z / trials)
+    half = z / (1 + z * z / trials) * np.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
+    return max(0.0, min(float(middle - half), share)), min(1.0, max(float(middle + half), share))
+
+
 def difference(successes: int, n: int, others: int, m: int, level: float = 0.95) -> Interval:
     """The difference of two independent shares, successes/n - others/m, with the hybrid score interval of Newcombe (1998,
     method 10): as honest at 0 and at n as Wilson's, of which it is made.

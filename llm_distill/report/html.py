@@ -14,13 +14,14 @@ from jinja2 import ChainableUndefined, Environment, PackageLoader, Template
 from markupsafe import Markup
 
 from llm_distill.report import charts, sections, words
+from llm_distill.report.arms import RIVALS, asked_first, measured, slices, unmeasured, weakest_slice, worse_slices
 from llm_distill.report.sections import MOST
 from llm_distill.report.words import Part, Said, human, interval, measure, part, percent, points, short, value
 
 PRIMARY = ("accuracy", "token_f1", "exact_match", "agreement_with_teacher")  # the first that was measured leads
+CERTAINTY = ("brier", "ece", "auroc", "top1_agreement", "kl_from_teacher")  # from label probabilities
 WIDEST = 16  # labels of a confusion matrix; beyond that its commonest confusions are listed
 SPENT_ON = ("asked", "answered", "reused", "prompt_tokens", "completion_tokens")
-RIVALS = ("teacher", "base_few_shot", "base_zero_shot")  # in the order in which a reviewer asks
 
 
 class Tile(NamedTuple):
@@ -39,12 +40,15 @@ def render(report: Part) -> str:
     primary = next((m for m in wanted if any(value(part(a, m)) is not None for a in arms.values())), PRIMARY[0])
     pairs = {p: part(part(report, "paired"), p) for p in part(report, "paired")}
     pairs = {p: pair for p, pair in pairs.items() if value(pair, "difference") is not None}
-    pairs = {p: pairs[p] for p in sorted(pairs, key=_asked_first)}
+    pairs = {p: pairs[p] for p in sorted(pairs, key=asked_first)}
     return _template().render(
         report=report,
         arms=arms,
         primary=primary,
-        metrics=list(dict.fromkeys(m for arm in arms.values() for m in arm if "value" in part(arm, m))),
+        metrics=[m for m in measured(arms) if m not in CERTAINTY],
+        certainty=[m for m in CERTAINTY if m in measured(arms)],
+        curves=[(a, arm["calibration"]) for a, arm in arms.items() if arm.get("calibration")],
+        undefined=unmeasured(arms),
         tiles=tiles(report, arms, primary, pairs)[:4],
         findings=list(findings(report, arms, primary, pairs)),
         pairs=[(name, pair, verdict(name, pair)) for name, pair in pairs.items()],
@@ -146,8 +150,11 @@ def findings(report: Part, arms: Mapping[str, Part], primary: str, pairs: Mappin
             yield Said(tone, f"{human(name)}: {points(pair['difference'])} points{between}. {text}")
     if reason := part(report, "gap_closed").get("reason"):
         yield Said("same", f"Share of the gap to the teacher: not stated, {short(reason, 300)}.")
-    yield from _weakest_slice(arms, primary)
-    yield from _worse_slices(pairs)
+    if missing := value(report, "without_gold"):
+        rows = "1 held-out row has" if missing == 1 else f"{words.count(missing)} held-out rows have"
+        yield Said("same", f"{rows} no gold answer: only agreement with the teacher counts there.")
+    yield from weakest_slice(arms, primary)
+    yield from worse_slices(pairs)
     if (unparsed := value(part(arms.get("student", {}), "unparsed_rate"))) is not None:
         text = "Every answer of the student names a label." if unparsed == 0 else ""
         text = text or f"{percent(unparsed)} of the student's answers name no label. They count as wrong."
@@ -164,62 +171,6 @@ def findings(report: Part, arms: Mapping[str, Part], primary: str, pairs: Mappin
     if arms and (terms := [t for t in report.get("terms") or [] if t]):
         named = dict.fromkeys(short(t.get("licence") or "a licence that is not stated") for t in terms)
         yield Said("look", f"The student comes under the terms of its models, set out below: {', '.join(named)}.")
-
-
-def _weakest_slice(arms: Mapping[str, Part], primary: str) -> Iterator[Said]:
-    """The slice on which the student falls furthest behind the teacher."""
-    behind = []
-    for tag, rows, _ in slices(arms, primary, most=10**6):
-        for group, n, metrics in rows:
-            student, teacher = value(metrics.get("student", {})), value(metrics.get("teacher", {}))
-            if student is not None and teacher is not None:
-                behind.append((student - teacher, f"{short(tag)} {short(group)}", n, student, teacher))
-    if behind:
-        lead, where, n, student, teacher = min(behind)
-        shown = f"{percent(student)} against {percent(teacher)}, {words.count(n)} rows"
-        if lead < 0:
-            yield Said("same", f"Furthest behind the teacher on {where}: {shown}.")
-        else:
-            yield Said("good", f"On no slice is the student behind the teacher; closest on {where}: {shown}.")
-
-
-def _asked_first(pair: str) -> int:
-    """Comparisons in the order in which a reviewer asks, others last."""
-    rival = pair.partition("_vs_")[2]
-    return RIVALS.index(rival) if rival in RIVALS else len(RIVALS)
-
-
-def _worse_slices(pairs: Mapping[str, Part]) -> Iterator[Said]:
-    """Slices on which the student is behind beyond chance, as many as were tested allowed for."""
-    for name, pair in pairs.items():
-        cells = [
-            (f"{short(tag)} {short(group)}", part(part(part(pair, "slices"), tag), group))
-            for tag in part(pair, "slices")
-            for group in part(part(pair, "slices"), tag)
-        ]
-        tested = [(where, cell) for where, cell in cells if value(cell, "p_holm") is not None]
-        worse = [where for where, cell in tested if cell["p_holm"] < 0.05 and (value(cell, "difference") or 0) < 0]
-        if worse:
-            more = f" and {len(worse) - 5} more" if len(worse) > 5 else ""
-            yield Said(
-                "look",
-                f"{human(name)}: worse on {', '.join(worse[:5])}{more}, with Holm's correction over {len(tested)} slices.",
-            )
-
-
-def slices(arms: Mapping[str, Part], primary: str, most: int = MOST) -> list[tuple[str, list[Any], int]]:
-    """Per tag: (tag, rows of (value of the tag, n, {arm: metric}), how many rows were left out)."""
-    tags = dict.fromkeys(tag for arm in arms.values() for tag in part(arm, "slices"))
-    found = []
-    for tag in tags:
-        groups = dict.fromkeys(g for arm in arms.values() for g in part(part(arm, "slices"), tag))
-        rows = []
-        for group in groups:
-            cells = {a: part(part(part(arm, "slices"), tag), group) for a, arm in arms.items()}
-            n = next((cell["n"] for cell in cells.values() if cell.get("n") is not None), None)
-            rows.append((group, n, {a: part(cell, primary) for a, cell in cells.items()}))
-        found.append((tag, rows[:most], len(rows[most:])))
-    return found
 
 
 def confusion(of: Part) -> dict[str, Any]:
@@ -291,9 +242,9 @@ def drawn(report: Part, arms: Mapping[str, Part], primary: str, pairs: Mapping[s
         return charts.Estimate(label, value(of, key) or 0.0, value(of, "low"), value(of, "high"), shown, strong)
 
     found = {}
-    measured = {a: part(arm, primary) for a, arm in arms.items() if value(part(arm, primary)) is not None}
-    if measured:
-        rows = [row(human(a), m, "value", percent(m["value"]), a == "student") for a, m in measured.items()]
+    leading = {a: part(arm, primary) for a, arm in arms.items() if value(part(arm, primary)) is not None}
+    if leading:
+        rows = [row(human(a), m, "value", percent(m["value"]), a == "student") for a, m in leading.items()]
         found["arms"] = charts.forest(rows, name="arms-chart", title=words.visible(f"{human(primary)} of each arm"))
     if pairs:
         rows = [

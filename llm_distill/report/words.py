@@ -23,6 +23,11 @@ NAMES = {
     "token_f1": "Token F1",
     "agreement_with_teacher": "Agrees with teacher",
     "unparsed_rate": "Unparsed",
+    "brier": "Brier score",
+    "ece": "Calibration error",
+    "auroc": "AUROC",
+    "top1_agreement": "Same likeliest label",
+    "kl_from_teacher": "KL from teacher",
     "win": "Student wins",
     "loss": "Student loses",
     "seconds_per_answer": "Time per answer",
@@ -33,6 +38,8 @@ NAMES = {
     "git": "Git commit",
     "sha256": "SHA-256",
 }
+
+DECIMAL = {"brier", "ece", "auroc", "kl_from_teacher"}  # shown as they are: no share of anything
 
 # Controls, zero-width and bidirectional marks, line separators, lone surrogates, noncharacters, tag characters. Joiners
 # stay (200C, 200D: Persian, emoji).
@@ -147,6 +154,8 @@ def measure(number: object, metric: str) -> str:
         return duration(number)
     if "token" in metric and not metric.startswith("token_f1"):
         return count(number)
+    if metric in DECIMAL:
+        return f"{number:.3f}" if isinstance(number, int | float) and math.isfinite(number) else "—"
     return percent(number)
 
 
@@ -157,6 +166,8 @@ def interval(of: Part, metric: str = "") -> str:
         return ""
     if metric == "difference":
         return f"{points(low)} to {points(high)}"
+    if metric in DECIMAL:
+        return f"{low:.3f} to {high:.3f}"
     return f"{100 * low:.1f} to {100 * high:.1f}"
 
 

@@ -101,6 +101,12 @@ def test_full_report_says_it_all() -> None:
         "No difference can be seen, which does not prove that there is none; 300 rows would mostly show one of 4.1 points or "
         "more, and 2,851 the one seen.",
         "\u22121.3 \u22123.7 to +1.0 BCa \u22123.7 to +1.0 5 9 0.390",
+        "12 held-out rows have no gold answer",
+        "Calibration error",
+        "0.112 0.080 to 0.150",
+        "0.031 0.000 to 0.052 by chance 0.044",
+        "71.2 % 69.0 % 61.0 to 76.0 150",
+        "Not measured: KL from teacher of base, zero-shot, base, few-shot, student (nothing to hold it against).",
         "Student vs teacher: worse on domain amazon, with Holm's correction over 2 slices.",
         "\u22121.4 \u22124.0 to \u22121.0 0.002",
         "The student is better.",
