@@ -20,6 +20,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from llm_distill import store, templates
 from llm_distill.errors import UserError
+from llm_distill.evals.measures import bind_metrics
 from llm_distill.generators import GENERATORS
 from llm_distill.mixing import Mix
 from llm_distill.models import MODELS
@@ -108,6 +109,7 @@ class Plan:
     trainer: Plug | None
     train_seed: int  # `seed` among the trainer's knobs; the recipe's unless given
     evaluate: Evaluate | None
+    metrics: list[Plug]
     report: Report
     sweep: Sweep | None
     digest: str
@@ -207,6 +209,7 @@ def load(path: Path, overrides: Sequence[str] = (), raw: Mapping[str, Any] | Non
         trainer=None if train is None else bind("trainer", train, TRAINERS, reading),
         train_seed=train_seed,
         evaluate=recipe.evaluate,
+        metrics=_metrics(recipe, kind.name, reading),
         report=recipe.report,
         # What a sweep reads is no part of the run: its files are noted elsewhere.
         sweep=None if recipe.sweep is None else _checked(Sweep, recipe.sweep, "sweep", {**reading, "files": set()}),
@@ -222,6 +225,11 @@ def load(path: Path, overrides: Sequence[str] = (), raw: Mapping[str, Any] | Non
     words = run | {"answers": _without(raw.get("answers") or {}, _BOUNDS)}
     sources = (*files, store.digest(templates.BUILT_IN))  # an edited text of ours is no other recipe
     return replace(plan, digest=content_id([run, files]), account=content_id([words, files]), sources=sources)
+
+
+def _metrics(recipe: _Recipe, kind: str, reading: Reading) -> list[Plug]:
+    how = recipe.evaluate or Evaluate()
+    return bind_metrics(how.metrics, how.metric, kind, recipe.answers.json_schema, reading)
 
 
 def _training(recipe: _Recipe) -> tuple[Spec | None, int]:

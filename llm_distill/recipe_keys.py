@@ -92,8 +92,13 @@ class Answers(Strict):
 
 
 class Evaluate(Strict):
-    """How the arms are compared. Sampling defaults to the answers' own, greedy."""
+    """How the arms are compared. Sampling defaults to the answers' own, greedy.
 
+    metric: the one that the verdict is about; null is the task kind's own. metrics: those of texts that are measured besides.
+    """
+
+    metric: str | None = None
+    metrics: list[str | dict[str, Any]] = []
     slices: list[str] = []
     temperature: float = Field(0.0, ge=0)
     max_tokens: int | None = Field(None, ge=1)

@@ -238,6 +238,7 @@ def train_student(run: Run, look: Path | None = None) -> Outcome:
 def evaluate(run: Run) -> Outcome:
     """eval/<arm>.parquet and eval/comparison.json: base, few-shot base, student and teacher on the same held-out rows."""
     from llm_distill.evals.compare import compare
+    from llm_distill.evals.measures import measures
 
     plan = run.plan
     assert plan.evaluate is not None
@@ -264,7 +265,8 @@ def evaluate(run: Run) -> Outcome:
         answers[arm] = store.read_answers(run.folder.file(f"eval/{arm}.parquet"))
     numbers = compare(
         answers, task.kind, task.labels, seed=plan.seed, slices=plan.evaluate.slices,
-        resamples=plan.evaluate.resamples, teachers=len(plan.teachers.roles),
+        resamples=plan.evaluate.resamples, teachers=len(plan.teachers.roles), metric=plan.evaluate.metric,
+        measures=measures(plan.metrics, plan.answers.json_schema),
     )  # fmt: skip
     store.write_json(run.folder.file("eval/comparison.json"), numbers)
     return Outcome(len(prompts), len(prompts), sum(a.owed for rows in answers.values() for a in rows))

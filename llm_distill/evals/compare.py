@@ -1,15 +1,16 @@
 """The arms side by side on the same held-out rows: the numbers of report.json.
 
 Every paired number speaks about the rows that all scored arms share (`paired_rows`) and is read from one joint
-bootstrap over those rows. It is about one metric, `metric`: accuracy (classify) or token F1 (generate); where no row
-has gold, agreement with the teacher, which leaves out the teacher's own arm. `low` and `high` are percentiles, `bca` the
-bias-corrected and accelerated interval from the same draws.
+bootstrap over those rows. It is about one metric, `metric`: accuracy (classify) or token F1 (generate) unless another is
+named; where no row has gold, agreement with the teacher, which leaves out the teacher's own arm. `low` and `high` are
+percentiles, `bca` the bias-corrected and accelerated interval from the same draws.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ import numpy as np
 from llm_distill.evals.examples import examples
 from llm_distill.evals.gold import check_labels, check_slices
 from llm_distill.evals.headline import headline
+from llm_distill.evals.measures import Measure
 from llm_distill.evals.metrics import (
     AGREEMENT,
     GOLD,
@@ -87,10 +89,17 @@ def compare(
     slices: Sequence[str] = (),
     resamples: int = 10_000,
     teachers: int = 1,
+    metric: str | None = None,
+    measures: Mapping[str, Measure] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """All numbers of the comparison, ready for JSON; equal answers in any order give equal bytes.
 
-    `teachers`: how many models the teacher's arm stands for.
+    `teachers`: how many models the teacher's arm stands for. `metric`: the one that paired numbers are about, by default the
+    task kind's own. `measures`: metrics by name beyond those, a score for each row that they can measure.
+
+    Keys: `headline`; `metric`, `teachers`, `paired_rows`, `without_gold` (rows); `arms` (see `arm_numbers` and
+    `probability_numbers`; `undefined` says why a metric has no value); `paired` (see `paired`; `slices` with `p_holm`);
+    `gap_closed` and `kept_share` (value, low, high, n, bca, or a `reason`); `examples_versus` and `examples`.
 
     UserError for a gold label the task does not have and for a slice that no row has. Undefined numbers are None.
     """
@@ -105,10 +114,14 @@ def compare(
             check_labels([a.prompt for a in answers], labels)
             check_predictions(answers, labels)
     scores: dict[str, dict[str, Scores]] = {}
+    unmeasured: dict[str, dict[str, dict[str, int]]] = {}  # arm -> metric -> why -> rows
     for arm, answers in present.items():
         judge = present.get("teacher", ()) if arm != "teacher" else ()
-        scores[arm] = gold_scores(answers, kind) | {AGREEMENT: agreement_scores(answers, judge, kind)}
-    shared = share(scores, kind, seed, resamples)
+        more = {name: of(answers) for name, of in measures.items()}
+        unmeasured[arm] = {name: lost for name, (_, lost) in more.items() if lost}
+        scores[arm] = gold_scores(answers, kind) | {name: of for name, (of, _) in more.items()}
+        scores[arm][AGREEMENT] = agreement_scores(answers, judge, kind)
+    shared = share(scores, kind, seed, resamples, metric)
     base = stronger_base(shared)
     pairs = {f"student_vs_{other}": paired(shared, other) for other in PAIRS if shared.has("student", other)}
     if pairs and shared.rows:
@@ -123,6 +136,8 @@ def compare(
         if kind == "classify":
             held_against = [] if arm == "teacher" else teacher
             of |= probability_numbers(answers, held_against, labels, seed=seed, resamples=resamples)
+        for name, lost in unmeasured[arm].items():
+            of[name]["unmeasured"] = lost
         why = undefined(of, is_teacher=arm == "teacher", taught=bool(teacher), gold=GOLD[kind])
         measured[arm] = of | {"undefined": why}
     versus = "teacher" if shared.has("teacher") else base
@@ -148,9 +163,11 @@ def without_gold(arms: Mapping[str, Sequence[Answer]], kind: Kind) -> int:
     return sum(gold is None for gold in rows.values())
 
 
-def share(scores: Mapping[str, Mapping[str, Scores]], kind: Kind, seed: int, resamples: int) -> Shared:
-    """The shared rows, on gold where any arm has it, else on agreement."""
-    for metric in (PRIMARY[kind], AGREEMENT):
+def share(
+    scores: Mapping[str, Mapping[str, Scores]], kind: Kind, seed: int, resamples: int, wanted: str | None = None
+) -> Shared:
+    """The shared rows, on the metric wanted (the kind's own) where any arm has it, else on agreement."""
+    for metric in (wanted or PRIMARY[kind], AGREEMENT):
         scored = {arm: of[metric] for arm, of in scores.items() if of[metric]}
         rows = sorted(set.intersection(*(set(of) for of in scored.values()))) if scored else []
         if rows:

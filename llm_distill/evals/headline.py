@@ -13,7 +13,21 @@ from llm_distill.evals.statistics import FEWEST
 
 FEW = 30  # below this many rows the sentence warns
 SELF = {"base_few_shot": "its own few-shot self", "base_zero_shot": "its own zero-shot self"}
-WORDS = {"accuracy": "accuracy", "token_f1": "token F1", AGREEMENT: "agreement with its teacher"}
+WORDS = {
+    "accuracy": "accuracy",
+    "token_f1": "token F1",
+    "exact_match": "exact match",
+    "chrf": "chrF",
+    "rouge_l": "ROUGE-L",
+    "embedding": "embedding similarity",
+    "json_equal": "exact JSON",
+    "json_fields": "field F1",
+    "schema_valid": "schema validity",
+    "numeric": "numeric accuracy",
+    "math": "mathematical accuracy",
+    "code": "pass rate",
+    AGREEMENT: "agreement with its teacher",
+}
 MANY = (("its teacher's", "its teachers'"), ("its teacher gets", "its teachers get"), ("its teacher ", "its teachers "))
 Numbers = Mapping[str, Any]
 
@@ -32,15 +46,15 @@ def _said(numbers: Numbers) -> str:
         return "Nothing can be said: no held-out row has a gold answer, and there is no teacher to agree with."
     if not arms.get("student", {"n": 0})["n"]:
         scored = [f"{arm.replace('_', ' ')} {interval(of[metric])}" for arm, of in arms.items() if of[metric]["n"]]
-        return f"No student was evaluated; {WORDS[metric]} on the held-out rows: {', '.join(scored) or 'none'}."
+        return f"No student was evaluated; {said(metric)} on the held-out rows: {', '.join(scored) or 'none'}."
     if not n or not arms["student"][metric]["n"]:
-        return f"Nothing can be said of the student: the arms share no held-out row on which to score {WORDS[metric]}."
+        return f"Nothing can be said of the student: the arms share no held-out row on which to score {said(metric)}."
     if n < FEWEST:
         scored = [
             f"{arm.replace('_', ' ')} {percent(of[metric]['value'])}" for arm, of in arms.items() if of[metric]["n"]
         ]
         rows = "1 held-out row" if n == 1 else f"{n} held-out rows"
-        return f"Nothing can be concluded from {rows}; for the record, {WORDS[metric]}: {', '.join(scored)}."
+        return f"Nothing can be concluded from {rows}; for the record, {said(metric)}: {', '.join(scored)}."
     clauses = [opening(numbers)]
     base = numbers["gap_closed"]["from"]
     if base:
@@ -51,6 +65,11 @@ def _said(numbers: Numbers) -> str:
     return f"{sentence}, on {n} held-out rows{caution(paired, n)}."
 
 
+def said(metric: str) -> str:
+    """A metric as a sentence names it; one of the recipe's own by its name."""
+    return WORDS.get(metric, metric)
+
+
 def opening(numbers: Numbers) -> str:
     """What the student can do, as a share of its teacher where there is one."""
     metric, kept, student = numbers["metric"], numbers["kept_share"], numbers["arms"]["student"]
@@ -59,12 +78,12 @@ def opening(numbers: Numbers) -> str:
         teacher = numbers["paired"]["student_vs_teacher"]
         if clear(teacher) and teacher["difference"] > 0:
             lead = f"{points(teacher['difference'])} points ({points(teacher['low'])} to {points(teacher['high'])})"
-            return f"The student's {WORDS[metric]} is {lead} above its teacher's ({both})"
-        return f"The student keeps {interval(kept)} of its teacher's {WORDS[metric]} ({both})"
+            return f"The student's {said(metric)} is {lead} above its teacher's ({both})"
+        return f"The student keeps {interval(kept)} of its teacher's {said(metric)} ({both})"
     if metric == AGREEMENT:
-        return f"Without gold answers: the student's {WORDS[metric]} is {interval(student[metric])}"
+        return f"Without gold answers: the student's {said(metric)} is {interval(student[metric])}"
     nothing = ", where its teacher gets nothing right" if "student_vs_teacher" in numbers["paired"] else ""
-    return f"The student's {WORDS[metric]} is {interval(student[metric])}{nothing}"
+    return f"The student's {said(metric)} is {interval(student[metric])}{nothing}"
 
 
 def against_base(pair: Numbers, whom: str) -> str:

@@ -26,6 +26,7 @@ from llm_distill.evals.statistics import (
     proportion,
     ratio,
     resampled_counts,
+    unbounded,
 )
 from llm_distill.records import Answer, Status
 
@@ -34,6 +35,15 @@ Scores = dict[str, float]  # row_id -> score in [0, 1]
 
 PRIMARY: dict[Kind, str] = {"classify": "accuracy", "generate": "token_f1"}
 GOLD: dict[Kind, str] = {"classify": "label", "generate": "reference"}  # of a prompt: what an answer is held against
+RIGHT_OR_WRONG = {
+    "accuracy",
+    "exact_match",
+    "code",
+    "json_equal",
+    "math",
+    "numeric",
+    "schema_valid",
+}  # scores of 0 and 1
 AGREEMENT = "agreement_with_teacher"
 NO_TAG = "(none)"  # the slice of the rows that lack the tag
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -207,13 +217,18 @@ def arm_numbers(
     slices: Sequence[str],
     resamples: int,
 ) -> dict[str, Any]:
-    """Everything that can be said of one arm alone; `scores` per metric, agreement among them."""
+    """Everything that can be said of one arm alone; `scores` per metric, agreement among them.
+
+    Each metric is {value, low, high, n}. classify: accuracy, macro_f1, balanced_accuracy, per_class, confusion. generate:
+    exact_match, token_f1, length_ratio (words of the answers by those of their references), and what the recipe names. Both:
+    agreement_with_teacher, unparsed_rate, time, tokens, `status` (rows) and `slices`.
+    """
 
     def measured(metric: str, scores: Scores) -> dict[str, Any]:
         values = np.array(list(scores.values()))
-        if metric == "token_f1" or (metric == AGREEMENT and kind == "generate"):
-            return mean(values, seed, resamples)._asdict()
-        return proportion(int(values.sum()), len(values))._asdict()
+        if metric in RIGHT_OR_WRONG or (metric == AGREEMENT and kind == "classify"):
+            return proportion(int(values.sum()), len(values))._asdict()
+        return mean(values, seed, resamples)._asdict()
 
     unparsed = [unanswered(a, kind) for a in answers]
     numbers: dict[str, Any] = {"n": len(answers)}
@@ -225,6 +240,15 @@ def arm_numbers(
         numbers["balanced_accuracy"] = balanced_accuracy(counts, seed, resamples)._asdict()
         numbers["per_class"] = per_class(counts, labels)
         numbers["confusion"] = {"rows": list(labels), "columns": [*labels, "unparsed"], "counts": counts.tolist()}
+    else:
+        words = [
+            [len(a.text.split()), len(a.prompt.reference.split())]
+            for a in answers
+            if a.prompt.reference is not None and a.status != "failed"
+        ]
+        lengths = np.array(words, dtype=np.float64).reshape(len(words), 2)
+        of_words = unbounded(lengths, lambda means: ratio(means[..., 0], means[..., 1]), seed, resamples)
+        numbers["length_ratio"] = of_words._asdict()
     seconds = np.sort([a.seconds for a in answers if a.status != "failed"])
     p50, p95 = np.quantile(seconds, [0.5, 0.95]) if len(seconds) else (None, None)
     numbers["seconds_per_answer"] = {"value": _mean(seconds.tolist()), "p50": p50, "p95": p95}

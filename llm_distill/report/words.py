@@ -23,6 +23,16 @@ NAMES = {
     "token_f1": "Token F1",
     "agreement_with_teacher": "Agrees with teacher",
     "unparsed_rate": "Unparsed",
+    "length_ratio": "Length / reference",
+    "chrf": "chrF",
+    "rouge_l": "ROUGE-L",
+    "embedding": "Embedding similarity",
+    "json_equal": "Exact JSON",
+    "json_fields": "Field F1",
+    "schema_valid": "Fits schema",
+    "numeric": "Right number",
+    "math": "Right expression",
+    "code": "Passes tests",
     "brier": "Brier score",
     "ece": "Calibration error",
     "auroc": "AUROC",
@@ -39,7 +49,7 @@ NAMES = {
     "sha256": "SHA-256",
 }
 
-DECIMAL = {"brier", "ece", "auroc", "kl_from_teacher"}  # shown as they are: no share of anything
+DECIMAL = {"brier", "ece", "auroc", "kl_from_teacher", "length_ratio"}  # shown as they are: no share of anything
 
 # Controls, zero-width and bidirectional marks, line separators, lone surrogates, noncharacters, tag characters. Joiners
 # stay (200C, 200D: Persian, emoji).

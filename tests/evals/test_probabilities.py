@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import entropy, norm
-from sklearn.metrics import balanced_accuracy_score, brier_score_loss, roc_auc_score  # type: ignore[import-untyped]
+from sklearn.metrics import balanced_accuracy_score, brier_score_loss, roc_auc_score
 
 from llm_distill.evals.compare import compare
 from llm_distill.evals.metrics import balanced_accuracy, confusion
