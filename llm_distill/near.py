@@ -125,6 +125,16 @@ class NearIndex:
         return [key for s, key in sorted(found, key=lambda pair: (-pair[0], pair[1])) if s >= self._threshold]
 
 
+def near_index(texts: Sequence[str], threshold: float) -> NearIndex:
+    """An index of all these texts, each under its place."""
+    index = NearIndex(threshold)
+    for some in portions(texts):
+        index.expect(texts[some.start : some.stop])
+        for place in some:
+            index.add(place, texts[place])
+    return index
+
+
 def similarity(one: str, other: str, ngram: int = 3) -> float:
     """The Jaccard similarity of two texts' word n-grams, exactly; 0 where one has no words."""
     grams = hashed([one, other], ngram)

@@ -73,11 +73,11 @@ STAGES = {
     ),
     "evaluate": Stage(
         evaluate, ("seed", "task", "teachers", "answers", "evaluate"),
-        ("held_out.parquet", "student"), ("eval",),
+        ("held_out.parquet", "kept.parquet", "student"), ("eval",),
         lambda plan: plan.evaluate is not None, lambda plan: (*plan.teachers.roles, "student"),
     ),
     "report": Stage(
-        write_report, ("name", "report", "policy", "models", "prompts", "filter", "train"),
+        write_report, ("name", "report", "policy", "models", "prompts", "filter", "train", "ship"),
         ("prompts.parquet", "answers.parquet", "kept.parquet", "dropped.parquet", "student", "eval"), ("report",),
     ),
 }  # fmt: skip

@@ -27,7 +27,7 @@ from llm_distill.models import MODELS
 from llm_distill.plugs import Plug, Reading, Spec, bind, one_line
 from llm_distill.recipe_checks import check_across
 from llm_distill.recipe_file import override, read_recipe
-from llm_distill.recipe_keys import Answers, Evaluate, HeldOut, Report, Strict, Sweep
+from llm_distill.recipe_keys import Answers, Evaluate, HeldOut, Report, Ship, Strict, Sweep
 from llm_distill.records import Sampling, content_id
 from llm_distill.scorers import SCORERS, Filter, Pick, bind_filters, bind_pick
 from llm_distill.tasks import Task
@@ -65,6 +65,7 @@ class _Recipe(BaseModel):
     filter: list[str | dict[str, Any]] = []
     train: str | dict[str, Any] | None = None
     evaluate: Evaluate | None = None
+    ship: Ship | None = None
     report: Report = Report()
     sweep: dict[str, Any] | None = None
 
@@ -110,6 +111,7 @@ class Plan:
     train_seed: int  # `seed` among the trainer's knobs; the recipe's unless given
     evaluate: Evaluate | None
     metrics: list[Plug]
+    ship: Ship | None
     report: Report
     sweep: Sweep | None
     digest: str
@@ -210,6 +212,7 @@ def load(path: Path, overrides: Sequence[str] = (), raw: Mapping[str, Any] | Non
         train_seed=train_seed,
         evaluate=recipe.evaluate,
         metrics=_metrics(recipe, kind.name, reading),
+        ship=recipe.ship,
         report=recipe.report,
         # What a sweep reads is no part of the run: its files are noted elsewhere.
         sweep=None if recipe.sweep is None else _checked(Sweep, recipe.sweep, "sweep", {**reading, "files": set()}),
@@ -221,7 +224,7 @@ def load(path: Path, overrides: Sequence[str] = (), raw: Mapping[str, Any] | Non
     files = sorted(_file_digest(f) for f in reading["files"])
     if plan.answers.json_schema:  # it may come from code
         files.append(content_id(plan.answers.json_schema))
-    run = _without(raw, ["sweep"])  # with other trials it is the same run
+    run = _without(raw, ["sweep", "ship"])  # with other trials, or judged by another gate, it is the same run
     words = run | {"answers": _without(raw.get("answers") or {}, _BOUNDS)}
     sources = (*files, store.digest(templates.BUILT_IN))  # an edited text of ours is no other recipe
     return replace(plan, digest=content_id([run, files]), account=content_id([words, files]), sources=sources)

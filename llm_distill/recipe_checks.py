@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from llm_distill.errors import UserError, did_you_mean
 from llm_distill.plugs import Plug
-from llm_distill.prices import Prices, listing
+from llm_distill.prices import FREE, Prices, listing
 from llm_distill.scorers import Filter, Pick, check_needs
 from llm_distill.teachers import check_asking
 from llm_distill.terms import judge, named_sources
@@ -103,6 +103,7 @@ def check_across(plan: Plan) -> None:
             )
     check_asking(plan)
     _check_attach(plan)
+    _check_ship(plan)
     sft_checks.check_recipe(plan)
     logit_kd_checks.check_recipe(plan)
     on_policy_checks.check_recipe(plan)
@@ -151,4 +152,25 @@ def _check_attach(plan: Plan) -> None:
     if model.knobs.get("prices_usd"):
         raise UserError(
             f"{model.spec.where}.prices_usd: {where} reads with a model of one's own, outside of any budget."
+        )
+
+
+def _check_ship(plan: Plan) -> None:
+    ship = plan.ship
+    if ship is None:
+        return
+    if not plan.trainer or not plan.evaluate:
+        missing = "evaluate" if plan.trainer else "train"
+        raise UserError(
+            f"ship: there is no student to judge, for the recipe has no `{missing}`; add it, or remove `ship`."
+        )
+    if ship.max_slice_drop is not None and not plan.evaluate.slices:
+        raise UserError(
+            "ship.max_slice_drop: there are no slices to compare; name tags in evaluate.slices, e.g. `slices: [product]`."
+        )
+    free = known_prices(plan.models["student"]) in (None, FREE)
+    if ship.max_usd_per_1000 is not None and free and ship.machine_usd_per_hour is None:
+        raise UserError(
+            "ship.max_usd_per_1000: models.student runs on a machine of yours, and nothing says what that costs; add "
+            "`machine_usd_per_hour` to ship (0 if it costs nothing)."
         )

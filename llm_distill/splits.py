@@ -245,18 +245,23 @@ def check_rows(plan: Plan, prompts: Sequence[Prompt], held_out: Sequence[Prompt]
     if not more:
         sft_checks.check_taught(plan, prompts)
         logit_kd_checks.check_taught(plan, prompts)
-    known = {p.gist for p in prompts}
-    _disjoint("prompts", held_out, known)
-    known |= {p.gist for p in held_out}
+    allowed = plan.evaluate.allow_overlap if plan.evaluate else ()
+    apart = [p for p in held_out if p.row_id not in allowed]
+    if "training" not in allowed:
+        _disjoint("prompts", apart, {p.gist for p in prompts})
     if plan.task.kind == "classify":
         check_labels(held_out, plan.task.labels)
     if plan.evaluate and held_out and not more:
         check_slices(held_out, plan.evaluate.slices)
-    for view in (plan.task.student_view, plan.task.teacher_view, plan.task.few_shot):
+    for party, view in (
+        ("teacher", plan.task.teacher_view),
+        ("few_shot", plan.task.few_shot),
+        ("", plan.task.student_view),
+    ):
         for file in view.examples if view else ():
             examples = list(read_rows(file))
-            if held_out:
-                _disjoint(f"worked examples in {file}", held_out, {e.gist for e in examples})
+            if party not in allowed:
+                _disjoint(f"worked examples in {file}", apart, {e.gist for e in examples})
             if plan.task.kind == "classify":
                 check_labels(examples, plan.task.labels)
         if view:

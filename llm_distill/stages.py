@@ -22,6 +22,7 @@ from llm_distill.coverage import embedding
 from llm_distill.errand import Errand
 from llm_distill.errors import FellShort, UserError
 from llm_distill.fairness import fairness, unfair
+from llm_distill.leaks import check_leaks
 from llm_distill.limits import Tally
 from llm_distill.models import Model
 from llm_distill.recipe import Plan
@@ -236,7 +237,10 @@ def train_student(run: Run, look: Path | None = None) -> Outcome:
 
 
 def evaluate(run: Run) -> Outcome:
-    """eval/<arm>.parquet and eval/comparison.json: base, few-shot base, student and teacher on the same held-out rows."""
+    """eval/<arm>.parquet and eval/comparison.json: base, few-shot base, student and teacher on the same held-out rows.
+
+    The stamp notes which student that was.
+    """
     from llm_distill.evals.compare import compare
     from llm_distill.evals.measures import measures
 
@@ -245,6 +249,7 @@ def evaluate(run: Run) -> Outcome:
     prompts = store.read_prompts(run.folder.file("held_out.parquet"))
     if not prompts:
         raise UserError("evaluate: the held-out set is empty; raise held_out.share or name a file.")
+    overlap = check_leaks(plan, prompts, run.folder.file("kept.parquet"))
     task, taught, drawn = plan.task, plan.answers.sampling, plan.drawn
     arms: dict[str, Panel] = {}
     if "student" in plan.models:
@@ -269,7 +274,8 @@ def evaluate(run: Run) -> Outcome:
         measures=measures(plan.metrics, plan.answers.json_schema),
     )  # fmt: skip
     store.write_json(run.folder.file("eval/comparison.json"), numbers)
-    return Outcome(len(prompts), len(prompts), sum(a.owed for rows in answers.values() for a in rows))
+    notes = {"student": store.digest(run.folder.file("student")), "overlap": overlap}
+    return Outcome(len(prompts), len(prompts), sum(a.owed for rows in answers.values() for a in rows), notes)
 
 
 def trained(student: Path) -> dict[str, Any]:

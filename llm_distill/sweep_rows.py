@@ -17,8 +17,7 @@ from llm_distill.evals.gold import check_labels
 from llm_distill.evals.metrics import AGREEMENT, PRIMARY, agreement_scores, gold_scores
 from llm_distill.evals.statistics import FEWEST
 from llm_distill.mixing import unit
-from llm_distill.near import NearIndex, near_pairs
-from llm_distill.ngrams import portions
+from llm_distill.near import near_index, near_pairs
 from llm_distill.recipe import Plan
 from llm_distill.records import Answer, Prompt, content_id
 from llm_distill.seeds import numbered, read_rows
@@ -158,11 +157,7 @@ def _near_to(rows: Sequence[Prompt], plan: Plan) -> Callable[[Prompt], bool]:
     threshold = _threshold(plan)
     if threshold is None:
         return lambda _row: False
-    index, texts = NearIndex(threshold), [row.text for row in rows]
-    for some in portions(texts):
-        index.expect(texts[some.start : some.stop])
-        for place in some:
-            index.add(place, texts[place])
+    index = near_index([row.text for row in rows], threshold)
     return lambda row: bool(index.near(row.text))
 
 

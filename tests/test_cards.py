@@ -16,8 +16,8 @@ from ruamel.yaml import YAML
 from llm_distill import store
 from llm_distill.errors import UserError
 from llm_distill.export import cards, licence, road
-from llm_distill.export.markdown import front_matter, plain, table
 from llm_distill.export.student import find, shown
+from llm_distill.report.markdown import front_matter, plain, table
 from llm_distill.report.words import visible
 from llm_distill.terms import Record, Source, shipped
 from tests.finished import copied, made

@@ -47,7 +47,7 @@ RANKS = [
     ["recipe_checks", "recipe_keys"],
     ["recipe"],
     ["sieve", "collect", "lineage", "attach"],
-    ["splits", "errand", "fairness", "review"],
+    ["splits", "leaks", "errand", "fairness", "review"],
     ["taught"],
     ["stages", "estimate"],
     ["provenance"],
@@ -70,7 +70,7 @@ RANKS = [
     ["serving_wire", "serving"],
     ["review_sheet"],
     ["cli_runs"],
-    ["cli_attach", "cli_sweep", "cli_students", "cli_training"],
+    ["cli_attach", "cli_evals", "cli_sweep", "cli_students", "cli_training"],
     ["cli"],
 ]
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}

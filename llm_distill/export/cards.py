@@ -13,9 +13,9 @@ from typing import Any
 
 from llm_distill import store
 from llm_distill.export.licence import Standing
-from llm_distill.export.markdown import front_matter, interval, plain, table
 from llm_distill.export.student import Student, shown
 from llm_distill.report.build import build
+from llm_distill.report.markdown import front_matter, interval, plain, table
 from llm_distill.report.words import ARMS
 
 _METRICS = {

@@ -1,4 +1,5 @@
-"""Everything a run found out, as one JSON-able object: report.json.
+"""Everything a run found out, as one JSON-able object: report.json. `schema.json` beside this module
+says of what form.
 
 Read from the run folder alone, so a report can be rebuilt where the recipe's inputs are gone. Wall-clock figures stand
 under `seconds` and in fields named so; all else is the same for equal answers.
@@ -13,11 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from llm_distill import store
+from llm_distill.evals.gate import gate
 from llm_distill.plugs import Spec
 from llm_distill.records import Answer
 from llm_distill.report.data import about_data
 from llm_distill.report.html import render
+from llm_distill.report.pull_request import brief
 from llm_distill.terms import Policy, Record, Source, row_sources, shipped, verdicts
+
+#: Of report.json, as `schema.json` describes it.
+FORMAT = 1
 
 
 def build(folder: store.RunFolder) -> dict[str, Any]:
@@ -34,7 +40,8 @@ def build(folder: store.RunFolder) -> dict[str, Any]:
         rows = arms.get(arm, [])
         numbers["arms"][arm]["model"] = ", ".join(sorted({a.model for a in rows if a.model})) or None
     says = recipe.get("report") or {}
-    return numbers | {
+    report = numbers | {
+        "format": FORMAT,
         "name": recipe["name"],
         "title": says.get("title"),
         "notes": says.get("notes"),
@@ -50,6 +57,7 @@ def build(folder: store.RunFolder) -> dict[str, Any]:
             "kept": kept,
         },
         **about_data(folder, answers, arms, task.name),
+        "overlap": folder.stamp("evaluate").get("overlap", []),
         "answered_by": _answered_by(answers),
         "training": _training(folder, recipe),
         "cost": _cost(folder, {"answers": answers} | {f"evaluate {arm}": rows for arm, rows in arms.items()}),
@@ -68,16 +76,30 @@ def build(folder: store.RunFolder) -> dict[str, Any]:
         },
         **_terms(record, recipe, kept_rows),
     }
+    if ship := recipe.get("ship"):
+        report["gate"] = gate(ship, report, arms, _unfit(folder))
+    return report
+
+
+def _unfit(folder: store.RunFolder) -> str | None:
+    """Why a run's evaluation says nothing of its student, if so."""
+    stamp = folder.stamp("evaluate")
+    if not stamp:
+        return "the run has not been evaluated; run the recipe again"
+    whole = stamp["outputs"]["eval"] == store.digest(folder.file("eval"))
+    if not whole or stamp.get("student") != store.digest(folder.file("student")):
+        return "the student, or its answers, changed after the evaluation; run the recipe again"
+    return None
 
 
 def write(folder: store.RunFolder) -> Path:
-    """Write report.json and report.html of a run; gives the page's path."""
+    """Write report.json, report.md and report.html of a run; gives the page's path."""
     report = build(folder)
     store.write_json(folder.file("report/report.json"), report)
-    page = folder.file("report/report.html")
-    with store.replacing(page) as temporary:
-        temporary.write_text(render(report), encoding="utf-8")
-    return page
+    for name, text in (("report.md", brief(report)), ("report.html", render(report))):
+        with store.replacing(folder.file(f"report/{name}")) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return folder.file("report/report.html")
 
 
 def _data_headline(asked: int, kept: int) -> str:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from jinja2 import ChainableUndefined, Environment, PackageLoader, Template
 from markupsafe import Markup
 
-from llm_distill.report import charts, sections, words
+from llm_distill.report import charts, gate_section, sections, words
 from llm_distill.report.arms import RIVALS, asked_first, measured, slices, unmeasured, weakest_slice, worse_slices
 from llm_distill.report.sections import MOST
 from llm_distill.report.words import Part, Said, human, interval, measure, part, percent, points, short, value
@@ -34,13 +34,7 @@ class Tile(NamedTuple):
 
 def render(report: Part) -> str:
     """The whole page. `report` is report.json's object; only `name` and `headline` are required."""
-    named = part(report, "arms")
-    arms = {a: part(named, a) for a in [*words.ARMS, *(a for a in named if a not in words.ARMS)] if part(named, a)}
-    wanted = (str(report.get("metric") or ""), *PRIMARY)
-    primary = next((m for m in wanted if any(value(part(a, m)) is not None for a in arms.values())), PRIMARY[0])
-    pairs = {p: part(part(report, "paired"), p) for p in part(report, "paired")}
-    pairs = {p: pair for p, pair in pairs.items() if value(pair, "difference") is not None}
-    pairs = {p: pairs[p] for p in sorted(pairs, key=asked_first)}
+    arms, primary, pairs = results(report)
     return _template().render(
         report=report,
         arms=arms,
@@ -62,8 +56,20 @@ def render(report: Part) -> str:
         spent_on=[k for k in SPENT_ON if any(spent.get(k) is not None for _, spent, _ in stages(report))],
         charts=drawn(report, arms, primary, pairs),
         most=MOST,
+        gate=gate_section.lines(report),
         **sections.views(report),
     )
+
+
+def results(report: Part) -> tuple[dict[str, Part], str, dict[str, Part]]:
+    """What both the page and report.md lead with: the arms in order, the metric that counts, the comparisons."""
+    named = part(report, "arms")
+    arms = {a: part(named, a) for a in [*words.ARMS, *(a for a in named if a not in words.ARMS)] if part(named, a)}
+    wanted = (str(report.get("metric") or ""), *PRIMARY)
+    primary = next((m for m in wanted if any(value(part(a, m)) is not None for a in arms.values())), PRIMARY[0])
+    pairs = {p: part(part(report, "paired"), p) for p in part(report, "paired")}
+    pairs = {p: pair for p, pair in pairs.items() if value(pair, "difference") is not None}
+    return arms, primary, {p: pairs[p] for p in sorted(pairs, key=asked_first)}
 
 
 @cache

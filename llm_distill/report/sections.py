@@ -77,6 +77,16 @@ def findings(report: Part) -> Iterator[Said]:
     """What a reviewer should know of the data, a sentence each."""
     if aside := value(part(report, "prompts"), "set_aside"):
         yield Said("same", f"{words.count(aside)} prompts nearly equalled held-out rows and were set aside unasked.")
+    for one in parts(report, "overlap"):
+        seen = {"training": "rows learnt from", "few_shot": "few-shot examples"}.get(
+            str(one.get("with")), "the teacher's examples"
+        )
+        rows = value(one, "rows") or 0
+        yield Said(
+            "look",
+            f"{words.count(rows)} held-out {'row overlaps' if rows == 1 else 'rows overlap'} {seen}, which the recipe allows: "
+            "what was measured on them may be memory.",
+        )
     unfair = [one for one in parts(report, "fairness") if one.get("unfair")]
     if unfair:
         worst = min(unfair, key=_unfairest)

@@ -1,0 +1,62 @@
+"""The command line's verdicts: may a run's student ship, and which of several is better."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llm_distill.cli_runs import AsJson, RunArg, Workspace, brief, folder_of
+from llm_distill.errors import FellShort, UserError
+
+
+def gate(run: RunArg, workspace: Workspace = Path("data"), as_json: AsJson = False) -> None:
+    """Say whether a run's student may ship, by the conditions under `ship:` in its recipe. Exit code 0: yes, 1: no.
+
+    Each condition is printed with its number, its bound and whether it holds; one that cannot be judged fails and says why.
+    Conditions changed in the recipe count after the next `run`, which trains and asks nothing for them.
+    """
+    from llm_distill.report.build import build
+    from llm_distill.report.gate_section import lines
+
+    folder = folder_of(run, workspace)
+    if not folder.file("kept.parquet").exists():
+        raise UserError(f"{folder.path} has no kept.parquet yet; run the recipe to its end first.")
+    report = build(folder)
+    found = report.get("gate")
+    if found is None:
+        raise UserError(
+            f"{folder.path}: the recipe has no `ship`, so there is nothing to hold the student to; add for example "
+            "`ship: {min_kept_share: 0.95}`, and run it again."
+        )
+    rows = lines(report)
+    if as_json:
+        print(json.dumps({"run": str(folder.path), **found}, sort_keys=True))
+    else:
+        for one in rows:
+            print(f"{'holds' if one.holds else 'FAILS'}  {one.what}: {brief(one.found)}, asked {brief(one.asked)}")
+            print(f"       {brief(one.note, 400)}")
+        print(f"Run: {folder.path}")
+    if not found["ships"]:
+        failed = "; ".join(f"{one.what.lower()} {one.found}, {one.asked} asked" for one in rows if not one.holds)
+        raise FellShort(f"gate: the student does not ship ({failed}).")
+
+
+def compare(
+    runs: Annotated[
+        list[str], typer.Argument(help="Two or more runs: their folders, or recipes' names.", show_default=False)
+    ],
+    workspace: Workspace = Path("data"),
+    as_json: AsJson = False,
+) -> None:
+    """Compare the students of several runs, row by row, on the held-out rows that they share.
+
+    Differences have paired 95 % intervals; p is McNemar's exact test (the sign test where scores are no yes or no), corrected
+    for the number of pairs by Holm. Nobody is asked.
+    """
+    from llm_distill.evals.students import compare_runs, markdown
+
+    found = compare_runs([folder_of(run, workspace) for run in runs])
+    print(json.dumps(found, sort_keys=True) if as_json else markdown(found))

@@ -1,0 +1,174 @@
+"""Whether a student may ship: the conditions under `ship:` in a recipe, each judged on what the run has measured.
+
+A gate errs on the side of not shipping. A condition that cannot be judged fails, and says what would let it be judged. Rows
+that the student failed on count as wrong; rows that its teacher still owes an answer would flatter the student, so nothing is
+compared with the teacher while there are any.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from llm_distill.evals.headline import percent, points
+from llm_distill.evals.metrics import AGREEMENT
+from llm_distill.evals.statistics import FEWEST, difference
+from llm_distill.records import Answer
+
+Unit = Literal["share", "points", "usd", "seconds"]
+Numbers = Mapping[str, Any]
+Arms = Mapping[str, Sequence[Answer]]
+
+
+class Judged(NamedTuple):
+    """A number and what it is about; None: it cannot be judged, and `note` says why and what to do."""
+
+    value: float | None
+    note: str
+
+
+def gate(ship: Numbers, numbers: Numbers, arms: Arms, unfit: str | None = None) -> dict[str, Any]:
+    """The gate's table: `ships`, and of each condition its number, bound, whether it holds, and a note.
+
+    ship: the recipe's words. numbers: report.json's. arms: the answers of each. unfit: why the evaluation says nothing of
+    this student.
+    """
+    if unfit is None and "student" not in arms:
+        unfit = "no student was evaluated"
+    found = []
+    for name, (unit, judge) in CONDITIONS.items():
+        if (bound := ship.get(name)) is None:
+            continue
+        judged = Judged(None, unfit) if unfit else judge(ship, numbers, arms)
+        least = name.startswith("min_")
+        value = None if judged.value is None or not np.isfinite(judged.value) else float(judged.value)
+        holds = value is not None and (value >= bound if least else value <= bound)
+        value = None if value is None else float(f"{value:.6g}")
+        bounds = {"min" if least else "max": float(bound)}
+        found.append({"name": name, "unit": unit, "value": value, **bounds, "holds": holds, "note": judged.note})
+    return {"ships": all(condition["holds"] for condition in found), "conditions": found}
+
+
+def kept(_ship: Numbers, numbers: Numbers, arms: Arms) -> Judged:
+    """The lower end of the interval of the student's share of its teacher's score."""
+    if owing := _owed(arms, "teacher"):
+        return owing
+    share = numbers.get("kept_share") or {}
+    if share.get("value") is None:
+        why = share.get("reason", "nothing was compared")
+        return Judged(None, f"{why}; give the held-out rows labels or references, and evaluate again")
+    if share.get("low") is None or share["n"] < FEWEST:
+        return Judged(None, f"{share['n']} rows are too few for a lower bound; hold more out")
+    high = "no upper bound" if share.get("high") is None else f"{points(share['high'])} %"
+    return Judged(
+        share["low"],
+        f"{percent(share['value'])} kept ({points(share['low'])} to {high}) of {percent(share['teacher'])}, on {share['n']} rows",
+    )
+
+
+def slice_drop(_ship: Numbers, numbers: Numbers, arms: Arms) -> Judged:
+    """By how much the student is below its teacher on the slice where it is furthest below."""
+    if owing := _owed(arms, "teacher"):
+        return owing
+    metric, of = numbers.get("metric"), numbers["arms"]
+    if metric in (None, AGREEMENT):
+        return Judged(None, "no held-out row has gold to score both by; give the rows labels or references")
+    worst: tuple[float, str] | None = None
+    for tag, groups in of["student"]["slices"].items():
+        for name, cell in groups.items():
+            student, teacher = cell[metric], of["teacher"]["slices"][tag][name][metric]
+            where = f"{tag} {name}"
+            if student["value"] is None or teacher["value"] is None:
+                return Judged(None, f"no row of {where} has gold to score it by; give one a label or a reference")
+            shown = f"{where}, {student['n']} rows: {percent(student['value'])} against {percent(teacher['value'])}"
+            drop = (teacher["value"] - student["value"], shown)
+            worst = drop if worst is None else max(worst, drop)
+    return Judged(None, "there are no slices; name tags in evaluate.slices") if worst is None else Judged(*worst)
+
+
+def bias_rise(_ship: Numbers, numbers: Numbers, arms: Arms) -> Judged:
+    """How much oftener the student than its base answers the members of a counterfactual group differently, by the attribute
+    and the measure where that rose most. The base is the one that is harder to beat: one that names no label never differs.
+    """
+    base = (numbers.get("gap_closed") or {}).get("from") or next((arm for arm in arms if arm.startswith("base_")), None)
+    if base is None:
+        return Judged(None, "no base was evaluated to compare with")
+    for arm in ("student", base):
+        if owing := _owed(arms, arm):
+            return owing
+    flips = {
+        who: {(f["attribute"], f["of"]): f for f in numbers.get("flips", []) if f["who"] == who and f["variant"] == "*"}
+        for who in ("student", base)
+    }
+    both = sorted(flips["student"].keys() & flips[base].keys())
+    if not both:
+        return Judged(
+            None,
+            "no held-out row belongs to a counterfactual group, so bias was not measured; add `counterfactual` to prompts, or "
+            "rows with the tags group, attribute and variant to the held-out file",
+        )
+    worst: tuple[float, str] | None = None
+    for key in both:
+        ours, theirs = flips["student"][key], flips[base][key]
+        if min(ours["groups"], theirs["groups"]) < FEWEST:
+            few = min(ours["groups"], theirs["groups"])
+            return Judged(None, f"{key[0]}: {few} groups can show nothing; hold out {FEWEST} or more")
+        rise = difference(ours["flips"], ours["groups"], theirs["flips"], theirs["groups"])
+        shown = f"{ours['flips']} of {ours['groups']} groups against {theirs['flips']} of {theirs['groups']} before training"
+        span = f"{points(rise.low)} to {points(rise.high)} points"
+        worst = max(worst or (-np.inf, ""), (rise.value, f"{key[1]} by {key[0]}: {shown} ({span})"))
+    return Judged(*worst) if worst else Judged(None, "")
+
+
+def usd_per_1000(ship: Numbers, _numbers: Numbers, arms: Arms) -> Judged:
+    """Dollars for a thousand answers: what tokens cost, and the machine for the time that answers took."""
+    answered = [a for a in arms["student"] if a.status != "failed"]
+    if not answered:
+        return Judged(None, "the student answered nothing")
+    paid = [a.cost_usd for a in arms["student"] if a.cost_usd is not None or a.status != "failed"]
+    if None in paid:
+        return Judged(None, "what its answers cost is unknown; add prices_usd to models.student")
+    tokens = sum(usd for usd in paid if usd is not None) / len(answered)
+    hourly = ship.get("machine_usd_per_hour") or 0.0
+    seconds = float(np.mean([a.seconds for a in answered]))
+    note = f"{tokens * 1000:.4g} for tokens, and {seconds:.3g} s an answer at {hourly:g} an hour"
+    return Judged(1000 * (tokens + seconds * hourly / 3600), note)
+
+
+def p95_seconds(_ship: Numbers, _numbers: Numbers, arms: Arms) -> Judged:
+    """The 95th percentile of the time an answer took. Of a batch, whose answers are each said to have taken an equal share of
+    its time, the time of the whole batch: an answer alone takes no longer, so this is an upper bound.
+    """
+    shares = [a.seconds for a in arms["student"] if a.status != "failed"]
+    if not shares:
+        return Judged(None, "the student answered nothing")
+    together = Counter(shares)
+    if len(together) == 1 and not shares[0]:
+        return Judged(None, "its answers took no time that was measured")
+    waits = [share * together[share] for share in shares]
+    many = max(together.values())
+    how = "one answer at a time" if many == 1 else f"whole batches of up to {many} answers, so alone it is faster"
+    return Judged(float(np.quantile(waits, 0.95)), f"timed over {how}")
+
+
+def _owed(arms: Arms, arm: str) -> Judged | None:
+    owed = sum(answer.owed for answer in arms.get(arm, ()))
+    if not owed:
+        return None
+    return Judged(
+        None,
+        f"{arm.replace('_', ' ')}: {owed} held-out rows have no answer yet; run again, or take them out of held_out",
+    )
+
+
+#: By key of the recipe: in what it is counted, and who judges it.
+CONDITIONS: dict[str, tuple[Unit, Callable[[Numbers, Numbers, Arms], Judged]]] = {
+    "min_kept_share": ("share", kept),
+    "max_slice_drop": ("points", slice_drop),
+    "max_bias_rise": ("points", bias_rise),
+    "max_usd_per_1000": ("usd", usd_per_1000),
+    "max_p95_seconds": ("seconds", p95_seconds),
+}

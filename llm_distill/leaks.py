@@ -1,0 +1,107 @@
+"""Checked once more, before anybody is asked: no held-out row may be among what the student or a prompt has seen.
+
+The split keeps rows apart when they are made. What happens to them later (a redacted prompt, a crowd of near duplicates, a
+new file of worked examples) is not its business, and an evaluation that leaks is worth nothing. So it fails, unless the
+recipe allows the overlap by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llm_distill import store
+from llm_distill.errors import UserError, did_you_mean
+from llm_distill.near import near_index
+from llm_distill.ngrams import portions
+from llm_distill.recipe import Plan
+from llm_distill.records import Prompt
+from llm_distill.seeds import read_rows
+
+#: Who has seen rows: the student in training; the few-shot base and the teacher in the worked examples of their prompts.
+PARTIES = ("training", "few_shot", "teacher")
+#: Overlaps that are looked for at most: with so many nobody reads on, and a crowd of near rows costs its square.
+MOST = 1000
+#: Rows that a message names.
+_NAMED = 10
+
+
+@dataclass(frozen=True)
+class Leak:
+    """A held-out row and what it overlaps: who has seen it, the words seen, whether they are the very same."""
+
+    row_id: str
+    party: str
+    text: str
+    exact: bool
+
+
+def leaks(held_out: Sequence[Prompt], seen: Mapping[str, Sequence[Prompt]], near: float | None) -> Iterator[Leak]:
+    """Each held-out row that equals a row seen (case and blank space aside), or is near it by so much; `near` None: equals."""
+    same: dict[str, list[int]] = {}
+    for place, row in enumerate(held_out):
+        same.setdefault(row.gist, []).append(place)
+    index = None if near is None else near_index([row.text for row in held_out], near)
+    for party, rows in seen.items():
+        texts = [row.text for row in rows]
+        for some in portions(texts):
+            if index is not None:
+                index.expect(texts[some.start : some.stop])
+            for i in some:
+                equal = same.get(rows[i].gist, [])
+                close = [] if index is None else index.near(texts[i])
+                for place in dict.fromkeys([*equal, *close]):
+                    yield Leak(held_out[place].row_id, party, texts[i], place in equal)
+
+
+def check_leaks(plan: Plan, held_out: Sequence[Prompt], kept: Path) -> list[dict[str, Any]]:
+    """What overlaps and is allowed to: its party and how many held-out rows. UserError for what is not.
+
+    kept: the table of the rows learnt from, read where a student is trained.
+    """
+    assert plan.evaluate is not None
+    allowed = plan.evaluate.allow_overlap
+    ids = {row.row_id for row in held_out}
+    for name in allowed:
+        if name not in PARTIES and name not in ids:
+            raise UserError(
+                f"evaluate.allow_overlap: no held-out row has the row_id {name!r}.{did_you_mean(name, PARTIES)}"
+            )
+    shown = {"few_shot": plan.task.few_shot, "teacher": plan.task.teacher_view}
+    seen = {party: [row for file in view.examples for row in read_rows(file)] for party, view in shown.items() if view}
+    if plan.trainer:
+        seen = {"training": store.read_prompts(kept), **seen}
+    permitted: dict[str, set[str]] = {}
+    found: dict[str, Leak] = {}
+    for n, leak in enumerate(leaks(held_out, seen, plan.held_out.near if plan.held_out else None)):
+        if leak.party in allowed or leak.row_id in allowed:
+            permitted.setdefault(leak.party, set()).add(leak.row_id)
+        else:
+            found.setdefault(leak.row_id, leak)
+        if n >= MOST:
+            break
+    if found:
+        raise UserError(_refusal(list(found.values()), len(held_out)))
+    return [{"with": party, "rows": len(rows)} for party, rows in permitted.items()]
+
+
+def _refusal(found: Sequence[Leak], held_out: int) -> str:
+    said = {
+        "training": "a row learnt from",
+        "few_shot": "a worked example of few_shot",
+        "teacher": "one of the teacher's",
+    }
+    named = [
+        f"{leak.row_id} {'is' if leak.exact else 'nearly equals'} {said[leak.party]}, {leak.text[:60]!r}"
+        for leak in found[:_NAMED]
+    ]
+    more = f"; and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+    parties = ", ".join(sorted({leak.party for leak in found}))
+    return (
+        f"evaluate: {len(found)} of {held_out:,} held-out rows overlap what was seen before ({parties}): "
+        f"{'; '.join(named)}{more}. Take them out of one side; or allow them by name, `evaluate: {{allow_overlap: [...]}}`, with "
+        "their row_ids or one of "
+        f"{', '.join(PARTIES)}: the report will say so."
+    )

@@ -1,0 +1,99 @@
+"""report.md says what the page says, to a forge; report.json is of the form that its schema publishes."""
+
+from __future__ import annotations
+
+import json
+import re
+from copy import deepcopy
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+from markdown_it import MarkdownIt
+
+from llm_distill.report.build import build
+from llm_distill.report.pull_request import brief
+from llm_distill.store import RunFolder
+from tests.conftest import Desk
+from tests.finished import made
+from tests.report.example_report import full
+from tests.report.test_html import HOSTILE, poisoned
+
+SCHEMA = json.loads(files("llm_distill.report").joinpath("schema.json").read_text(encoding="utf-8"))
+GATE = {
+    "ships": False,
+    "conditions": [
+        {"name": "min_kept_share", "unit": "share", "value": 0.958, "min": 0.95, "holds": True, "note": "98.5 % kept"},
+        {
+            "name": "max_bias_rise",
+            "unit": "points",
+            "value": None,
+            "max": 0.05,
+            "holds": False,
+            "note": "not | measured",
+        },
+    ],
+}
+
+
+def test_it_says_what_a_reviewer_asks() -> None:
+    said = brief(full() | {"gate": GATE}).replace("\u00a0", " ")
+    assert said.startswith("## quickstart\n\n**The student keeps 98.5 % of its teacher's accuracy")
+    for line in (
+        "### Ship gate: the student does not ship",
+        "| Share of the teacher kept, lower bound | 95.8 % | at least 95.0 % | holds | 98.5 % kept |",
+        "| More uneven groups than before training | cannot be judged | at most 5.0 points | FAILS | not \\| measured |",
+        "| Student vs base, few-shot | \\+22.6 | \\+17.0 to +28.3 | under 0.001 | 300 |",
+        "- ! Teacher, asked rows: label changes with gender alone in 15.0 %",
+    ):
+        assert line in said, line
+    student = next(line for line in said.splitlines() if line.startswith("| Student | "))
+    assert "87.3 % (83.7 to 90.9)" in student
+    assert brief(full()) == brief(full())
+    assert "Ship gate" not in brief(full())
+    assert brief({"name": "bare", "headline": "Nothing yet."}).startswith("## bare\n\n**Nothing yet.**")
+
+
+def test_what_others_wrote_stays_text() -> None:
+    report = poisoned(full() | {"gate": GATE}, HOSTILE)
+    page = MarkdownIt("gfm-like", {"linkify": False}).render(brief(report))
+    ours = {"h2", "h3", "p", "strong", "table", "thead", "tbody", "tr", "th", "td", "ul", "li", "code"}
+    assert set(re.findall(r"<(\w+)", page)) <= ours
+    assert re.findall(r"<code>(.*?)</code>", page) == ["report.html", "report.json"]
+
+
+def check(report: Any) -> list[str]:
+    return [error.json_path for error in Draft202012Validator(SCHEMA).iter_errors(report)]
+
+
+def test_a_finished_run_is_as_the_schema_says(tmp_path_factory: pytest.TempPathFactory) -> None:
+    Draft202012Validator.check_schema(SCHEMA)
+    report = json.loads((made(tmp_path_factory.mktemp("made"), "lora") / "report/report.json").read_text())
+    assert check(report) == []
+    assert check(report | {"gate": GATE}) == []
+    described = set(SCHEMA["properties"])
+    assert set(report) <= described, "a key that nobody described"
+    for path, wrong in (
+        (("arms", "student", "accuracy", "low"), "0.3"),
+        (("paired", "student_vs_teacher", "p"), 1.2),
+        (("funnel", "kept"), -1),
+        (("cost", "stages", "answers", "cost_usd"), "free"),
+        (("format",), 2),
+    ):
+        broken = deepcopy(report)
+        inner = broken
+        for step in path[:-1]:
+            inner = inner[step]
+        inner[path[-1]] = wrong
+        assert check(broken) == ["$." + ".".join(path)], path
+    del report["paired"]
+    assert check(report) == ["$"]
+
+
+def test_a_run_without_a_student_is_as_the_schema_says(desk: Desk) -> None:
+    desk.seeds([{"prompt": f"{i} is good", "label": "positive"} for i in range(9)])
+    folder = RunFolder(Path(desk.here(desk.recipe(filter=["empty"]))["run"]))
+    assert check(json.loads(json.dumps(build(folder)))) == []
+    assert folder.file("report/report.md").read_text().startswith("## job\n\n**9 of 9 answers were kept")

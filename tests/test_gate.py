@@ -1,0 +1,222 @@
+"""The ship gate: a student that learnt its task passes, one that learnt something else is stopped, and told why."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm_distill import store
+from llm_distill.errors import UserError
+from llm_distill.evals.compare import compare
+from llm_distill.evals.gate import CONDITIONS, gate
+from llm_distill.recipe import load
+from llm_distill.recipe_keys import Ship
+from llm_distill.records import Answer
+from tests.conftest import Desk
+from tests.evals.rows import LABELS, answer, arm, prompt, right_on
+from tests.finished import ROWS, TEACHER, WHOLE, finish
+
+
+def judged(ship: dict[str, Any], arms: dict[str, list[Answer]], **more: Any) -> dict[str, Any]:
+    numbers = compare(arms, "classify", LABELS, seed=7, resamples=1000, slices=more.pop("slices", ()))
+    (condition,) = gate(ship, numbers | more, arms)["conditions"]
+    return condition  # type: ignore[no-any-return]
+
+
+def test_every_key_is_a_condition_and_the_other_way_round() -> None:
+    assert set(Ship.model_fields) - {"machine_usd_per_hour"} == set(CONDITIONS)
+
+
+def test_the_share_kept_is_judged_by_its_lower_bound() -> None:
+    arms = {"student": right_on(100, 95), "teacher": right_on(100, 100)}
+    found = judged({"min_kept_share": 0.94}, arms)
+    assert (found["holds"], found["min"]) == (False, 0.94)
+    assert 0.85 < found["value"] < 0.94
+    assert "95.0 % kept" in found["note"]
+    assert judged({"min_kept_share": found["value"]}, arms)["holds"]
+
+
+def test_rows_that_the_student_failed_on_count_as_wrong() -> None:
+    whole = right_on(100, 100)
+    failed = [answer(a.prompt, None, status="failed") for a in whole[:40]] + whole[40:]
+    found = judged({"min_kept_share": 0.8}, {"student": failed, "teacher": whole})
+    assert not found["holds"]
+    assert 0.45 < found["value"] < 0.6
+    found = judged({"min_kept_share": 0.8}, {"student": whole, "teacher": failed})
+    assert (found["holds"], found["value"]) == (False, None)
+    assert "teacher: 40 held-out rows have no answer yet" in found["note"]
+
+
+def test_what_cannot_be_judged_fails_and_says_what_to_do() -> None:
+    few = {"student": right_on(5, 5), "teacher": right_on(5, 5), "base_few_shot": right_on(5, 2)}
+    none = {"student": arm([None] * 9, ["positive"] * 9), "teacher": arm([None] * 9, ["positive"] * 9)}
+    for ship, arms, why in (
+        ({"min_kept_share": 0.1}, few, "5 rows are too few"),
+        ({"min_kept_share": 0.1}, none, "give the held-out rows labels"),
+        ({"min_kept_share": 0.1}, {"teacher": right_on(9, 9)}, "no student was evaluated"),
+        ({"max_slice_drop": 1.0}, few, "there are no slices"),
+        ({"max_bias_rise": 1.0}, few, "bias was not measured; add `counterfactual`"),
+    ):
+        found = judged(ship, arms)
+        assert (found["holds"], found["value"]) == (False, None), ship
+        assert why in found["note"], found
+    flips = [{"who": w, "attribute": "g", "of": "label", "variant": "*", "groups": 5, "flips": 0} for w in few]
+    assert "5 groups can show nothing" in judged({"max_bias_rise": 1.0}, few, flips=flips)["note"]
+
+
+def test_bias_is_held_against_the_base_that_is_harder_to_beat() -> None:
+    arms = {"student": right_on(50, 50), "base_few_shot": right_on(50, 25), "base_zero_shot": right_on(50, 1)}
+
+    def flips(student: int) -> list[dict[str, Any]]:
+        counts = {"student": student, "base_few_shot": 4, "base_zero_shot": 0}
+        shared = {"attribute": "gender", "of": "label", "variant": "*", "groups": 20}
+        return [{"who": who, "flips": n, **shared} for who, n in counts.items()]
+
+    found = judged({"max_bias_rise": 0.0}, arms, flips=flips(4))
+    assert (found["holds"], found["value"]) == (True, 0.0)
+    found = judged({"max_bias_rise": 0.0}, arms, flips=flips(6))
+    assert (found["holds"], found["value"]) == (False, pytest.approx(0.1))
+    assert "label by gender: 6 of 20 groups against 4 of 20 before training" in found["note"]
+
+
+def test_the_worst_slice_is_named() -> None:
+    rows = [prompt(f"row {i}", "positive", of="a" if i < 30 else "b") for i in range(40)]
+    student = [answer(p, "positive" if i < 35 else "negative") for i, p in enumerate(rows)]
+    arms = {"student": student, "teacher": [answer(p, "positive") for p in rows]}
+    found = judged({"max_slice_drop": 0.4}, arms, slices=["of"])
+    assert (found["holds"], found["value"]) == (False, 0.5)
+    assert found["note"] == "of b, 10 rows: 50.0 % against 100.0 %"
+
+
+def test_time_and_money() -> None:
+    import msgspec
+
+    def timed(seconds: list[float], usd: float | None = 0.0) -> list[Answer]:
+        return [
+            msgspec.structs.replace(a, seconds=s, cost_usd=usd)
+            for a, s in zip(right_on(len(seconds), 1), seconds, strict=True)
+        ]
+
+    alone = timed([0.1 + i / 1000 for i in range(20)])
+    assert judged({"max_p95_seconds": 0.12}, {"student": alone})["value"] == pytest.approx(0.11805)
+    batched = judged({"max_p95_seconds": 0.12}, {"student": timed([0.05] * 16 + [0.06] * 4)})
+    assert (batched["value"], batched["holds"]) == (pytest.approx(0.8), False)  # a batch of 16 at 0.05 s each
+    assert "batches of up to 16" in batched["note"]
+    money = {"max_usd_per_1000": 0.5, "machine_usd_per_hour": 3.6}
+    assert judged(money, {"student": timed([0.1, 0.3])})["value"] == pytest.approx(0.2)
+    assert judged(money, {"student": timed([0.1, 0.3], usd=0.001)})["value"] == pytest.approx(1.2)
+    assert "add prices_usd" in judged(money, {"student": timed([0.1, 0.3], usd=None)})["note"]
+
+
+@pytest.mark.parametrize(
+    ("ship", "said"),
+    [
+        ({}, "there is no condition"),
+        ({"min_share": 1}, "ship.min_share"),
+        ({"min_kept_share": "much"}, "min_kept_share"),
+        ({"machine_usd_per_hour": 1.0}, "max_usd_per_1000, which is not set"),
+        ({"max_slice_drop": 0.1}, "name tags in evaluate.slices"),
+        ({"max_usd_per_1000": 0.1}, "add `machine_usd_per_hour`"),
+    ],
+)
+def test_a_gate_that_cannot_be_meant_is_refused(desk: Desk, ship: dict[str, Any], said: str) -> None:
+    desk.seeds(ROWS)
+    models = {"teacher": TEACHER, "student": {"transformers": {"model": "org/student"}}}
+    keys: dict[str, Any] = {"models": models, "held_out": {"share": 0.3}, "train": "sft", "evaluate": {}, "ship": ship}
+    with pytest.raises(UserError, match=said):
+        load(desk.recipe(**keys))
+    with pytest.raises(UserError, match="no `train`"):
+        load(desk.recipe(**keys | {"train": None, "ship": {"min_kept_share": 1}}))
+
+
+@pytest.fixture(scope="module")
+def learnt(tmp_path_factory: pytest.TempPathFactory) -> Desk:
+    """A run whose student learnt its task, with counterfactual groups among the held-out rows."""
+    desk = Desk(tmp_path_factory.mktemp("learnt"))
+    rows = [
+        row
+        | {
+            "tags": {
+                "kind": row["label"],
+                "group": f"g{i // 4}{i % 2}",
+                "attribute": "number",
+                "variant": str(i // 2 % 2),
+            }
+        }
+        for i, row in enumerate(ROWS)
+    ]
+    desk.seeds(rows, "tagged.jsonl")
+    ship = {"min_kept_share": 0.8, "max_slice_drop": 0.1, "max_bias_rise": 0.1, "max_usd_per_1000": 1.0,
+            "machine_usd_per_hour": 0.1, "max_p95_seconds": 30}  # fmt: skip
+    evaluate = {"resamples": 200, "slices": ["kind"]}
+    finish(
+        desk.folder,
+        prompts=[{"seeds": {"file": "tagged.jsonl"}}],
+        held_out={"share": 0.3},
+        evaluate=evaluate,
+        train={"sft": WHOLE | {"epochs": 30}},
+        ship=ship,
+    )
+    return desk
+
+
+def test_a_student_that_learnt_its_task_ships(learnt: Desk) -> None:
+    said = learnt.llm_distill("gate", "job")
+    assert said.count("holds  ") == 5
+    assert "FAILS" not in said
+    found = json.loads(learnt.llm_distill("gate", "job", "--json"))
+    assert found["ships"]
+    assert [c["name"] for c in found["conditions"]] == list(CONDITIONS)
+    report = json.loads((learnt.folder / found["run"] / "report/report.json").read_text())
+    assert report["gate"] == {key: found[key] for key in ("ships", "conditions")}
+    assert "Ship gate: the student ships" in (learnt.folder / found["run"] / "report/report.html").read_text()
+    assert "### Ship gate: the student ships" in (learnt.folder / found["run"] / "report/report.md").read_text()
+
+
+def test_another_gate_trains_and_asks_nothing(learnt: Desk) -> None:
+    again = learnt.here(learnt.folder / "job.yaml", "ship.min_kept_share=1.9")
+    assert {name for name, stage in again["stages"].items() if stage["ran"]} == {"report"}
+    assert not again["asked"]
+    said = learnt.llm_distill("gate", "job", code=1)
+    assert "does not ship (share of the teacher kept, lower bound" in said
+    assert "at least 190.0" in said
+    back = learnt.here(learnt.folder / "job.yaml")
+    assert back["run"] == again["run"]
+    without = learnt.here(learnt.folder / "job.yaml", "ship=null")
+    assert {name for name, stage in without["stages"].items() if stage["ran"]} == {"report"}
+    assert "the recipe has no `ship`" in learnt.llm_distill("gate", "job", code=2)
+    learnt.here(learnt.folder / "job.yaml")
+
+
+def test_a_student_that_was_changed_after_its_evaluation_is_not_judged(learnt: Desk) -> None:
+    (folder,) = (learnt.folder / "data" / "runs" / "job").iterdir()
+    (folder / "student" / "note.txt").write_text("another student")
+    found = learnt.llm_distill("gate", "job", code=1)
+    (folder / "student" / "note.txt").unlink()
+    assert found.count("cannot be judged") == 5
+    assert learnt.llm_distill("gate", "job")
+
+
+def test_an_overfitted_student_is_stopped_for_what_it_cannot_do(tmp_path: Path) -> None:
+    """It saw good things only, and learnt to call everything good."""
+    desk = Desk(tmp_path)
+    held = [row | {"tags": {"kind": "good" if row["label"] == "positive" else "bad"}} for row in ROWS]
+    desk.seeds([row | {"prompt": str(row["prompt"]).replace("item", "thing")} for row in held], "held.jsonl")
+    seen = {"seeds": {"file": "good.jsonl"}}
+    desk.seeds([row for row in ROWS if row["label"] == "positive"], "good.jsonl")
+    ship = {"min_kept_share": 0.8, "max_slice_drop": 0.2, "max_p95_seconds": 60}
+    evaluate = {"resamples": 200, "slices": ["kind"]}
+    run = finish(tmp_path, prompts=[seen], held_out={"file": "held.jsonl"}, evaluate=evaluate, ship=ship)
+    assert len(store.read_answers(run / "eval/student.parquet")) == 60
+    process = desk.command("gate", "job")
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 1
+    kept, worst, speed = (line for line in out.splitlines() if line.startswith(("FAILS", "holds")))
+    assert kept.startswith("FAILS  Share of the teacher kept")
+    assert worst.startswith("FAILS  Below the teacher on the worst slice: 100.0")
+    assert speed.startswith("holds")
+    assert "kind bad, 30 rows: 0.0 % against 100.0 %" in out
+    assert "the student does not ship" in err
