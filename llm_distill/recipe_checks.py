@@ -65,7 +65,6 @@ def _family(model: Plug) -> str | None:
 
 def check_across(plan: Plan) -> None:
     """UserError for keys that do not fit together."""
-    student = plan.models.get("student")
     asked_in_training = plan.trainer.roles if plan.trainer else ()
     for role in sorted({*plan.teachers.roles, *plan.writers, *plan.judges, *asked_in_training}):
         teacher = plan.models[role]
@@ -75,13 +74,7 @@ def check_across(plan: Plan) -> None:
                 "in prices.yaml, so dollars cannot be bounded; add `prices_usd: {prompt: ..., completion: ...}` (dollars "
                 "per million tokens) to it, or use answers.budget_tokens."
             )
-    if plan.trainer and student is None:
-        raise UserError("train: there is no models.student; add `student: {transformers: {model: ...}}`.")
-    if plan.trainer and student and "adapter" not in student.knobs:
-        raise UserError(
-            f"train: models.student is {student.spec.name}, whose weights cannot be trained here; "
-            "use `student: {transformers: {model: ...}}`."
-        )
+    _check_student(plan)
     if plan.evaluate and plan.held_out is None:
         raise UserError(
             "evaluate: there is no held_out to evaluate on; add `held_out: {file: rows.jsonl}` or `{share: 0.1}`."
@@ -125,6 +118,25 @@ def _check_calibrating(plan: Plan) -> None:
                 f"{plan.trainer.spec.where}.{name}: probabilities of labels are calibrated, and this task is {plan.task.kind}; "
                 "remove it."
             )
+
+
+def _check_student(plan: Plan) -> None:
+    """UserError for a student that cannot be trained."""
+    student = plan.models.get("student")
+    if plan.trainer is None:
+        return
+    if student is None:
+        raise UserError("train: there is no models.student; add `student: {transformers: {model: ...}}`.")
+    if "adapter" not in student.knobs:
+        raise UserError(
+            f"train: models.student is {student.spec.name}, whose weights cannot be trained here; "
+            "use `student: {transformers: {model: ...}}`."
+        )
+    if student.knobs.get("adapter"):
+        raise UserError(
+            f"train: {student.spec.where}.adapter is {student.knobs['adapter']}, and training starts from whole weights; remove "
+            "`adapter`, or name as `model` a folder in which it is merged (`llm-distill export RUN --to merged`)."
+        )
 
 
 def _check_attach(plan: Plan) -> None:

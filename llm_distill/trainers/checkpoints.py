@@ -37,13 +37,20 @@ def last_whole(folder: Path) -> Path | None:
     for other in folder.parent.glob("*"):
         if other != folder:
             shutil.rmtree(other)
-    whole = []
     for checkpoint in folder.glob("checkpoint-*"):
-        if _is_whole(checkpoint):
-            whole.append(checkpoint)
-        else:
+        if not _is_whole(checkpoint):
             shutil.rmtree(checkpoint)
-    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    return newest_whole(folder)
+
+
+def newest_whole(folder: Path) -> Path | None:
+    """The same, nothing removed."""
+    return max(filter(_is_whole, folder.glob("checkpoint-*")), key=step_of, default=None)
+
+
+def step_of(folder: Path) -> int:
+    """The step after which a folder of weights was written."""
+    return int(folder.name.rpartition("-")[2])
 
 
 def _is_whole(checkpoint: Path) -> bool:

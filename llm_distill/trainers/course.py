@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from llm_distill.errors import Interrupted, UserError
 from llm_distill.models import weights
 from llm_distill.records import Sample
-from llm_distill.trainers import TrainingJob, packing
+from llm_distill.trainers import TrainingJob, mishaps, packing
 from llm_distill.trainers.batch_check import check_batch, counts, preview
 from llm_distill.trainers.checkpoints import fingerprint, last_whole, publish
 from llm_distill.trainers.curve import Curve, reading_order
@@ -108,11 +108,13 @@ class Desk:
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Training libraries kept quiet; Ctrl-C is an Interrupted that says how to go on."""
+    """Training libraries kept quiet; Ctrl-C is an Interrupted that says how to go on, memory or disk that runs out a UserError
+    that says what to do.
+    """
     from llm_distill.trainers import loop
 
     try:
-        with loop.quiet():
+        with loop.quiet(), mishaps.explained():
             yield
     except KeyboardInterrupt:
         raise Interrupted(f"Training stopped; {GOES_ON}") from None

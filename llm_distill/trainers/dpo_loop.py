@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from llm_distill.trainers import mishaps
 from llm_distill.trainers.loop import Stop, alone, common, follow, pad_token, quietly
 from llm_distill.trainers.preferences import Pair
 
@@ -52,7 +53,9 @@ def make_trainer(
     from trl import DPOTrainer
     from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-    class Preferring(quietly(DPOTrainer, checkpoint_every_s)):  # type: ignore[misc]
+    tell = mishaps.teller([p.chosen for p in pairs], order, tokenizer)
+
+    class Preferring(quietly(DPOTrainer, checkpoint_every_s, tell)):  # type: ignore[misc]
         def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
             return dataset  # token ids already
 

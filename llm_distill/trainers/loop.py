@@ -19,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm_distill.errors import UserError
+from llm_distill.trainers import mishaps
 from llm_distill.trainers.checkpoints import seal
 from llm_distill.trainers.packing import Unit, units_of
 from llm_distill.trainers.rows import UNTRAINED, Row
@@ -123,11 +123,15 @@ def alone(args: Any) -> Any:
     return args
 
 
-def quietly(kind: Any, checkpoint_every_s: float) -> Any:
-    """A class of TRL's trainers that tells nobody, stops where its loss is no number, and seals its checkpoints."""
+def quietly(kind: Any, checkpoint_every_s: float, tell: Callable[[int, int], str]) -> Any:
+    """A class of TRL's trainers that tells nobody, stops where its loss is no number, and seals its checkpoints.
+
+    tell(start, stop): what it reads between two places of its reading order, for the message of such a stop.
+    """
 
     class Quiet(kind):  # type: ignore[misc]
         next_save = time.monotonic() + checkpoint_every_s
+        micro = 0  # batches of the step under way that are read
 
         def _send_telemetry(self) -> None:
             return
@@ -137,8 +141,17 @@ def quietly(kind: Any, checkpoint_every_s: float) -> Any:
 
         def training_step(self, *args: Any, **kwargs: Any) -> Any:
             loss = super().training_step(*args, **kwargs)
-            _must_be_finite("loss", float(loss), self.state.global_step + 1)
+            self.must_be_finite("loss", float(loss), self.state.global_step + 1, self.micro, 1)
+            self.micro += 1
             return loss
+
+        def must_be_finite(self, what: str, value: float, step: int, micro: int, count: int) -> None:
+            """UserError for a number that is none; `count` batches of the step, from `micro` on, made it."""
+            if not math.isfinite(value):
+                size, per_step = self.args.per_device_train_batch_size, self.args.gradient_accumulation_steps
+                start = ((step - 1) * per_step + micro) * size
+                kept = mishaps.kept(Path(self.args.output_dir))
+                raise mishaps.not_finite(what, value, step, tell(start, start + count * size), kept)
 
         def _save(self, output_dir: str | None = None, **_: Any) -> None:
             write_weights(self.model, Path(output_dir or self.args.output_dir))
@@ -159,14 +172,16 @@ def follow(trainer: Any, report: Callable[[int, dict[str, float]], None], stop: 
 
     class Follow(TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
+            trainer.micro = 0
             control.should_training_stop |= stop.asked
             control.should_save = state.global_step < state.max_steps and (
                 stop.asked or time.monotonic() >= trainer.next_save
             )
 
-        def on_log(self, _args: Any, state: Any, _control: Any, logs: dict[str, float], **_: Any) -> None:
+        def on_log(self, args: Any, state: Any, _control: Any, logs: dict[str, float], **_: Any) -> None:
             if "loss" in logs:
-                _must_be_finite("gradient norm", logs["grad_norm"], state.global_step)
+                batches = args.gradient_accumulation_steps
+                trainer.must_be_finite("gradient norm", logs["grad_norm"], state.global_step, 0, batches)
                 if state.global_step == 1 and logs["grad_norm"] == 0:
                     raise RuntimeError("The first step's gradients are all zero: the loss does not reach the weights.")
                 report(state.global_step, logs)
@@ -210,7 +225,7 @@ def make_trainer(
                 del batch["attention_mask"]
             return batch | objective.tensors([p for u in read for p in u.places]) if objective else batch
 
-    class Taught(quietly(SFTTrainer, checkpoint_every_s)):  # type: ignore[misc]
+    class Taught(quietly(SFTTrainer, checkpoint_every_s, mishaps.teller(rows, order, tokenizer))):  # type: ignore[misc]
         def compute_loss(
             self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:
@@ -265,10 +280,3 @@ def write_weights(model: Any, folder: Path) -> None:
     config = model.peft_config["default"].to_dict() | {"inference_mode": True}
     text = json.dumps(config, indent=2, sort_keys=True, default=sorted)
     (folder / "adapter_config.json").write_text(text + "\n", encoding="utf-8")
-
-
-def _must_be_finite(what: str, value: float, step: int) -> None:
-    if not math.isfinite(value):
-        raise UserError(
-            f"train: the {what} became {value} at step {step}. Lower learning_rate, or set dtype: float32 if it is not."
-        )
