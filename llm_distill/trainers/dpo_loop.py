@@ -9,6 +9,7 @@ from typing import Any
 
 from llm_distill.trainers import mishaps
 from llm_distill.trainers.loop import Stop, alone, common, follow, pad_token, quietly
+from llm_distill.trainers.packing import units_of
 from llm_distill.trainers.preferences import Pair
 
 #: What the curve shows beside the loss: TRL's names.
@@ -53,7 +54,7 @@ def make_trainer(
     from trl import DPOTrainer
     from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-    tell = mishaps.teller([p.chosen for p in pairs], order, tokenizer)
+    tell = mishaps.teller(units_of([p.chosen for p in pairs]), order, tokenizer)
 
     class Preferring(quietly(DPOTrainer, checkpoint_every_s, tell)):  # type: ignore[misc]
         def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:

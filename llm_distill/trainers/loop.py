@@ -213,6 +213,8 @@ def make_trainer(
     from trl import SFTTrainer
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
+    together = units or units_of(rows)
+
     class Collator(DataCollatorForLanguageModeling):  # type: ignore[misc]
         def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
             read = [together[e["unit"]] for e in examples]
@@ -225,7 +227,7 @@ def make_trainer(
                 del batch["attention_mask"]
             return batch | objective.tensors([p for u in read for p in u.places]) if objective else batch
 
-    class Taught(quietly(SFTTrainer, checkpoint_every_s, mishaps.teller(rows, order, tokenizer))):  # type: ignore[misc]
+    class Taught(quietly(SFTTrainer, checkpoint_every_s, mishaps.teller(together, order, tokenizer))):  # type: ignore[misc]
         def compute_loss(
             self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:
@@ -246,7 +248,6 @@ def make_trainer(
         report(step, logs | parts)
         parts.clear()
 
-    together = units or units_of(rows)
     data = Dataset.from_dict({"unit": range(len(together))})
     trainer = Taught(
         model=model,

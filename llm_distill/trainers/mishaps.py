@@ -11,8 +11,7 @@ from typing import Any
 from llm_distill.errors import UserError
 from llm_distill.trainers.batch_check import preview
 from llm_distill.trainers.checkpoints import newest_whole
-from llm_distill.trainers.packing import Pack
-from llm_distill.trainers.rows import Row
+from llm_distill.trainers.packing import Unit
 
 #: How libraries say that memory ran out, beside torch's and Python's own errors for it.
 _MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory", "alloc_failed")
@@ -72,12 +71,11 @@ def not_finite(what: str, value: float, step: int, shown: str = "", kept: str = 
     )
 
 
-def teller(rows: Sequence[Row] | Sequence[Pack], order: Sequence[int], tokenizer: Any) -> Callable[[int, int], str]:
+def teller(units: Sequence[Unit], order: Sequence[int], tokenizer: Any) -> Callable[[int, int], str]:
     """Gives what is read between two places of a reading order: each row by id, with its end, which is learnt."""
 
     def tell(start: int, stop: int) -> str:
-        units = [rows[place] for place in order[start:stop]]
-        read = [row for unit in units for row in (unit.rows if isinstance(unit, Pack) else (unit,))]
+        read = [row for place in order[start:stop] for row in units[place].rows]
         lines = []
         for row in read[:_SHOWN_ROWS]:
             text = preview(row, tokenizer)

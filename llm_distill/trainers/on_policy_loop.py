@@ -15,7 +15,9 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, Protocol
 
+from llm_distill.trainers import mishaps
 from llm_distill.trainers.loop import Stop, alone, common, follow, pad_token, quietly
+from llm_distill.trainers.packing import units_of
 from llm_distill.trainers.rows import Row
 
 
@@ -106,7 +108,9 @@ def make_trainer(
     dense = teacher if isinstance(teacher, Dense) else None
     sums: dict[str, float] = {}
 
-    class Answering(quietly(DistillationTrainer, checkpoint_every_s)):  # type: ignore[misc]
+    tell = mishaps.teller(units_of(rows), order, tokenizer)
+
+    class Answering(quietly(DistillationTrainer, checkpoint_every_s, tell)):  # type: ignore[misc]
         places: Sequence[int] = ()
 
         def _tokenize_prompts(self, prompts: list[int]) -> tuple[list[list[int]], None, dict[str, Any]]:
