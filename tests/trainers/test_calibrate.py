@@ -81,6 +81,8 @@ def test_with_gold_the_best_method_is_taken_and_told() -> None:
     assert f"temperature, T = {found['temperature']:.2f}: the simplest" in said[0]
     assert "ECE 0.0" in said[2]
     assert calibrated(done, Calibrating("batch")) is done, "once"
+    looked_at = job(underconfident(), only_lint=True)
+    assert calibrated(looked_at, Calibrating("contextual")) is looked_at, "nobody is asked"
 
 
 def test_a_biased_teacher_has_its_prior_taken_out() -> None:
