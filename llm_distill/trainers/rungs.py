@@ -51,7 +51,8 @@ def auto(job: TrainingJob, *, hyper: Hyperparameters, calibrating: Calibrating =
         job.say(f"  not {rung.name}: {rung.why}.")
     told = {**chosen.job.told, "rungs": [{"name": r.name, "taken": r.taken, "why": r.why} for r in rungs]}
     reading = Reading(folder=Path(), files=set(), roles=sorted(job.models))
-    trainer = bind("trainer", Spec(chosen.name, asdict(hyper), f"train.{chosen.name}"), TRAINERS, reading)
+    knobs = asdict(hyper) | ({"teacher": job.teachers[0]} if chosen.name == "gkd" else {})
+    trainer = bind("trainer", Spec(chosen.name, knobs, f"train.{chosen.name}"), TRAINERS, reading)
     trainer(replace(chosen.job, told=told))
 
 
@@ -109,8 +110,6 @@ def _closed_on_policy(job: TrainingJob) -> str | None:
     from llm_distill.models.vocabulary_files import read_vocabulary
     from llm_distill.trainers.student_tokens import StudentTokens, same_vocabulary
 
-    if "gkd" not in TRAINERS:
-        return "there is no trainer of that name here"
     if len(job.teachers) != 1:
         return f"it learns from one teacher, and {len(job.teachers)} answer here"
     teacher = job.models[job.teachers[0]]

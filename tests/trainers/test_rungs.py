@@ -30,9 +30,9 @@ QUICK = Hyperparameters(epochs=0.1)
 SEEN: list[TrainingJob] = []
 
 
-def seen(job: TrainingJob, *, hyper: Hyperparameters) -> None:
+def seen(job: TrainingJob, *, hyper: Hyperparameters, teacher: str = "") -> None:
     """A trainer that only looks at its job."""
-    SEEN.append(job)
+    SEEN.append(replace(job, told={**job.told, "teacher": teacher}))
 
 
 def climbed(job: TrainingJob, **knobs: Any) -> dict[str, Any]:
@@ -141,6 +141,7 @@ def test_a_gpu_and_a_teacher_of_the_same_vocabulary_go_on_policy(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     auto(job, hyper=QUICK)
     assert [rung["name"] for rung in SEEN[-1].told["rungs"]] == ["gkd"]
+    assert SEEN[-1].told["teacher"] == "teacher"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert "there is none; `train: gkd` would do it on the CPU" in climbed(job)["rungs"][0]["why"]
     two = replace(job, teachers=("a", "b"))
