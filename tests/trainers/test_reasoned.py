@@ -145,7 +145,7 @@ def test_a_student_learns_to_reason(tmp_path: Path) -> None:
     rules = {"good": "<think>\na good thing\n</think>\n\npositive"}
     teacher = {"scripted": {"rules": rules, "default": "<think>\na bad thing\n</think>\n\nnegative"}}
     models: dict[str, Any] = {"teacher": teacher, "student": {"transformers": STUDENT}}
-    train = {"sft": WHOLE | {"reasoning": "on", "epochs": 40}}
+    train = {"sft": WHOLE | {"reasoning": "on", "epochs": 25}}
     run = tmp_path / finish(tmp_path, models=models, filter=["empty"], train=train, answers={"max_tokens": 40})
     story = json.loads((run / "student/training.json").read_text("utf-8"))
     assert story["reasoning"]["without"] == 0 < story["reasoning"]["with"]
