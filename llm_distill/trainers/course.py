@@ -131,7 +131,7 @@ def train(desk: Desk, lesson: Lesson) -> None:
 
     job, hyper, model, rows = desk.job, desk.hyper, desk.model, lesson.rows
     settings = {**desk.settings, **lesson.settings}
-    findings = _linted(desk, lesson)
+    findings = linted(desk, lesson)
     checks = counts(rows, desk.tokenizer, rows[0].input_ids[-1])
     units = packing.units_of(rows, lesson.groups)
     if lesson.packed:
@@ -204,7 +204,7 @@ def train(desk: Desk, lesson: Lesson) -> None:
     finish(desk, trainer.model, story, checkpoints.parent)
 
 
-def _linted(desk: Desk, lesson: Lesson) -> list[Finding]:
+def linted(desk: Desk, lesson: Lesson) -> list[Finding]:
     """What there is to say of the rows themselves; an error is the end, unless all of them are wanted."""
     job, rows, config = desk.job, lesson.rows, desk.model.config.get_text_config(decoder=True)
     context = getattr(config, "max_position_embeddings", None)

@@ -22,11 +22,12 @@ from llm_distill.models import weights
 from llm_distill.plugs import Group
 from llm_distill.records import content_id
 from llm_distill.trainers import TrainingJob
+from llm_distill.trainers.batch_check import counts
 from llm_distill.trainers.checkpoints import fingerprint, last_whole
-from llm_distill.trainers.course import GOES_ON, Desk, Lesson, finish, lora_config, stoppable, train
+from llm_distill.trainers.course import GOES_ON, Desk, Lesson, finish, linted, lora_config, stoppable, train
 from llm_distill.trainers.curve import reading_order
+from llm_distill.trainers.findings import Linted, as_json
 from llm_distill.trainers.hyper import Count, Hyperparameters
-from llm_distill.trainers.lint import check_rows
 from llm_distill.trainers.on_policy_checks import base
 from llm_distill.trainers.rows import stop_ids
 
@@ -117,7 +118,9 @@ def _answer(
             f"train: the longest prompt has {longest} tokens, and with max_new_tokens = {settings['max_new_tokens']} an answer "
             f"may end beyond max_length = {hyper.max_length}. Raise max_length (memory grows with it), or set max_new_tokens."
         )
-    findings = check_rows(rows, desk.tokenizer, rows[0].input_ids[-1])
+    findings = linted(desk, Lesson(rows))
+    if job.only_lint:
+        raise Linted(findings)
     per_step = hyper.batch_size * hyper.gradient_accumulation
     order = reading_order([len(row.input_ids) for row in rows], hyper.batch_size, hyper.epochs, job.seed)
     order = on_policy_loop.whole_batches(order, per_step)
@@ -163,7 +166,8 @@ def _answer(
         "steps": curve.steps,
         "trained_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
-        "checks": findings,
+        "checks": counts(rows, desk.tokenizer, rows[0].input_ids[-1]),
+        "lint": as_json(findings),
         "answers": answered,
         "versions": loop.versions(),
     }

@@ -22,6 +22,7 @@ from llm_distill.plugs import Plug, Spec, bind
 from llm_distill.records import Sampling
 from llm_distill.trainers import TRAINERS, TrainingJob, on_policy_loop
 from llm_distill.trainers import loop as training_loop
+from llm_distill.trainers.findings import Linted
 from llm_distill.trainers.gkd import gkd
 from llm_distill.trainers.hyper import Hyperparameters
 from llm_distill.trainers.on_policy import OnPolicy
@@ -366,6 +367,14 @@ def test_answers_must_fit(pair: MakeJob) -> None:
     assert max(line["answer_tokens"] for line in curve(job.out)) <= 3, "as the teacher was allowed"
     with pytest.raises(UserError, match="no CUDA device"):
         learn(pair(), own={"use_vllm": True})
+
+
+def test_a_look_at_the_rows_trains_nothing(pair: MakeJob) -> None:
+    for warm in (0.0, 1.0):
+        job = pair(8, out=f"look{warm}", only_lint=True)
+        with pytest.raises(Linted):
+            learn(job, own={"warm_up_epochs": warm})
+        assert not (job.out / "adapter_model.safetensors").exists()
 
 
 def test_every_step_is_a_whole_batch() -> None:

@@ -55,6 +55,7 @@ def test_a_run_trains_on_policy_with_one_teacher_in_memory(
     folder = run_of(summary).file("student")
     story = json.loads((folder / "training.json").read_text("utf-8"))
     assert 0 < story["answers"]["share"] < 1
+    assert story["lint"]
     assert story["settings"]["max_new_tokens"] == 4
     rounds = {json.loads(line)["round"] for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()}
     assert rounds == {0, 1}
