@@ -18,7 +18,7 @@ from llm_distill.trainers import TRAINERS
 from llm_distill.trainers.findings import Finding, Linted
 
 #: Of our own trainers those that learn answers which are there before they begin.
-_READERS = ("logit_kd", "sft")
+_READERS = ("auto", "logit_kd", "sft")
 
 
 def lint_run(folder: store.RunFolder, workspace: Path, watch: Watch, ledger_url: str | None = None) -> list[Finding]:
