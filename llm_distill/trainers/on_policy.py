@@ -74,12 +74,17 @@ def learn(
     """
     settings = {**settings, "lam": own.lam, "warm_up_epochs": own.warm_up_epochs, "use_vllm": own.use_vllm,
                 "sampling_temperature": own.sampling_temperature}  # fmt: skip
-    settings["max_new_tokens"] = own.max_new_tokens or (job.sampling.max_tokens if job.sampling else 512)
+    settings["max_new_tokens"] = own.max_new_tokens or answer_tokens(job)
     if own.use_vllm:
         _check_vllm(job.student.get("device", "auto"))
     with stoppable():
         warm = _warmed_up(job, hyper, own) if own.warm_up_epochs else None
         _answer(job, hyper, own, teaching, settings, warm)
+
+
+def answer_tokens(job: TrainingJob) -> int:
+    """How long the student's answers may be where no knob says it: as long as the teacher's."""
+    return job.sampling.max_tokens if job.sampling else 512
 
 
 def _warmed_up(job: TrainingJob, hyper: Hyperparameters, own: OnPolicy) -> Path:
@@ -170,6 +175,7 @@ def _answer(
         "lint": as_json(findings),
         "answers": answered,
         "versions": loop.versions(),
+        **job.told,
     }
     finish(desk, trainer.model, story, checkpoints.parent)
     shutil.rmtree(job.out / "warm_up", ignore_errors=True)

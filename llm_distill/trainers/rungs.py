@@ -1,6 +1,7 @@
 """`train: auto`: the highest rung of the ladder, from text to logits, that the run's signal allows and its calibration supports.
 
-    gkd        the student's own answers against a local teacher of its vocabulary: needs its weights, and a GPU to answer on
+    gkd        the student's own answers against a local teacher of its vocabulary: needs its weights, a GPU to answer on, and
+               a teacher that is asked in the student's words
     logit_kd   the teacher's stored distributions: over labels where they are as right as they are sure, over tokens where they
                can be placed among the student's
     sft        the teacher's words
@@ -15,11 +16,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from llm_distill.errors import UserError
 from llm_distill.plugs import Reading, Spec, bind
 from llm_distill.trainers import TRAINERS, WITHOUT_LOGPROBS, TrainingJob
 from llm_distill.trainers.calibrate import calibrated
-from llm_distill.trainers.calibration_evidence import Calibrating
+from llm_distill.trainers.calibration_evidence import LABEL_MORE, Calibrating
 from llm_distill.trainers.hyper import Hyperparameters
+from llm_distill.trainers.on_policy import answer_tokens
+from llm_distill.trainers.on_policy_checks import suited, tokenizer
+from llm_distill.trainers.rows import render
 
 #: Soft labels are learnt where confidence and what is right are no further apart.
 GAP = 0.05
@@ -58,7 +63,7 @@ def auto(job: TrainingJob, *, hyper: Hyperparameters, calibrating: Calibrating =
 
 def _ladder(job: TrainingJob, hyper: Hyperparameters, calibrating: Calibrating) -> Iterator[Rung]:
     """From the highest on; what is below one that is taken is not looked at."""
-    closed = _closed_on_policy(job)
+    closed = _closed_on_policy(job, hyper)
     yield Rung(
         "gkd", closed is None, closed or "the teacher's weights are here, with the student's vocabulary and a GPU", job
     )
@@ -70,7 +75,9 @@ def _ladder(job: TrainingJob, hyper: Hyperparameters, calibrating: Calibrating) 
             yield Rung("logit_kd", False, f"{rows}; to have them, {WITHOUT_LOGPROBS}", job)
         else:
             learnt = calibrated(job, calibrating)
-            good, why = supported(learnt.told["calibration"])
+            good, why = True, "calibration may ask, and rows that are only looked at are looked at as they are"
+            if not job.only_lint:
+                good, why = supported(learnt.told["calibration"])
             yield Rung("logit_kd", good, why, learnt)
     else:
         good, why = _tokens(job, hyper)
@@ -86,9 +93,11 @@ def supported(found: Mapping[str, Any]) -> tuple[bool, str]:
     taken for certain, no fewer of them are right, and confidence is within GAP of accuracy. By the teacher's own repetitions:
     confidence is within GAP of how often it repeats itself. Where neither is known, they are not.
     """
+    from llm_distill.evals.calibration import ENOUGH
+
     by, after, hard = found["by"], found["after"], found["hard"]
     if by is None:
-        return False, f"how right the teacher's confidence is cannot be told; {found['why'].partition(': ')[2]}"
+        return False, f"how right the teacher's confidence is cannot be told; {LABEL_MORE.format(enough=ENOUGH)}"
     what = "right on" if by == "gold" else "repeated in"
     shown = f"calibrated ({found['method']}), it is {after['confidence']:.1%} sure and {what} {after['right']:.1%}"
     if abs(after["confidence"] - after["right"]) > GAP:
@@ -104,27 +113,35 @@ def supported(found: Mapping[str, Any]) -> tuple[bool, str]:
     return True, f"{shown} of {after['rows']:,} labelled rows, {scores}"
 
 
-def _closed_on_policy(job: TrainingJob) -> str | None:
-    """Why a teacher's weights cannot be learnt from; None where they can."""
-    from llm_distill.models import weights
-    from llm_distill.models.vocabulary_files import read_vocabulary
-    from llm_distill.trainers.student_tokens import StudentTokens, same_vocabulary
-
+def _closed_on_policy(job: TrainingJob, hyper: Hyperparameters) -> str | None:
+    """Why a teacher's weights cannot be learnt from; None where they can, which is where gkd, left alone, begins."""
     if len(job.teachers) != 1:
         return f"it learns from one teacher, and {len(job.teachers)} answer here"
-    teacher = job.models[job.teachers[0]]
-    if teacher.spec.name != "transformers":
-        return f"it needs the teacher's weights in this process, and models.{job.teachers[0]} is {teacher.spec.name}"
+    (role,) = job.teachers
+    if job.models[role].spec.name != "transformers":
+        return f"it needs the teacher's weights in this process, and models.{role} is {job.models[role].spec.name}"
+    if job.task is not None and job.task.teacher is not None:
+        return (
+            "the teacher has a view of its own (`task.teacher`), and on-policy it would read the student's prompts instead; "
+            "`train: gkd` would have it do so"
+        )
     import torch
 
     if not torch.cuda.is_available():
         return "the student's own answers take a GPU, and there is none; `train: gkd` would do it on the CPU"
-    student = weights.load_tokenizer(job.student["model"], job.student.get("sha256"), job.student.get("revision"))
-    local = Path(str(teacher.knobs["model"])).expanduser().exists()
-    pins = {key: teacher.knobs.get(key) for key in ("sha256", "revision")}
-    theirs = read_vocabulary(teacher.knobs["model"] if local else weights.prepare(teacher.knobs["model"], **pins))
-    compared = same_vocabulary(theirs, StudentTokens(student).vocabulary)
-    return None if compared.same else str(compared)
+    try:
+        suited(job.models, job.student, role, "gkd")
+    except UserError as error:
+        return str(error).removeprefix("train.gkd: ").removesuffix(".")
+    student, most = tokenizer(job.student), answer_tokens(job)
+    prompts = [render(student, sample.messages) for sample in job.samples]
+    longest = max(map(len, student(prompts, add_special_tokens=not student.chat_template)["input_ids"]))
+    if longest + most > hyper.max_length:
+        return (
+            f"the longest prompt has {longest} tokens, and with answers.max_tokens = {most} an answer may end beyond "
+            f"train.auto.max_length = {hyper.max_length}; raise that, or set `max_new_tokens` with `train: gkd`"
+        )
+    return None
 
 
 def _tokens(job: TrainingJob, hyper: Hyperparameters) -> tuple[bool, str]:

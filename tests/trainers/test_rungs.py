@@ -13,13 +13,19 @@ import pytest
 import torch
 
 from llm_distill.plugs import Plug, Spec
+from llm_distill.records import Sampling
+from llm_distill.tasks import Task, View
 from llm_distill.trainers import TRAINERS, TrainingJob, rungs
 from llm_distill.trainers.calibration_evidence import Calibrating
+from llm_distill.trainers.findings import Linted
+from llm_distill.trainers.gkd import gkd
 from llm_distill.trainers.hyper import Hyperparameters
+from llm_distill.trainers.on_policy import OnPolicy
 from llm_distill.trainers.rungs import auto, supported
 from tests.conftest import Desk
 from tests.evals.test_calibration import drawn
 from tests.mock_api import MockApi
+from tests.models.conftest import lora
 from tests.trainers.test_calibrate import LABELS, answer, samples, underconfident
 from tests.trainers.test_logit_kd import task
 from tests.trainers.test_sft import MakeJob
@@ -132,22 +138,54 @@ def test_calibrated_distributions_meet_it() -> None:
     assert np.mean([max(p) for p in probs]) < 0.95
 
 
+@pytest.fixture(scope="session")
+def tuned(student: Path, tmp_path_factory: pytest.TempPathFactory) -> Plug:
+    """A teacher of the student's vocabulary, and of other weights."""
+    adapter = lora(student, tmp_path_factory.mktemp("tuned"))
+    return Plug(Spec("transformers"), lambda: None, {"model": str(student), "adapter": str(adapter)})
+
+
 def test_a_gpu_and_a_teacher_of_the_same_vocabulary_go_on_policy(
-    make_job: MakeJob, student: Path, monkeypatch: pytest.MonkeyPatch
+    make_job: MakeJob, student: Path, tuned: Plug, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(TRAINERS, "gkd", f"{__name__}:seen")
-    local = Plug(Spec("transformers"), lambda: None, {"model": str(student)})
-    job = replace(make_job(4), teachers=("teacher",), models={"teacher": local})
+    sampling = Sampling(max_tokens=64)
+    job = replace(make_job(4), teachers=("teacher",), models={"teacher": tuned}, sampling=sampling)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     auto(job, hyper=QUICK)
     assert [rung["name"] for rung in SEEN[-1].told["rungs"]] == ["gkd"]
     assert SEEN[-1].told["teacher"] == "teacher"
+
+    def closed(**more: Any) -> str:
+        return climbed(replace(job, **more))["rungs"][0]["why"]  # type: ignore[no-any-return]
+
+    own = Plug(Spec("transformers"), lambda: None, {"model": str(student)})
+    assert "teacher has the student's own weights" in closed(models={"teacher": own}), "which gkd refuses"
+    shown = Task(kind="generate", teacher=View(raw=True))
+    assert "a view of its own (`task.teacher`)" in closed(task=shown)
+    long = closed(sampling=Sampling(max_tokens=1000))
+    assert "answers.max_tokens = 1000 an answer may end beyond train.auto.max_length = 1024" in long
+    assert "2 answer here" in closed(teachers=("a", "b"))
+    assert "models.teacher is scripted" in closed(models={"teacher": scripted()})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert "there is none; `train: gkd` would do it on the CPU" in climbed(job)["rungs"][0]["why"]
-    two = replace(job, teachers=("a", "b"))
-    assert "2 answer here" in climbed(two)["rungs"][0]["why"]
-    away = replace(job, models={"teacher": scripted()})
-    assert "models.teacher is scripted" in climbed(away)["rungs"][0]["why"]
+    assert "there is none; `train: gkd` would do it on the CPU" in closed()
+
+
+def test_why_it_goes_on_policy_is_kept(make_job: MakeJob, tuned: Plug) -> None:
+    job = replace(make_job(4), models={"teacher": tuned}, told={"rungs": [{"name": "gkd"}]})
+    gkd(job, hyper=QUICK, own=OnPolicy(max_new_tokens=4, warm_up_epochs=0))
+    assert json.loads((job.out / "training.json").read_text("utf-8"))["rungs"] == [{"name": "gkd"}]
+
+
+def test_labels_that_are_only_looked_at_are_not_calibrated(make_job: MakeJob) -> None:
+    with pytest.raises(Linted) as linted:
+        auto(classify(make_job, underconfident(20), only_lint=True), hyper=QUICK)
+    assert {"alignment", "temperature", "scale"} <= {finding.name for finding in linted.value.findings}
+
+
+def test_what_is_missing_is_said_whoever_chose_the_method(make_job: MakeJob) -> None:
+    story = climbed(classify(make_job, underconfident(10, gold=False)), calibration="batch")
+    assert "cannot be told; name a file with 50 or more labelled rows" in story["rungs"][1]["why"]
 
 
 def test_through_the_whole_road_with_texts(desk: Desk, api: MockApi, student: Path) -> None:
