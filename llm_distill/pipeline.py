@@ -192,7 +192,7 @@ def _inputs(job: Run, name: str) -> str:
     plan, template = job.plan, job.plan.task.template
     more: list[Any] = [*plan.sources, plan.answers.reasoning]  # how all that models say is read
     if name == "train":
-        more = [store.digest(template)] if template else []
+        more = [*([store.digest(template)] if template else []), *plan.trainer_files]
     elif name == "filter":
         more += [plan.trainer is not None, review.digest(job.folder)]  # which decide what there is to learn
     elif name == "report":

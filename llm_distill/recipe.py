@@ -108,6 +108,7 @@ class Plan:
     pick: Pick | None
     filters: list[Filter]
     trainer: Plug | None
+    trainer_files: tuple[str, ...]  # digests of what its knobs name, and of its code where it is one's own
     train_seed: int  # `seed` among the trainer's knobs; the recipe's unless given
     evaluate: Evaluate | None
     metrics: list[Plug]
@@ -185,7 +186,7 @@ def load(path: Path, overrides: Sequence[str] = (), raw: Mapping[str, Any] | Non
     reading["roles"] = sorted(specs)
     best_by, fill = recipe.answers.best_by, recipe.mix.balance.fill if recipe.mix.balance else None
     kind = Spec.read(recipe.task, "task")
-    train, train_seed = _training(recipe)
+    (train, train_seed), trained_by = _training(recipe), set[Path]()
     plan = Plan(
         path=path,
         raw=raw,
@@ -208,7 +209,8 @@ def load(path: Path, overrides: Sequence[str] = (), raw: Mapping[str, Any] | Non
         answers=recipe.answers,
         pick=None if best_by is None else bind_pick(best_by, "answers.best_by", SCORERS, reading),
         filters=bind_filters([Spec.read(v, f"filter[{i}]") for i, v in enumerate(recipe.filter)], SCORERS, reading),
-        trainer=None if train is None else bind("trainer", train, TRAINERS, reading),
+        trainer=None if train is None else bind("trainer", train, TRAINERS, {**reading, "files": trained_by}),
+        trainer_files=tuple(sorted(map(_file_digest, trained_by))),
         train_seed=train_seed,
         evaluate=recipe.evaluate,
         metrics=_metrics(recipe, kind.name, reading),
@@ -221,7 +223,7 @@ def load(path: Path, overrides: Sequence[str] = (), raw: Mapping[str, Any] | Non
         sources=(),
     )
     check_across(plan)
-    files = sorted(_file_digest(f) for f in reading["files"])
+    files = sorted(_file_digest(f) for f in reading["files"] | trained_by)
     if plan.answers.json_schema:  # it may come from code
         files.append(content_id(plan.answers.json_schema))
     run = _without(raw, ["sweep", "ship"])  # with other trials, or judged by another gate, it is the same run

@@ -399,6 +399,34 @@ def test_a_scorer_of_ones_own_that_was_changed_is_asked_again(desk: Desk) -> Non
         assert len(desk.rows(summary, "kept")) == kept
 
 
+@pytest.mark.parametrize("changed", ["dev.txt", "mine.py"])
+def test_a_student_is_trained_again_where_its_trainer_reads_something_else(desk: Desk, changed: str) -> None:
+    desk.seeds([{"prompt": "good"}])
+    (desk.folder / "student").mkdir()
+    (desk.folder / "student/config.json").write_text("{}", encoding="utf-8")  # nobody loads it
+    code = """from pathlib import Path
+from llm_distill.plugs import InputFile
+
+def learn(job, *, by: InputFile):
+    job.out.mkdir()
+    (job.out / "made").write_text(by.read_text() + "1")
+"""
+    for name, text in {"mine.py": code, "dev.txt": "a"}.items():
+        (desk.folder / name).write_text(text, encoding="utf-8")
+    models = {"teacher": TEACHER, "student": {"transformers": {"model": "./student"}}}
+    recipe = desk.recipe(models=models, train={"mine:learn": {"by": "dev.txt"}})
+
+    def made() -> str:
+        path = {"PYTHONPATH": f"{desk.folder}:{ROOT}", "PYTHONDONTWRITEBYTECODE": "1"}
+        folder = desk.folder / desk.run(recipe, **path)["run"]
+        return (folder / "student" / "made").read_text(encoding="utf-8")
+
+    assert made() == "a1"
+    text = (desk.folder / changed).read_text(encoding="utf-8")
+    (desk.folder / changed).write_text(text.replace("a" if changed == "dev.txt" else "1", "2"), encoding="utf-8")
+    assert made() == ("21" if changed == "dev.txt" else "a2")
+
+
 def test_a_report_speaks_of_its_own_run(desk: Desk) -> None:
     desk.seeds([{"prompt": "good"}, {"prompt": "bad"}])
     first, second = (desk.run(desk.recipe(answers={"max_tokens": 8, "retries": n})) for n in (1, 2))
