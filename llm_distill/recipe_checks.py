@@ -11,7 +11,7 @@ from llm_distill.prices import FREE, Prices, listing
 from llm_distill.scorers import Filter, Pick, check_needs
 from llm_distill.teachers import check_asking
 from llm_distill.terms import judge, named_sources
-from llm_distill.trainers import logit_kd_checks, on_policy_checks, sft_checks
+from llm_distill.trainers import calibration_evidence, logit_kd_checks, on_policy_checks, sft_checks
 
 if TYPE_CHECKING:
     from llm_distill.recipe import Plan
@@ -100,24 +100,12 @@ def check_across(plan: Plan) -> None:
     sft_checks.check_recipe(plan)
     logit_kd_checks.check_recipe(plan)
     on_policy_checks.check_recipe(plan)
+    calibration_evidence.check_recipe(plan)
     open_terms(plan)
     scorers: list[Filter | Pick] = [*plan.filters, *([plan.pick] if plan.pick else [])]
     logprobs = plan.answers.top_logprobs is not None or plan.answers.attach is not None
-    _check_calibrating(plan)
     several = plan.questions_a_row > 1
     check_needs(scorers, plan.task.kind, logprobs=logprobs, several=several)
-
-
-def _check_calibrating(plan: Plan) -> None:
-    how = plan.calibrating
-    if how is None or plan.trainer is None or plan.task.kind == "classify":
-        return
-    for name in ("calibration", "calibrate_on", "orders"):
-        if name in plan.trainer.spec.knobs:
-            raise UserError(
-                f"{plan.trainer.spec.where}.{name}: probabilities of labels are calibrated, and this task is {plan.task.kind}; "
-                "remove it."
-            )
 
 
 def _check_student(plan: Plan) -> None:

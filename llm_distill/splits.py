@@ -26,7 +26,7 @@ from llm_distill.recipe import Plan
 from llm_distill.recipe_keys import HeldOut
 from llm_distill.records import Ask, Prompt, make_prompt
 from llm_distill.seeds import numbered, read_rows
-from llm_distill.trainers import logit_kd_checks, sft_checks
+from llm_distill.trainers import calibration_evidence, logit_kd_checks, sft_checks
 
 Side = Literal["asked", "held_out", "aside"]
 #: A row with so many near neighbours is not looked at by later ones, which find those: thousands of rows made from one
@@ -242,6 +242,7 @@ def check_rows(plan: Plan, prompts: Sequence[Prompt], held_out: Sequence[Prompt]
             f"other (near: {plan.held_out.near}) stay together. Raise the share, set `near: null`, or name a file."
         )
     plan.teachers.check_rows([*prompts, *(held_out if plan.evaluate else ())])
+    calibration_evidence.check_taught(plan, held_out)
     if not more:
         sft_checks.check_taught(plan, prompts)
         logit_kd_checks.check_taught(plan, prompts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ from llm_distill.trainers import TrainingJob
 
 if TYPE_CHECKING:
     from llm_distill.evals.statistics import Floats, Ints
+    from llm_distill.recipe import Plan
 
 #: In place of a row's text (Zhao et al. 2021).
 CONTENT_FREE = ("N/A", "", "[MASK]")
@@ -84,7 +85,11 @@ def evidence(job: TrainingJob, rows: Sequence[Answer], how: Calibrating) -> Evid
     from llm_distill.evals import calibration as c
 
     assert job.task is not None
-    answers = _ask(job, labelled(how.calibrate_on, job), how.orders) if how.calibrate_on else list(rows)
+    answers = list(rows)
+    if how.calibrate_on:
+        held = job.answers / "held_out.parquet" if job.answers else None
+        unseen = {row.gist for row in store.read_prompts(held)} if held and held.exists() else set()
+        answers = _ask(job, labelled(how.calibrate_on, job.task.labels, unseen), how.orders)
     fit = [a for a in answers if a.prompt.label in job.task.labels and a.label_probs and a.prediction is not None]
     if len(fit) >= c.ENOUGH:
         gold = np.array([job.task.labels.index(a.prompt.label or "") for a in fit])
@@ -95,33 +100,72 @@ def evidence(job: TrainingJob, rows: Sequence[Answer], how: Calibrating) -> Evid
             f"train.calibrate_on: the teachers gave distributions over labels for {len(fit)} rows of {how.calibrate_on}; fewer "
             f"than {c.ENOUGH} cannot tell one calibration from another. Label more rows, or leave it out."
         )
-    votes = min(len(a.requests) for a in rows)
+    votes = min(len(set(a.requests)) for a in rows)  # a question that is asked again has its answer already
     if votes > 1 and all(a.agreement is not None for a in rows):
         right = c.repeated(np.array([a.agreement for a in rows], np.float64), votes)
         return Evidence("agreement", rows, None, right)
     return Evidence(None, ())
 
 
-def labelled(path: Path, job: TrainingJob) -> list[Prompt]:
-    """The rows of `calibrate_on`; UserError for one without a label of the task, or one that is held out."""
+def labelled(path: Path, labels: Sequence[str], held_out: Collection[str]) -> list[Prompt]:
+    """The rows of `calibrate_on`; UserError for one without a label of the task, or one that is held out, by `gist`."""
     from llm_distill.evals.gold import check_labels
     from llm_distill.seeds import numbered, read_rows
 
-    assert job.task is not None
     rows = list(numbered(read_rows(path)))
     if bare := [row for row in rows if row.label is None]:
         raise UserError(
             f"train.calibrate_on: {len(bare)} rows of {path} have no `label`, the first: {bare[0].text[:80]!r}."
         )
-    check_labels(rows, job.task.labels)
-    held = job.answers / "held_out.parquet" if job.answers else None
-    unseen = {row.gist for row in store.read_prompts(held)} if held and held.exists() else set()
-    if both := [row for row in rows if row.gist in unseen]:
+    check_labels(rows, labels)
+    if both := [row for row in rows if row.gist in held_out]:
         raise UserError(
             f"train.calibrate_on: {len(both)} of {len(rows)} rows of {path} are held out, the first: {both[0].text[:80]!r}. The "
             "student would be fitted to its own evaluation; remove them."
         )
     return rows
+
+
+def check_recipe(plan: Plan) -> None:
+    """UserError for knobs of calibration that the recipe's other keys leave nothing to do, or nobody to ask."""
+    how = plan.calibrating
+    if how is None or plan.trainer is None:
+        return
+    where = plan.trainer.spec.where
+    if plan.task.kind != "classify":
+        for name in ("calibration", "calibrate_on", "orders"):
+            if name in plan.trainer.spec.knobs:
+                raise UserError(
+                    f"{where}.{name}: probabilities of labels are calibrated, and this task is {plan.task.kind}; remove it."
+                )
+        return
+    asks = {"orders": how.orders, "calibrate_on": how.calibrate_on, "calibration": how.calibration == "contextual"}
+    for asked in (name for name, wanted in asks.items() if wanted and plan.answers.attach):
+        raise UserError(
+            f"{where}.{asked}: it asks the teachers for logprobs, and answers.attach has them read from the recipe's own rows "
+            "alone; leave it out."
+        )
+    if how.orders and not plan.task.teacher_view.examples:
+        raise UserError(
+            f"{where}.orders: these are orders of worked examples, and the teacher is shown none; remove it, or name files of "
+            "them under task.classify.teacher.examples."
+        )
+
+
+def check_taught(plan: Plan, held_out: Sequence[Prompt]) -> None:
+    """UserError for rows of `calibrate_on` that training would refuse after all answers are paid for."""
+    from llm_distill.evals.calibration import ENOUGH
+
+    how = plan.calibrating
+    if how is None or how.calibrate_on is None:
+        return
+    rows = labelled(how.calibrate_on, plan.task.labels, {row.gist for row in held_out})
+    if len(rows) < ENOUGH:
+        raise UserError(
+            f"train.calibrate_on: {how.calibrate_on} has {len(rows)} rows; fewer than {ENOUGH} cannot tell one calibration from "
+            "another. Label more rows, or leave it out."
+        )
+    plan.teachers.check_rows(rows)
 
 
 class Priors:

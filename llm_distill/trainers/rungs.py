@@ -133,13 +133,18 @@ def _closed_on_policy(job: TrainingJob, hyper: Hyperparameters) -> str | None:
         suited(job.models, job.student, role, "gkd")
     except UserError as error:
         return str(error).removeprefix("train.gkd: ").removesuffix(".")
+    return _without_room(job, hyper.max_length)
+
+
+def _without_room(job: TrainingJob, max_length: int) -> str | None:
+    """Why the student's answers may not fit behind their prompts; None where they do."""
     student, most = tokenizer(job.student), answer_tokens(job)
     prompts = [render(student, sample.messages) for sample in job.samples]
     longest = max(map(len, student(prompts, add_special_tokens=not student.chat_template)["input_ids"]))
-    if longest + most > hyper.max_length:
+    if longest + most > max_length:
         return (
             f"the longest prompt has {longest} tokens, and with answers.max_tokens = {most} an answer may end beyond "
-            f"train.auto.max_length = {hyper.max_length}; raise that, or set `max_new_tokens` with `train: gkd`"
+            f"train.auto.max_length = {max_length}; raise that, or set `max_new_tokens` with `train: gkd`"
         )
     return None
 

@@ -259,8 +259,11 @@ def test_check_counts_what_calibration_asks(desk: Desk) -> None:
     teacher = {"scripted": {"default": "positive"}}
     keys: dict[str, Any] = {"models": {"teacher": teacher, "student": student}, "answers": {"top_logprobs": 5}}
 
+    desk.seeds([{"prompt": "shown", "label": "positive"}, {"prompt": "too", "label": "negative"}], "examples.jsonl")
+    task = {"classify": {"labels": ["positive", "negative"], "teacher": {"examples": ["examples.jsonl"]}}}
+
     def counted(**knobs: Any) -> int:
-        recipe = desk.recipe(train={"logit_kd": knobs}, **keys)
+        recipe = desk.recipe(task=task, train={"logit_kd": knobs}, **keys)
         others = json.loads(desk.llm_distill("check", recipe, "--json"))["others"]
         return sum(other["requests"] for other in others)
 
@@ -271,3 +274,44 @@ def test_check_counts_what_calibration_asks(desk: Desk) -> None:
     assert "train.logit_kd.orders: probabilities of labels" in desk.llm_distill("check", texts, code=2)
     gone = desk.recipe(train={"auto": {"calibrate_on": "no.jsonl"}}, **keys)
     assert "train.auto.calibrate_on: no such file" in desk.llm_distill("check", gone, code=2)
+
+
+@pytest.mark.parametrize(
+    ("keys", "knobs", "message"),
+    [
+        (
+            {"answers": {"attach": {"model": "reader"}}},
+            {"calibrate_on": "dev.jsonl"},
+            "calibrate_on: it asks the teachers",
+        ),
+        (
+            {"answers": {"attach": {"model": "reader"}}},
+            {"calibration": "contextual"},
+            "calibration: it asks the teachers",
+        ),
+        ({}, {"orders": 2}, "orders: these are orders of worked examples, and the teacher is shown none"),
+        ({}, {"calibrate_on": "few.jsonl"}, "few.jsonl has 49 rows; fewer than 50"),
+        ({}, {"calibrate_on": "bare.jsonl"}, "1 rows of"),
+        ({"held_out": {"file": "dev.jsonl"}}, {"calibrate_on": "dev.jsonl"}, "60 of 60 rows of"),
+        ({"teachers": {"route": {"tag": "of", "to": {"a": "teacher"}}}}, {"calibrate_on": "dev.jsonl"}, "no such tag"),
+    ],
+)
+def test_what_cannot_be_calibrated_is_refused_before_anything_is_asked(
+    desk: Desk, keys: dict[str, Any], knobs: dict[str, Any], message: str
+) -> None:
+    rows = [{"prompt": f"dev {i}", "label": "positive"} for i in range(60)]
+    desk.seeds([{"prompt": f"text {i}", "tags": {"of": "a"}} for i in range(10)])
+    desk.seeds(rows, "dev.jsonl")
+    desk.seeds(rows[:49], "few.jsonl")
+    desk.seeds([{"prompt": "no label"}], "bare.jsonl")
+    local = {"transformers": {"model": "org/name"}}
+    models = {"teacher": {"scripted": {"default": "positive"}}, "student": local, "reader": local}
+    task = {"classify": {"labels": ["positive", "negative"]}}
+    whole = {"task": task, "models": models, "answers": {"top_logprobs": 5}, "train": {"logit_kd": knobs}} | keys
+    said = " ".join(desk.llm_distill("check", desk.recipe(**whole), code=2).split())
+    assert message in said
+
+
+def test_a_question_asked_twice_is_no_repetition() -> None:
+    rows = [answer([0.6, 0.4], None, f"row {i}", agreement=1.0, requests=("a", "a", "a")) for i in range(60)]
+    assert story(calibrated(job(samples(rows)), Calibrating()))["by"] is None
