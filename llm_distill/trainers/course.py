@@ -62,7 +62,7 @@ class Lesson:
 
     settings: its knobs that decide how training goes; story: more keys for training.json; packed: several rows are read as one
     sequence of at most max_length tokens; groups: places of rows that belong into one batch, where not each stands for itself.
-    `batch_size` counts sequences, or groups.
+    `batch_size` counts sequences, or groups. samples: what the rows were made of, where that is not what the job has.
     """
 
     rows: Sequence[Row]
@@ -71,6 +71,7 @@ class Lesson:
     story: Mapping[str, Any] = field(default_factory=dict)
     packed: bool = False
     groups: Sequence[tuple[int, ...]] = ()
+    samples: Sequence[Sample] = ()
 
 
 class Desk:
@@ -208,7 +209,8 @@ def linted(desk: Desk, lesson: Lesson) -> list[Finding]:
     """What there is to say of the rows themselves; an error is the end, unless all of them are wanted."""
     job, rows, config = desk.job, lesson.rows, desk.model.config.get_text_config(decoder=True)
     context = getattr(config, "max_position_embeddings", None)
-    shelf = Shelf(job.samples, desk.tokenizer, rows[0].input_ids[-1], desk.hyper.max_length, context, job.task)
+    samples, end = lesson.samples or job.samples, rows[0].input_ids[-1]
+    shelf = Shelf(samples, desk.tokenizer, end, desk.hyper.max_length, context, job.task)
     findings = lint(rows, shelf)
     if isinstance(lesson.objective, SoftTargets):
         findings += lint_targets(lesson.objective)

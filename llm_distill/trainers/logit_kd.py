@@ -36,12 +36,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Taught:
-    """Rows with what the teacher showed of them. sure: (rows,), how sure it was of each; story: for training.json."""
+    """Rows with what the teacher showed of them. sure: (rows,), how sure it was of each; story: for training.json; samples: what
+    the rows were made of.
+    """
 
     rows: Sequence[Row]
     targets: Sequence[Targets]
     sure: Sequence[float]
     story: dict[str, Any]
+    samples: Sequence[Sample]
 
 
 def logit_kd(
@@ -91,7 +94,8 @@ def logit_kd(
             None if weight_by == "none" else position_weights(targets, taught.sure if weight_by == "row" else None)
         )
         objective = SoftTargets(targets, weights, alpha, temperature, divergence, beta, draws)
-        train(desk, Lesson(taught.rows, objective, settings, {"targets": taught.story}, packing))
+        story = {"targets": taught.story}
+        train(desk, Lesson(taught.rows, objective, settings, story, packing, samples=taught.samples))
 
 
 def label_probs(sample: Sample) -> tuple[float, ...]:
@@ -131,7 +135,10 @@ def _labels(desk: Desk, taught: Sequence[Sequence[float]], hard_labels: str) -> 
     mean = math.fsum(sure) / len(sure)
     job.say(f"Soft labels of {len(sure):,} rows, which give the likeliest label {mean:.1%} on average.")
     rows = [said[place][i] for i, place in enumerate(learnt)]
-    return _Taught(rows, targets, sure, {"kind": "labels", "mean_confidence": mean})
+    samples = [
+        msgspec.structs.replace(s, completion=labels[place]) for s, place in zip(job.samples, learnt, strict=True)
+    ]
+    return _Taught(rows, targets, sure, {"kind": "labels", "mean_confidence": mean}, samples)
 
 
 def _tokens(desk: Desk, most_undefined: float) -> _Taught:
@@ -144,7 +151,7 @@ def _tokens(desk: Desk, most_undefined: float) -> _Taught:
         raise UserError(f"train.logit_kd: none of the teacher's logprobs could be used (see above); {WITHOUT_LOGPROBS}")
     alignment.write(job.out / RECORD)
     sure = [float(target.confidence[target.defined].mean()) if target.defined.any() else math.nan for target in targets]
-    return _Taught(rows, targets, sure, {"kind": "tokens", **alignment.story()})
+    return _Taught(rows, targets, sure, {"kind": "tokens", **alignment.story()}, job.samples)
 
 
 def aligned(desk: Desk, most_undefined: float = 0.1) -> tuple[list[Row], list[Targets], Alignment]:

@@ -54,7 +54,7 @@ def sft(
         objective: Objective | None = None  # TRL's own, where all texts weigh the same
         if any(weight < 1 for weight in taught.weights):
             objective = WeightedText.of(rows, taught.weights)
-        train(desk, Lesson(rows, objective, settings, story, packing, taught.groups))
+        train(desk, Lesson(rows, objective, settings, story, packing, taught.groups, samples))
 
 
 def _say_what_is_cut(job: TrainingJob, rows: Sequence[Row]) -> None:

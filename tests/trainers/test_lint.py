@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from llm_distill.errors import UserError
-from llm_distill.records import Message, Sample
+from llm_distill.records import Answer, Message, Sample, make_prompt
 from llm_distill.report.html import render as report_page
 from llm_distill.tasks import Task
 from llm_distill.trainers import TrainingJob
@@ -19,6 +20,7 @@ from llm_distill.trainers.course import Desk, Lesson, stoppable, train
 from llm_distill.trainers.findings import Finding, Linted, refuse
 from llm_distill.trainers.hyper import Hyperparameters
 from llm_distill.trainers.lint import Shelf, lint
+from llm_distill.trainers.logit_kd import logit_kd
 from llm_distill.trainers.rows import Row, make_rows
 from llm_distill.trainers.soft_targets import SoftTargets
 from llm_distill.trainers.targets import Targets
@@ -55,6 +57,22 @@ def test_sound_rows_have_notes_alone(tokenizer: Any) -> None:
     assert levels(seen) == {}
     assert {"end_token", "bos", "template", "prefix", "length", "context", "duplicates", "trained_share"} <= seen.keys()
     assert seen["example"].found.count("⟦") == 2, "the one that says what it means, and the row's"
+
+
+@pytest.mark.parametrize("trainer", ["sft", "logit_kd"])
+def test_what_is_looked_at_is_what_is_learnt(make_job: MakeJob, trainer: str) -> None:
+    """Gold in the teacher's place: a teacher who says one label only is no fault of the rows then."""
+    task = Task(kind="classify", labels=["good", "bad"])
+    rows = []
+    for i in range(8):
+        prompt = make_prompt((Message("user", f"film {i}"),))
+        teacher = Answer(prompt, "good", "ok", prediction="good", label_probs=(0.8, 0.1), role="teacher")
+        rows.append(Sample(f"r{i}", prompt.messages, "good", ("good", "bad")[i % 2], teacher))
+    job = make_job(rows, task=task, only_lint=True)
+    learn = partial(sft, gold=1) if trainer == "sft" else partial(logit_kd, hyper=Hyperparameters(), hard_labels="gold")
+    with pytest.raises(Linted) as linted:
+        learn(job)
+    assert [f.found for f in linted.value.findings if f.name == "labels"] == ["Labels: good 50.0%, bad 50.0%"]
 
 
 def test_the_end_is_learnt_once_and_last() -> None:
