@@ -16,6 +16,7 @@ from llm_distill.recipe import Plan, load
 from llm_distill.stages import Run, Watch, train_student
 from llm_distill.trainers import TRAINERS
 from llm_distill.trainers.findings import Finding, Linted
+from llm_distill.trainers.hyper import Hyperparameters
 
 #: Of our own trainers those that learn answers which are there before they begin.
 _READERS = ("auto", "logit_kd", "sft")
@@ -24,6 +25,9 @@ _READERS = ("auto", "logit_kd", "sft")
 def lint_run(folder: store.RunFolder, workspace: Path, watch: Watch, ledger_url: str | None = None) -> list[Finding]:
     """What the linter finds in what a run would train on. Nothing is trained, asked, or written into the run."""
     plan, trainer = _bound(folder, workspace)
+    ours = trainer.spec.name in TRAINERS or any(isinstance(knob, Hyperparameters) for knob in trainer.knobs.values())
+    if not ours:  # nor built on ours: it knows of no `only_lint`, and would train
+        raise UserError(f"{folder.path}: its trainer, {trainer.spec.name}, is one that lints nothing.")
     if trainer.spec.name in TRAINERS and trainer.spec.name not in _READERS:
         plan = replace(plan, trainer=_teachers_rows(trainer))
     ledger = Ledger(ledger_url or workspace / "ledger.sqlite")

@@ -416,8 +416,10 @@ def learn(job, *, by: InputFile):
     models = {"teacher": TEACHER, "student": {"transformers": {"model": "./student"}}}
     recipe = desk.recipe(models=models, train={"mine:learn": {"by": "dev.txt"}})
 
+    path, folder = {"PYTHONPATH": f"{desk.folder}:{ROOT}", "PYTHONDONTWRITEBYTECODE": "1"}, Path()
+
     def made() -> str:
-        path = {"PYTHONPATH": f"{desk.folder}:{ROOT}", "PYTHONDONTWRITEBYTECODE": "1"}
+        nonlocal folder
         folder = desk.folder / desk.run(recipe, **path)["run"]
         return (folder / "student" / "made").read_text(encoding="utf-8")
 
@@ -425,6 +427,7 @@ def learn(job, *, by: InputFile):
     text = (desk.folder / changed).read_text(encoding="utf-8")
     (desk.folder / changed).write_text(text.replace("a" if changed == "dev.txt" else "1", "2"), encoding="utf-8")
     assert made() == ("21" if changed == "dev.txt" else "a2")
+    assert "is one that lints nothing" in desk.llm_distill("lint", folder, code=2, **path), "and it was not run"
 
 
 def test_a_report_speaks_of_its_own_run(desk: Desk) -> None:
