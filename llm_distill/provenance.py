@@ -13,7 +13,7 @@ from llm_distill import __version__, store
 from llm_distill.recipe import Plan
 from llm_distill.recipe_checks import price_source
 from llm_distill.stages import Run
-from llm_distill.trainers.on_policy_checks import check_weights
+from llm_distill.trainers import on_policy_checks, sft_checks
 
 #: What provenance names, where it is installed.
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "aiohttp", "numpy", "pyarrow")
@@ -33,7 +33,8 @@ def describe(job: Run, roles: Sequence[str]) -> None:
         models[role]["identity"] = model.identity
         models[role]["counting"] = model.count.how
     if "student" in roles:
-        check_weights(plan)
+        on_policy_checks.check_weights(plan)
+        sft_checks.check_weights(plan)
     for role, plug in plan.models.items():
         models[role] |= {"terms": plug.knobs.get("terms"), "prices": price_source(plug)}
     if plan.path.resolve() != folder.file("recipe.yaml").resolve():

@@ -154,11 +154,11 @@ def check_recipe(plan: Plan) -> None:
 
 def check_taught(plan: Plan, held_out: Sequence[Prompt]) -> None:
     """UserError for rows of `calibrate_on` that training would refuse after all answers are paid for."""
-    from llm_distill.evals.calibration import ENOUGH
-
     how = plan.calibrating
     if how is None or how.calibrate_on is None:
         return
+    from llm_distill.evals.calibration import ENOUGH  # brings scipy
+
     rows = labelled(how.calibrate_on, plan.task.labels, {row.gist for row in held_out})
     if len(rows) < ENOUGH:
         raise UserError(

@@ -234,6 +234,8 @@ def _publish(course: _Course, last: int) -> None:
     """Move the last round's student into `job.out`, with the curve of all rounds and the story of each."""
     out, chosen = course.job.out, course.folder(last)
     story = json.loads((chosen / "training.json").read_text("utf-8")) | {"rounds": course.rounds}
+    if course.over(0):  # what the linter said of the teacher's answers, which rounds prefer
+        story["lint"] = json.loads((course.folder(0) / "training.json").read_text("utf-8"))["lint"]
     curve = []
     for number in range(last + 1):
         path = course.folder(number) / "metrics.jsonl"

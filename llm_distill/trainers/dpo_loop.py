@@ -57,6 +57,8 @@ def make_trainer(
     tell = mishaps.teller(units_of([p.chosen for p in pairs]), order, tokenizer)
 
     class Preferring(quietly(DPOTrainer, checkpoint_every_s, tell)):  # type: ignore[misc]
+        rate = "round_rate"
+
         def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
             return dataset  # token ids already
 

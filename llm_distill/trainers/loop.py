@@ -132,6 +132,7 @@ def quietly(kind: Any, checkpoint_every_s: float, tell: Callable[[int, int], str
     class Quiet(kind):  # type: ignore[misc]
         next_save = time.monotonic() + checkpoint_every_s
         micro = 0  # batches of the step under way that are read
+        rate = "learning_rate"  # the knob that says how fast it learns
 
         def _send_telemetry(self) -> None:
             return
@@ -151,7 +152,7 @@ def quietly(kind: Any, checkpoint_every_s: float, tell: Callable[[int, int], str
                 size, per_step = self.args.per_device_train_batch_size, self.args.gradient_accumulation_steps
                 start = ((step - 1) * per_step + micro) * size
                 kept = mishaps.kept(Path(self.args.output_dir))
-                raise mishaps.not_finite(what, value, step, tell(start, start + count * size), kept)
+                raise mishaps.not_finite(what, value, step, tell(start, start + count * size), kept, self.rate)
 
         def _save(self, output_dir: str | None = None, **_: Any) -> None:
             write_weights(self.model, Path(output_dir or self.args.output_dir))

@@ -62,10 +62,12 @@ def _disk(error: Exception) -> str:
     )
 
 
-def not_finite(what: str, value: float, step: int, shown: str = "", kept: str = "") -> UserError:
-    """A loss, or what comes of it, that is no number: what was read then, and what is kept."""
+def not_finite(
+    what: str, value: float, step: int, shown: str = "", kept: str = "", rate: str = "learning_rate"
+) -> UserError:
+    """A loss, or what comes of it, that is no number: what was read then, and what is kept. rate: the knob to lower."""
     return UserError(
-        f"train: the {what} became {value} at step {step}. Lower learning_rate, or set dtype: float32 if it is not."
+        f"train: the {what} became {value} at step {step}. Lower {rate}, or set dtype: float32 if it is not."
         + (f" {kept}" if kept else "")
         + (f"\nIt was reading:\n{shown}" if shown else "")
     )

@@ -48,6 +48,16 @@ def check_recipe(plan: Plan) -> None:
         )
 
 
+def check_weights(plan: Plan) -> None:
+    """UserError where the student's chat template cannot show reasoning that is to be learnt; only its tokenizer is loaded."""
+    from llm_distill.trainers.on_policy_checks import tokenizer
+    from llm_distill.trainers.reasoned import form_of
+
+    knobs = _knobs(plan)
+    if knobs is not None and knobs["reasoning"] == "on":
+        form_of(tokenizer(plan.models["student"].knobs))
+
+
 def check_taught(plan: Plan, prompts: Sequence[Prompt]) -> None:
     """UserError for knobs that ask of the rows what none of them has."""
     knobs = _knobs(plan)

@@ -104,6 +104,7 @@ def replace_text(sample: Sample, text: str) -> Sample:
 def test_the_teachers_answer_becomes_likelier_than_the_students(job: TrainingJob, student: Path) -> None:
     story = dpo(job, round_rate=5e-3, round_epochs=3)
     (first,) = story["rounds"]
+    assert "end_token" in {finding["name"] for finding in story["lint"]}, "of the teacher's answers"
     assert (first["pairs"], first["answers"], first["equal"], first["student_preferred"]) == (16, 16, 0, 0)
     lines = curve(job.out)
     assert [line["round"] for line in lines] == [0] * 2 + [1] * 6
@@ -116,6 +117,11 @@ def test_the_teachers_answer_becomes_likelier_than_the_students(job: TrainingJob
     sample = job.samples[1]
     better, worse = (log_likelihood(job.out, student, sample, text) for text in (sample.completion, "a dull day"))
     assert better > worse
+
+
+def test_a_round_that_blows_up_names_its_own_rate(job: TrainingJob) -> None:
+    with pytest.raises(UserError, match="Lower round_rate"):
+        dpo(job, {"batch_size": 2}, warm_up=False, round_rate=1e30, round_epochs=2)
 
 
 def test_a_rounds_first_loss_is_log_two_without_the_sft_term(make_job: MakeJob) -> None:

@@ -18,8 +18,9 @@ from llm_distill.trainers import TrainingJob
 from llm_distill.trainers.lint import check_rows
 from llm_distill.trainers.reasoned import form_of, reasoned
 from llm_distill.trainers.rows import make_rows
+from tests.conftest import Desk
 from tests.finished import STUDENT, WHOLE, finish
-from tests.models.conftest import TEMPLATE, byte_level_tokenizer, fallback_tokenizer
+from tests.models.conftest import TEMPLATE, byte_level_tokenizer, fallback_tokenizer, tiny
 from tests.trainers.conftest import sft
 from tests.trainers.test_sft import curve
 
@@ -113,6 +114,16 @@ def special(template: str) -> Any:
 def test_a_student_whose_reasoning_could_not_be_read_is_refused(tokenizer: Any, message: str) -> None:
     with pytest.raises(UserError, match=f"train.sft.reasoning: .*{message}.*`reasoning: off`"):
         reasoned([thought("sure")], tokenizer, ())
+
+
+def test_it_is_refused_before_the_teacher_is_asked(desk: Desk, tmp_path: Path) -> None:
+    closed = byte_level_tokenizer(TEMPLATE.replace("assistant\n{%", "assistant\n<think>\n\n</think>\n\n{%"))
+    student = {"transformers": {"model": str(tiny("llama", tmp_path / "closed", closed)), "device": "cpu"}}
+    desk.seeds([{"prompt": "why"}])
+    models = {"teacher": {"scripted": {"default": "so"}}, "student": student}
+    with pytest.raises(UserError, match="closes the reasoning before the answer begins"):
+        desk.here(desk.recipe(task="generate", models=models, train={"sft": {"reasoning": "on"}}))
+    assert not list(desk.folder.rglob("*.parquet"))
 
 
 def test_a_base_model_writes_the_plain_block() -> None:
