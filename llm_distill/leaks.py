@@ -7,7 +7,7 @@ recipe allows the overlap by name.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from llm_distill.seeds import read_rows
 
 #: Who has seen rows: the student in training; the few-shot base and the teacher in the worked examples of their prompts.
 PARTIES = ("training", "few_shot", "teacher")
-#: Overlaps that are looked for at most: with so many nobody reads on, and a crowd of near rows costs its square.
+#: Overlaps of a party that are looked for at most: with so many nobody reads on, and a crowd of near rows costs its square.
 MOST = 1000
 #: Rows that a message names.
 _NAMED = 10
@@ -40,11 +40,19 @@ class Leak:
 
 def leaks(held_out: Sequence[Prompt], seen: Mapping[str, Sequence[Prompt]], near: float | None) -> Iterator[Leak]:
     """Each held-out row that equals a row seen (case and blank space aside), or is near it by so much; `near` None: equals."""
+    look = _finder(held_out, near)
+    for party, rows in seen.items():
+        yield from look(party, rows)
+
+
+def _finder(held_out: Sequence[Prompt], near: float | None) -> Callable[[str, Sequence[Prompt]], Iterator[Leak]]:
+    """What finds the leaks of one party: the held-out rows are read once for all."""
     same: dict[str, list[int]] = {}
     for place, row in enumerate(held_out):
         same.setdefault(row.gist, []).append(place)
     index = None if near is None else near_index([row.text for row in held_out], near)
-    for party, rows in seen.items():
+
+    def look(party: str, rows: Sequence[Prompt]) -> Iterator[Leak]:
         texts = [row.text for row in rows]
         for some in portions(texts):
             if index is not None:
@@ -55,9 +63,12 @@ def leaks(held_out: Sequence[Prompt], seen: Mapping[str, Sequence[Prompt]], near
                 for place in dict.fromkeys([*equal, *close]):
                     yield Leak(held_out[place].row_id, party, texts[i], place in equal)
 
+    return look
+
 
 def check_leaks(plan: Plan, held_out: Sequence[Prompt], kept: Path) -> list[dict[str, Any]]:
-    """What overlaps and is allowed to: its party and how many held-out rows. UserError for what is not.
+    """What overlaps and is allowed to: its party and how many held-out rows, `more` where it was not counted to the end.
+    UserError for what is not.
 
     kept: the table of the rows learnt from, read where a student is trained.
     """
@@ -75,16 +86,23 @@ def check_leaks(plan: Plan, held_out: Sequence[Prompt], kept: Path) -> list[dict
         seen = {"training": store.read_prompts(kept), **seen}
     permitted: dict[str, set[str]] = {}
     found: dict[str, Leak] = {}
-    for n, leak in enumerate(leaks(held_out, seen, plan.held_out.near if plan.held_out else None)):
-        if leak.party in allowed or leak.row_id in allowed:
-            permitted.setdefault(leak.party, set()).add(leak.row_id)
-        else:
-            found.setdefault(leak.row_id, leak)
-        if n >= MOST:
-            break
+    uncounted: set[str] = set()
+    look = _finder(held_out, plan.held_out.near if plan.held_out else None)
+    for party, rows in seen.items():
+        for n, leak in enumerate(look(party, rows), 1):
+            if party in allowed or leak.row_id in allowed:
+                permitted.setdefault(party, set()).add(leak.row_id)
+            else:
+                found.setdefault(leak.row_id, leak)
+            if n >= MOST and (party in allowed or found):  # what is allowed hides nothing that is not
+                uncounted.add(party)
+                break
     if found:
         raise UserError(_refusal(list(found.values()), len(held_out)))
-    return [{"with": party, "rows": len(rows)} for party, rows in permitted.items()]
+    return [
+        {"with": party, "rows": len(ids)} | ({"more": True} if party in uncounted else {})
+        for party, ids in permitted.items()
+    ]
 
 
 def _refusal(found: Sequence[Leak], held_out: int) -> str:

@@ -59,6 +59,24 @@ def test_a_row_learnt_from_is_found_and_named(desk: Desk, text: str, how: str) -
     assert check_leaks(plan_of(desk), held_out, kept(desk, "x y z")) == []
 
 
+def test_what_is_allowed_hides_nothing_that_is_not(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many overlaps one party is allowed, those of the next are looked for, and rows that no name allows."""
+    monkeypatch.setattr("llm_distill.leaks.MOST", 2)
+    task = {"classify": {"labels": ["positive", "negative"], "teacher": {"examples": ["examples.jsonl"]}}}
+    held, learnt = (
+        rows(OTHER, "one two three", "four five six", "seven eight nine", HELD),
+        [OTHER, "one two three", "four five six"],
+    )
+    plan = plan_of(desk, task=task, evaluate={"allow_overlap": ["training"]})
+    with pytest.raises(UserError, match=rf"1 of 5 held-out rows .*\(teacher\): {held[4].row_id}"):
+        check_leaks(plan, held, kept(desk, *learnt))
+    assert check_leaks(plan, held[:4], kept(desk, *learnt)) == [{"with": "training", "rows": 2, "more": True}]
+    named = plan_of(desk, evaluate={"allow_overlap": [row.row_id for row in held[:3]]})
+    with pytest.raises(UserError, match=rf"1 of 5 held-out rows .*\(training\): {held[4].row_id}"):
+        check_leaks(named, held, kept(desk, *learnt, HELD))
+    assert check_leaks(named, held, kept(desk, *learnt)) == [{"with": "training", "rows": 3}]
+
+
 def test_near_is_as_the_recipe_holds_out(desk: Desk) -> None:
     found = check_leaks(plan_of(desk, held_out={"share": 0.5, "near": None}), rows(HELD), kept(desk, NEARLY))
     assert found == []

@@ -84,7 +84,8 @@ def findings(report: Part) -> Iterator[Said]:
         rows = value(one, "rows") or 0
         yield Said(
             "look",
-            f"{words.count(rows)} held-out {'row overlaps' if rows == 1 else 'rows overlap'} {seen}, which the recipe allows: "
+            f"{words.count(rows)}{' or more' if one.get('more') else ''} held-out "
+            f"{'row overlaps' if rows == 1 else 'rows overlap'} {seen}, which the recipe allows: "
             "what was measured on them may be memory.",
         )
     unfair = [one for one in parts(report, "fairness") if one.get("unfair")]
