@@ -75,9 +75,13 @@ def test_a_finished_run_is_as_the_schema_says(tmp_path_factory: pytest.TempPathF
     assert check(report | {"gate": GATE}) == []
     described = set(SCHEMA["properties"])
     assert set(report) <= described, "a key that nobody described"
+    for name, part in (("arm", "arms"), ("paired", "paired")):
+        keys = {key for of in report[part].values() for key in of}
+        assert keys <= set(SCHEMA["$defs"][name]["properties"]), "a key that nobody described"
     for path, wrong in (
         (("arms", "student", "accuracy", "low"), "0.3"),
         (("paired", "student_vs_teacher", "p"), 1.2),
+        (("arms", "student", "undefined", "brier"), 3),
         (("funnel", "kept"), -1),
         (("cost", "stages", "answers", "cost_usd"), "free"),
         (("format",), 2),
