@@ -1,4 +1,4 @@
-"""How far a teacher's probabilities of labels can be believed, and how they are mended: pure functions of numbers.
+"""How far probabilities of labels can be believed, and how a teacher's are mended: pure functions of numbers.
 
 A distribution is a row of (n, L): the probability of each of L labels; what is missing to 1 went to answers that are no label.
 Mended ones are over the labels alone and sum to 1. `gold` is (n,), the place of each row's label; `right` is (n,), how far the
@@ -20,7 +20,8 @@ FLOOR = 1e-6
 #: Temperatures that are looked at. Beyond, a distribution is uniform, or one label, for every purpose.
 COLDEST, HOTTEST = 0.05, 20.0
 _BOUNDS = float(np.log(COLDEST)), float(np.log(HOTTEST))
-BINS = 10
+#: Of a calibration curve at most, and rows that each has at least.
+BINS, IN_A_BIN = 10, 10
 FOLDS = 5
 #: Fewer labelled rows than this cannot tell one calibration from another: folds of ten.
 ENOUGH = 50
@@ -125,16 +126,22 @@ def brier(probs: Floats, gold: Ints) -> Floats:
     return np.asarray((((probs - wanted) ** 2).sum(-1) + other**2) / 2)
 
 
-def reliability(probs: Floats, right: Floats, gold: Ints | None = None, bins: int = BINS) -> Reliability:
-    """Confidence is the likeliest label's probability. There are fewer bins where ten would have less than ten rows each.
-
-    Rows of equal confidence count as equally right, so that nothing depends on the order of the rows.
+def equal_mass(sure: Floats) -> Ints:
+    """(n,): in which bin each row is. Bins have about equally many rows (Nixon et al. 2019, arXiv 1904.01685), no fewer than
+    `IN_A_BIN` on average; equally sure rows share one, so that nothing depends on the order of the rows.
     """
+    bins = max(1, min(BINS, len(sure) // IN_A_BIN))
+    edges = np.unique(np.quantile(sure, np.arange(1, bins) / bins, method="higher"))
+    return np.unique(np.searchsorted(edges, sure, side="right"), return_inverse=True)[1]
+
+
+def reliability(probs: Floats, right: Floats, gold: Ints | None = None) -> Reliability:
+    """Confidence is the likeliest label's probability; see `equal_mass` for the bins."""
     sure, n = probs.max(-1), len(probs)
-    _, alike = np.unique(sure, return_inverse=True)
-    shared = (np.bincount(alike, right) / np.bincount(alike))[alike]
-    parts = np.array_split(np.argsort(sure, kind="stable"), max(1, min(bins, n // 10)))
-    found = tuple(Bin(len(p), float(sure[p].mean()), float(shared[p].mean())) for p in parts)
+    bin_of = equal_mass(sure)
+    rows = np.bincount(bin_of)
+    means = zip(rows, np.bincount(bin_of, sure) / rows, np.bincount(bin_of, right) / rows, strict=True)
+    found = tuple(Bin(int(size), float(confidence), float(share)) for size, confidence, share in means)
     return Reliability(
         rows=n,
         confidence=float(sure.mean()),

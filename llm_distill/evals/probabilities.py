@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import rankdata
 
+from llm_distill.evals.calibration import FLOOR, brier, equal_mass
 from llm_distill.evals.statistics import (
     CELLS,
     EFFORT,
@@ -28,10 +29,6 @@ from llm_distill.evals.statistics import (
     wilson,
 )
 from llm_distill.records import Answer
-
-MOST_BINS, IN_A_BIN = 15, 10  # bins of a calibration curve, and rows that each has at least
-#: What lies outside of the alternatives that came back is unknown and small; so small a probability at least, for a logarithm.
-LEAST = 1e-6
 
 
 def distribution(answer: Answer) -> Floats | None:
@@ -52,7 +49,7 @@ def probability_numbers(
     known = [(a, p) for a in answers if (p := distribution(a)) is not None]
     place = {label: i for i, label in enumerate(labels)}
     gold = np.array([place[a.prompt.label] for a, _ in known if a.prompt.label is not None], dtype=np.int64)
-    probs = np.array([p for a, p in known if a.prompt.label is not None]).reshape(len(gold), len(labels) + 1)
+    probs = np.array([p[:-1] for a, p in known if a.prompt.label is not None]).reshape(len(gold), len(labels))
     theirs = {a.prompt.row_id: p for a in teacher if (p := distribution(a)) is not None}
     both = [(theirs[a.prompt.row_id], p) for a, p in known if a.prompt.row_id in theirs]
     same = sum(int(t.argmax() == s.argmax()) for t, s in both)
@@ -61,19 +58,11 @@ def probability_numbers(
     return {
         "brier": mean(brier(probs, gold), seed, resamples)._asdict(),
         "ece": error,
-        "auroc": auroc(probs[:, :-1], gold)._asdict(),
+        "auroc": auroc(probs, gold)._asdict(),
         "top1_agreement": proportion(same, len(both))._asdict(),
         "kl_from_teacher": unbounded(apart, lambda means: means[..., 0], seed, resamples)._asdict(),
         "calibration": curve,
     }
-
-
-def brier(probs: Floats, gold: Ints) -> Floats:
-    """Half the squared distance (n,) of each distribution (n, L + 1) from what is true (Brier 1950), in [0, 1], 0 the best.
-
-    Half, so that of two labels it is the square of what was missing to the right one.
-    """
-    return np.asarray(((probs - np.eye(probs.shape[1])[gold]) ** 2).sum(1) / 2)
 
 
 def calibration(
@@ -81,19 +70,17 @@ def calibration(
 ) -> tuple[dict[str, Any], list[dict[str, float | int | None]]]:
     """The expected calibration error, and the curve: per bin of about equally many rows how sure and how often right.
 
-    Bins of equal mass (Nixon et al. 2019, arXiv 1904.01685); equally sure rows share one. The error is never below 0, so even
-    a calibrated arm has some: up to `by_chance` in 95 of 100 draws of answers as right as they are sure (Broecker & Smith
-    2007), and up to there the interval begins at 0. Else it is the basic bootstrap's, for resampled errors are too large by
-    about as much as the error itself is.
+    Sure is the likeliest label's probability, and the bins are those of `reliability`, so that both mean the same by it. The
+    error is never below 0, so even a calibrated arm has some: up to `by_chance` in 95 of 100 draws of answers as right as they
+    are sure (Broecker & Smith 2007), and up to there the interval begins at 0. Else it is the basic bootstrap's, for resampled
+    errors are too large by about as much as the error itself is.
     """
     n = len(sure)
     if n == 0:
         return UNDEFINED._asdict() | {"by_chance": float("nan")}, []
-    bins = max(1, min(MOST_BINS, n // IN_A_BIN))
-    edges = np.unique(np.quantile(sure, np.arange(1, bins) / bins, method="higher"))
-    bin_of = np.searchsorted(edges, sure, side="right")
+    bin_of = equal_mass(sure)
     rows, counts = np.unique(np.stack([bin_of, sure, right], axis=1), axis=0, return_counts=True)
-    gaps = np.zeros((len(rows), len(edges) + 1))
+    gaps = np.zeros((len(rows), int(bin_of.max()) + 1))
     gaps[np.arange(len(rows)), rows[:, 0].astype(int)] = rows[:, 2] - rows[:, 1]
     value = float(np.abs(counts @ gaps).sum() / n)
     draws = [np.abs(drawn @ gaps).sum(1) / n for drawn in resampled_counts(counts, n, seed, resamples)]
@@ -162,7 +149,7 @@ def auroc(scores: Floats, gold: Ints) -> Interval:
 
 def kl(teacher: Floats, student: Floats) -> float:
     """KL(teacher || student) in nats: what is lost by taking the student's distribution for the teacher's, 0 to 13.8."""
-    at_least = np.maximum(student, LEAST)
+    at_least = np.maximum(student, FLOOR)
     here = teacher > 0
     found = float((teacher[here] * np.log(teacher[here] / at_least[here])).sum())
     return max(0.0, found)

@@ -43,14 +43,14 @@ def findings(report: Part) -> Iterator[Said]:
     ece, mended = value(before, "ece"), value(after, "ece")
     if ece is not None and mended is not None:
         how = (
-            f"{words.short(found.get('method'))}: {words.decimal(mended)}"
+            f"{words.short(found.get('method'))}: {words.measure(mended, 'ece')}"
             if found.get("method") != "none"
             else "left so"
         )
         yield Said(
             "same",
             f"The teacher is {percent(value(before, 'confidence'))} sure and {percent(value(before, 'right'))} right "
-            f"(calibration error {words.decimal(ece)}, {words.count(value(before, 'rows'))} rows; {how}).",
+            f"(calibration error {words.measure(ece, 'ece')}, {words.count(value(before, 'rows'))} rows; {how}).",
         )
     for rung in rungs(report):
         if rung.get("taken"):

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from scipy.stats import entropy, norm
 from sklearn.metrics import balanced_accuracy_score, brier_score_loss, roc_auc_score
 
+from llm_distill.evals.calibration import brier, reliability
 from llm_distill.evals.compare import compare
 from llm_distill.evals.metrics import balanced_accuracy, confusion
-from llm_distill.evals.probabilities import auroc, brier, calibration, distribution, kl
+from llm_distill.evals.probabilities import auroc, calibration, distribution, kl, probability_numbers
 from llm_distill.evals.statistics import Floats
 from llm_distill.records import Answer
 from tests.evals.rows import LABELS, answer, arm, prompt
@@ -35,7 +36,23 @@ def test_they_are_scikit_learns(seed: int, labels: int) -> None:
     each = [roc_auc_score(gold == k, probs[:, k]) for k in range(labels)]
     assert auroc(probs[:, :-1], gold).value == pytest.approx(np.mean(each))
     theirs = brier_score_loss(gold, probs[:, :-1], labels=list(range(labels)), scale_by_half=True)
-    assert brier(probs, gold).mean() == pytest.approx(theirs)
+    assert brier(probs[:, :-1], gold).mean() == pytest.approx(theirs)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_an_arms_numbers_are_those_by_which_a_teacher_is_calibrated(seed: int) -> None:
+    """One definition of confidence, of its bins and of the Brier score, mass that went to no label included."""
+    probs, gold = drawn(seed, n=130)
+    probs = probs[:, :-1] * np.random.default_rng(seed).uniform(0.3, 1, (len(probs), 1))
+    rows = [
+        answer(prompt(f"row {i}", names[g]), names[int(p.argmax())], label_probs=tuple(p.tolist()))
+        for i, (p, g) in enumerate(zip(probs, gold, strict=True))
+    ]
+    found = probability_numbers(rows, [], names, seed=7, resamples=200)
+    same = reliability(probs, (probs.argmax(1) == gold).astype(float), gold)
+    assert (found["ece"]["value"], found["brier"]["value"]) == pytest.approx((same.ece, same.brier))
+    curve = [number for one in found["calibration"] for number in (one["n"], one["confidence"], one["accuracy"])]
+    assert curve == pytest.approx([number for one in same.bins for number in one])
 
 
 labelled = st.lists(st.tuples(st.sampled_from(names), st.sampled_from(names)), min_size=1, max_size=40)

@@ -318,14 +318,14 @@ def test_how_far_the_teacher_is_right_is_shown_before_training() -> None:
     for shown in (
         "told by labelled rows",
         "Method: batch+temperature, temperature 0.28",
-        "The teacher as it is 600 69.6\xa0% 92.8\xa0% 0.23 0.11 0.40",
-        "Calibrated 600 90.7\xa0% 91.0\xa0% 0.02 0.07 0.23",
-        "Its labels alone — — 92.8\xa0% — 0.07 —",
+        "The teacher as it is 600 69.6\xa0% 92.8\xa0% 0.232 0.111 0.40",
+        "Calibrated 600 90.7\xa0% 91.0\xa0% 0.018 0.066 0.23",
+        "Its labels alone — — 92.8\xa0% — 0.072 —",
         "12 of 383 rows have another label so",
         "teacher.positive 53.3\xa0%",
         "gkd passed over: the student's own answers take a GPU",
         "logit_kd taken: calibrated, it is 90.7% sure",
-        "The teacher is 69.6\xa0% sure and 92.8\xa0% right (calibration error 0.23, 600 rows; batch+temperature: 0.02).",
+        "The teacher is 69.6\xa0% sure and 92.8\xa0% right (calibration error 0.232, 600 rows; batch+temperature: 0.018).",
     ):
         assert " ".join(shown.split()) in page.text, shown
     bare = full()
