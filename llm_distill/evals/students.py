@@ -2,27 +2,31 @@
 
 A row is the same row in two runs when its words and its place among equal ones are, which is what a row_id says; its gold has
 to be the same too. Only gold counts: runs have teachers of their own, and agreement with different ones compares nothing.
+Students are held against each other on the metric that their recipes name, by default the task's own.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from llm_distill import store
 from llm_distill.errors import UserError
 from llm_distill.evals.compare import Shared, paired, rounded
-from llm_distill.evals.headline import WORDS, percent, points
-from llm_distill.evals.metrics import PRIMARY, Scores, gold_scores
+from llm_distill.evals.headline import percent, points, said
+from llm_distill.evals.measures import bind_metrics, measures
+from llm_distill.evals.metrics import AGREEMENT, PRIMARY, RIGHT_OR_WRONG, Kind, Scores, gold_scores
 from llm_distill.evals.statistics import FEWEST, holm, mean, proportion, resampled_means
-from llm_distill.plugs import Spec
+from llm_distill.plugs import Reading, Spec
 from llm_distill.records import Answer, Prompt
 from llm_distill.report.markdown import table
+from llm_distill.structured import Schema
 
 RESAMPLES = 10_000
 
@@ -40,10 +44,10 @@ def compare_runs(folders: Sequence[store.RunFolder]) -> dict[str, Any]:
             f"compare: {folders[0].path} and {folders[other].path} have different tasks ({tasks[0]} and {tasks[other]}), so "
             "their students cannot be compared."
         )
-    kind = tasks[0].partition(":")[0]
-    metric = PRIMARY[kind]  # type: ignore[index]
+    kind: Kind = "classify" if tasks[0].startswith("classify") else "generate"
+    metric, measured = _metric(folders, kind)
     answers = [_answers(folder) for folder in folders]
-    scores: list[Scores] = [gold_scores(of, kind)[metric] for of in answers]  # type: ignore[arg-type]
+    scores: list[Scores] = [measured(of) for of in answers]
     rows = sorted(set.intersection(*map(set, scores)))
     _check(folders, answers, rows)
     names = _names([folder.path for folder in folders])
@@ -57,11 +61,11 @@ def compare_runs(folders: Sequence[store.RunFolder]) -> dict[str, Any]:
         pairs.append({"run": names[second], "other": names[first], **paired(shared, "other")})
     corrected = holm([pair["p"] for pair in pairs])
     pairs = [pair | {"p_holm": p} for pair, p in zip(pairs, corrected, strict=True)]
-    students = []
+    students, counted = [], set(rows)
     for name, folder, of, column in zip(names, folders, answers, values.T, strict=True):
-        whole = metric == "accuracy"
+        whole = metric in RIGHT_OR_WRONG
         score = proportion(int(column.sum()), len(rows)) if whole else mean(column, 0, RESAMPLES)
-        failed = sum(a.status == "failed" and a.prompt.row_id in set(rows) for a in of)
+        failed = sum(a.status == "failed" and a.prompt.row_id in counted for a in of)
         students.append(
             {"run": name, "folder": str(folder.path), "held_out": len(of), "failed": failed, "score": score._asdict()}
         )
@@ -69,23 +73,62 @@ def compare_runs(folders: Sequence[store.RunFolder]) -> dict[str, Any]:
     return found
 
 
+def _recipe(folder: store.RunFolder) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(folder.file("recipe.resolved.json").read_text(encoding="utf-8"))
+    return found
+
+
+def _metric(folders: Sequence[store.RunFolder], kind: Kind) -> tuple[str, Callable[[Sequence[Answer]], Scores]]:
+    """The metric that the recipes name, and what measures it; UserError where they name different ones."""
+    found = []
+    for folder in folders:
+        recipe = _recipe(folder)
+        how = recipe.get("evaluate") or {}
+        named = how.get("metric")
+        metric = PRIMARY[kind] if named in (None, AGREEMENT) else str(named)
+        words = [of for of in how.get("metrics") or [] if Spec.read(of, "evaluate.metrics").name == metric]
+        schema = (recipe.get("answers") or {}).get("schema") if metric == "schema_valid" else None
+        found.append((metric, words, schema))
+    if other := next((place for place, one in enumerate(found) if one != found[0]), None):
+        raise UserError(
+            f"compare: {folders[0].path} is judged by {found[0][0]} and {folders[other].path} by {found[other][0]}, or by other "
+            "settings of it; run one again with the other's evaluate.metric and metrics, for which nothing is asked again."
+        )
+    metric, words, schema = found[0]
+    if not words:
+        return metric, lambda of: gold_scores(of, kind)[metric]
+    reading = Reading(folder=Path(folders[0].record.get("recipe_file", ".")).parent, files=set(), roles=[])
+    if schema is not None:
+        schema = TypeAdapter(Schema).validate_python(schema, context=reading)
+    plugs = bind_metrics(words, metric, kind, schema, reading)
+    return metric, lambda of: measures(plugs, schema)[metric](of)[0]
+
+
 def _task(folder: store.RunFolder) -> str:
-    recipe = json.loads(folder.file("recipe.resolved.json").read_text(encoding="utf-8"))
-    task = Spec.read(recipe.get("task", "generate"), "task")
+    task = Spec.read(_recipe(folder).get("task", "generate"), "task")
     return f"{task.name}: {', '.join(map(str, sorted(task.knobs.get('labels', []))))}".rstrip(": ")
+
+
+def unfit(folder: store.RunFolder) -> str | None:
+    """Why a run's evaluation says nothing of its student, if so."""
+    stamp = folder.stamp("evaluate")
+    if not stamp:
+        return "the run has not been evaluated; run the recipe again"
+    whole = stamp["outputs"]["eval"] == store.digest(folder.file("eval"))
+    if not whole or stamp.get("student") != store.digest(folder.file("student")):
+        return "the student, or its answers, changed after the evaluation; run the recipe again"
+    return None
 
 
 def _answers(folder: store.RunFolder) -> list[Answer]:
     """The student's answers to its held-out rows; UserError where there are none that are vouched for."""
-    path, stamp = folder.file("eval/student.parquet"), folder.stamp("evaluate")
-    if not stamp or not path.exists():
+    path = folder.file("eval/student.parquet")
+    if not folder.stamp("evaluate") or not path.exists():
         raise UserError(
             f"compare: {folder.path} has no evaluated student; run its recipe to its end, with `train` and `evaluate`."
         )
-    if stamp["outputs"]["eval"] != store.digest(folder.file("eval")):
-        raise UserError(
-            f"compare: the answers in {folder.path}/eval are not those of its evaluation; run its recipe again."
-        )
+    if why := unfit(folder):
+        raise UserError(f"compare: {folder.path}: {why}.")
     return store.read_answers(path)
 
 
@@ -118,7 +161,6 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 def markdown(found: dict[str, Any]) -> str:
     """Both tables, and on how many rows they stand."""
-    said = WORDS[found["metric"]]
     outside = [f"{of['run']} {of['held_out']:,}" for of in found["students"]]
     lines = [f"{found['rows']:,} held-out rows with gold are common to all (held out: {', '.join(outside)})."]
     if found["rows"] < FEWEST:
@@ -135,7 +177,7 @@ def markdown(found: dict[str, Any]) -> str:
     return "\n\n".join(
         [
             *lines,
-            table(["Student of", said, "95 %", "Failed rows, wrong"], students),
+            table(["Student of", said(found["metric"]), "95 %", "Failed rows, wrong"], students),
             table(["Difference, in points", "Value", "95 %", "Wins, losses", f"p ({test})", "p, Holm"], pairs),
         ]
     )

@@ -15,6 +15,7 @@ from typing import Any
 
 from llm_distill import store
 from llm_distill.evals.gate import gate
+from llm_distill.evals.students import unfit
 from llm_distill.plugs import Spec
 from llm_distill.records import Answer
 from llm_distill.report.data import about_data
@@ -77,19 +78,8 @@ def build(folder: store.RunFolder) -> dict[str, Any]:
         **_terms(record, recipe, kept_rows),
     }
     if ship := recipe.get("ship"):
-        report["gate"] = gate(ship, report, arms, _unfit(folder))
+        report["gate"] = gate(ship, report, arms, unfit(folder))
     return report
-
-
-def _unfit(folder: store.RunFolder) -> str | None:
-    """Why a run's evaluation says nothing of its student, if so."""
-    stamp = folder.stamp("evaluate")
-    if not stamp:
-        return "the run has not been evaluated; run the recipe again"
-    whole = stamp["outputs"]["eval"] == store.digest(folder.file("eval"))
-    if not whole or stamp.get("student") != store.digest(folder.file("student")):
-        return "the student, or its answers, changed after the evaluation; run the recipe again"
-    return None
 
 
 def write(folder: store.RunFolder) -> Path:

@@ -22,13 +22,14 @@ from tests.evals.rows import LABELS, right_on, wrote
 TASK = {"classify": {"labels": LABELS}}
 
 
-def run(home: Path, name: str, answers: list[Answer], task: Any = TASK) -> store.RunFolder:
+def run(home: Path, name: str, answers: list[Answer], task: Any = TASK, **evaluate: Any) -> store.RunFolder:
     """The folder of a run whose student gave these answers."""
     folder = store.RunFolder(home / name / "2026-01-01-0123456789")
     folder.path.mkdir(parents=True)
-    store.write_json(folder.file("recipe.resolved.json"), {"name": name, "task": task})
+    store.write_json(folder.file("recipe.resolved.json"), {"name": name, "task": task, "evaluate": evaluate})
     store.write_table(folder.file("eval/student.parquet"), map(store.answer_row, answers), "answers")
-    folder.save("evaluate", {"owed": 0, "outputs": {"eval": store.digest(folder.file("eval"))}})
+    stamp = {"outputs": {"eval": store.digest(folder.file("eval"))}, "student": store.digest(folder.file("student"))}
+    folder.save("evaluate", {"owed": 0, **stamp})
     return folder
 
 
@@ -64,6 +65,25 @@ def test_texts_are_compared_by_their_f1(tmp_path: Path) -> None:
     assert found["pairs"][0]["test"] == "sign test"
 
 
+def test_students_are_compared_by_the_metric_that_their_recipes_name(tmp_path: Path) -> None:
+    references = [str(i) for i in range(20)]
+    one = wrote(references, [f"about {i + 1}" for i in range(20)])
+    two = wrote(references, [f"it is {i} ." for i in range(20)])
+    by: dict[str, Any] = {"metrics": [{"numeric": {"tolerance": 0.0}}], "metric": "numeric"}
+    folders = [run(tmp_path, "one", one, "generate", **by), run(tmp_path, "two", two, "generate", **by)]
+    found = compare_runs(folders)
+    assert (found["metric"], found["pairs"][0]["difference"], found["pairs"][0]["test"]) == (
+        "numeric",
+        1.0,
+        "exact McNemar",
+    )
+    assert "| Student of | numeric accuracy |" in markdown(found)
+    loose = by | {"metrics": [{"numeric": {"tolerance": 0.1}}]}
+    for name, other in (("own", {}), ("loose", loose)):
+        with pytest.raises(UserError, match=r"judged by numeric and .* by (token_f1|numeric), or by other settings"):
+            compare_runs([folders[0], run(tmp_path, name, two, "generate", **other)])
+
+
 def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     one, texts = run(tmp_path, "one", right_on(9, 9)), run(tmp_path, "texts", wrote(["a"] * 9, ["a"] * 9), "generate")
     apart = run(tmp_path, "apart", [msgspec.structs.replace(a, prompt=msgspec.structs.replace(a.prompt, row_id=f"x{i}"))
@@ -74,13 +94,17 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     bare.file("eval/student.parquet").unlink()
     torn = run(tmp_path, "torn", right_on(9, 9))
     store.write_table(torn.file("eval/student.parquet"), map(store.answer_row, right_on(9, 3)), "answers")
+    learnt_since = run(tmp_path, "since", right_on(9, 9))
+    learnt_since.file("student").mkdir()
+    learnt_since.file("student/model").write_text("another")
     for second, why in (
         (one, "two or more different runs"),
         (texts, "different tasks"),
         (apart, "no held-out row with gold in common"),
         (other, "another label or reference"),
         (bare, "has no evaluated student"),
-        (torn, "are not those of its evaluation"),
+        (torn, "its answers, changed after the evaluation"),
+        (learnt_since, "the student, or its answers, changed"),
     ):
         with pytest.raises(UserError, match=why):
             compare_runs([one, second])
