@@ -168,6 +168,12 @@ def _check_ship(plan: Plan) -> None:
         raise UserError(
             "ship.max_slice_drop: there are no slices to compare; name tags in evaluate.slices, e.g. `slices: [product]`."
         )
+    held_against = [key for key in ("min_kept_share", "max_slice_drop") if getattr(ship, key) is not None]
+    if held_against and plan.evaluate.metric == "agreement_with_teacher":
+        raise UserError(
+            f"ship.{held_against[0]}: it holds the student's score against its teacher's, and evaluate.metric is "
+            f"agreement_with_teacher, which no teacher has; name another metric, or remove {held_against[0]}."
+        )
     free = known_prices(plan.models["student"]) in (None, FREE)
     if ship.max_usd_per_1000 is not None and free and ship.machine_usd_per_hour is None:
         raise UserError(

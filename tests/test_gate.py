@@ -128,6 +128,9 @@ def test_a_gate_that_cannot_be_meant_is_refused(desk: Desk, ship: dict[str, Any]
     keys: dict[str, Any] = {"models": models, "held_out": {"share": 0.3}, "train": "sft", "evaluate": {}, "ship": ship}
     with pytest.raises(UserError, match=said):
         load(desk.recipe(**keys))
+    agreeing = {"evaluate": {"metric": "agreement_with_teacher"}, "ship": {"min_kept_share": 0.9}}
+    with pytest.raises(UserError, match=r"ship\.min_kept_share: .* which no teacher has"):
+        load(desk.recipe(**keys | agreeing))
     with pytest.raises(UserError, match="no `train`"):
         load(desk.recipe(**keys | {"train": None, "ship": {"min_kept_share": 1}}))
 

@@ -81,7 +81,9 @@ def opening(numbers: Numbers) -> str:
             return f"The student's {said(metric)} is {lead} above its teacher's ({both})"
         return f"The student keeps {interval(kept)} of its teacher's {said(metric)} ({both})"
     if metric == AGREEMENT:
-        return f"Without gold answers: the student's {said(metric)} is {interval(student[metric])}"
+        chosen = numbers.get("without_gold", student["n"]) < student["n"]  # by the recipe: there is gold
+        begin = "The" if chosen else "Without gold answers: the"
+        return f"{begin} student's {said(metric)} is {interval(student[metric])}"
     nothing = ", where its teacher gets nothing right" if "student_vs_teacher" in numbers["paired"] else ""
     return f"The student's {said(metric)} is {interval(student[metric])}{nothing}"
 

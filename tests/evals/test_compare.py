@@ -261,6 +261,14 @@ def test_without_gold_only_agreement_is_claimed(kind: Kind) -> None:
     assert found["gap_closed"]["value"] is found["kept_share"]["value"] is None
     assert found["headline"].startswith("Without gold answers: the student's agreement with its teacher is 90.0 % (")
     assert "above its own few-shot self, on 40 held-out rows." in found["headline"]
+    gold = (
+        arm(["positive"] * 40, ["positive"] * 36 + ["negative"] * 4)
+        if kind == "classify"
+        else wrote(["a"] * 40, ["b"] * 40)
+    )
+    teacher = [msgspec.structs.replace(a, role="teacher") for a in gold]
+    chosen = compare({"student": gold, "teacher": teacher}, kind, LABELS, seed=7, metric="agreement_with_teacher")
+    assert chosen["headline"].startswith("The student's agreement with its teacher is 100.0 % ("), "by the recipe"
     del arms["teacher"]
     assert compare(arms, kind, LABELS, seed=7)["headline"].startswith("Nothing can be said: no held-out row has a gold")
 
