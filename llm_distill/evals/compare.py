@@ -9,7 +9,7 @@ percentiles, `bca` the bias-corrected and accelerated interval from the same dra
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -121,6 +121,7 @@ def compare(
         unmeasured[arm] = {name: lost for name, (_, lost) in more.items() if lost}
         scores[arm] = gold_scores(answers, kind) | {name: of for name, (of, _) in more.items()}
         scores[arm][AGREEMENT] = agreement_scores(answers, judge, kind)
+    _none_gains(scores, present, measures)
     shared = share(scores, kind, seed, resamples, metric)
     base = stronger_base(shared)
     pairs = {f"student_vs_{other}": paired(shared, other) for other in PAIRS if shared.has("student", other)}
@@ -155,6 +156,18 @@ def compare(
     )
     rows = {"examples_versus": versus, "examples": examples(present, shared, versus)}
     return {"headline": headline(numbers)} | numbers | rows
+
+
+def _none_gains(
+    scores: Mapping[str, dict[str, Scores]], arms: Mapping[str, Sequence[Answer]], metrics: Iterable[str]
+) -> None:
+    """A row that a metric can measure of others is wrong where an arm failed on it, or it cannot be measured of the student."""
+    for metric in metrics:
+        anywhere = set().union(*(of[metric] for of in scores.values()))
+        for arm, answers in arms.items():
+            own = scores[arm][metric]
+            missing = (a for a in answers if a.prompt.row_id in anywhere and a.prompt.row_id not in own)
+            own |= {a.prompt.row_id: 0.0 for a in missing if arm == "student" or a.status == "failed"}
 
 
 def without_gold(arms: Mapping[str, Sequence[Answer]], kind: Kind) -> int:

@@ -76,7 +76,7 @@ def measures(plugs: Sequence[Plug], schema: str | None) -> Mapping[str, Measure]
 
 
 def measure(plug: Plug, answers: Sequence[Answer], *, schema: str | None) -> Measured:
-    """A metric on an arm's answers; a failed row is an empty answer, so that no arm gains by failing.
+    """A metric on an arm's answers; a failed row is measured as an empty one and scores 0, so that no arm gains by failing.
 
     UserError for numbers outside [0, 1], or another number of them than answers.
     """
@@ -88,7 +88,11 @@ def measure(plug: Plug, answers: Sequence[Answer], *, schema: str | None) -> Mea
         raise UserError(f"{plug.spec.where}: it gave {len(scores)} scores for {len(answers)} answers; one each is due.")
     if strange := [score for score in scores if not (math.isnan(score) or 0 <= score <= 1)]:
         raise UserError(f"{plug.spec.where}: it gave {strange[0]:g}; a metric gives numbers from 0 to 1.")
-    known = {a.prompt.row_id: score for a, score in zip(answers, scores, strict=True) if not math.isnan(score)}
+    known = {
+        a.prompt.row_id: 0.0 if a.status == "failed" else score
+        for a, score in zip(answers, scores, strict=True)
+        if not math.isnan(score)
+    }
     reasons = said.why or [None] * len(scores)
     lost = Counter(why or "not measured" for why, score in zip(reasons, scores, strict=True) if math.isnan(score))
     return known, dict(sorted(lost.items(), key=lambda of: (-of[1], of[0])))

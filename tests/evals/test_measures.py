@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import string
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from llm_distill.errors import UserError
 from llm_distill.evals.compare import compare
 from llm_distill.evals.fields import json_fields, schema_valid
-from llm_distill.evals.measures import METRICS, bind_metrics, measure, measures
+from llm_distill.evals.measures import METRICS, Measured, bind_metrics, measure, measures
 from llm_distill.evals.texts import chrf, embedding, rouge_l
 from llm_distill.plugs import Plug, Reading
 from llm_distill.records import Answer
@@ -176,6 +177,26 @@ def test_arms_are_compared_on_the_metric_that_is_named() -> None:
     assert (pair["n"], pair["wins"], pair["losses"]) == (40, 0, 10)
     assert found["headline"].startswith("The student keeps 75.0 % (")
     assert "of its teacher's numeric accuracy (75.0 % against 100.0 %)" in found["headline"]
+
+
+def test_a_row_that_cannot_be_measured_of_the_student_alone_is_wrong() -> None:
+    """No arm gains by failing: neither with an empty answer, nor with one on which a metric gives up."""
+    references = [*map(str, range(40)), ""]
+
+    def length(answers: Sequence[Answer]) -> Measured:
+        return {a.prompt.row_id: 1.0 for a in answers if a.text}, {}
+
+    student = wrote(references, ["", *["1"] * 40])
+    student[40] = wrote(references, [""] * 41, status="failed")[40]
+    arms = {
+        "student": student,
+        "teacher": wrote(references, ["1"] * 41),
+        "base_zero_shot": wrote(references, ["1"] * 41),
+    }
+    found = compare(arms, "generate", [], seed=7, resamples=200, metric="length", measures={"length": length})
+    assert (found["paired_rows"], found["paired"]["student_vs_teacher"]["losses"]) == (41, 2)
+    assert found["kept_share"]["value"] == pytest.approx(39 / 41)
+    assert measure(bound("chrf")[0], student, schema=None)[0][student[40].prompt.row_id] == 0, "though nothing was due"
 
 
 def test_a_metric_that_measures_nothing_says_why() -> None:
