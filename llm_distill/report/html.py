@@ -162,8 +162,10 @@ def findings(report: Part, arms: Mapping[str, Part], primary: str, pairs: Mappin
     yield from weakest_slice(arms, primary)
     yield from worse_slices(pairs)
     if (unparsed := value(part(arms.get("student", {}), "unparsed_rate"))) is not None:
-        text = "Every answer of the student names a label." if unparsed == 0 else ""
-        text = text or f"{percent(unparsed)} of the student's answers name no label. They count as wrong."
+        labelled = part(report, "task").get("kind") != "generate"
+        text = f"Every answer of the student {'names a label' if labelled else 'has text'}." if unparsed == 0 else ""
+        lack = "name no label" if labelled else "have no text"
+        text = text or f"{percent(unparsed)} of the student's answers {lack}. They count as wrong."
         yield Said("good" if unparsed == 0 else "look", text)
     for name, arm in arms.items():
         bad = {s: n for s, n in part(arm, "status").items() if s != "ok" and n}

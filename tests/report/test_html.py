@@ -381,6 +381,8 @@ def test_what_a_reviewer_must_look_at() -> None:
     text = Page(render(report)).text.replace("\u00a0", " ")
     assert "Student: not every row has a whole answer (2 failed)." in text
     assert "0.7 % of the student's answers name no label." in text
+    texts = Page(render(report | {"task": {"kind": "generate", "labels": []}})).text.replace("\u00a0", " ")
+    assert "0.7 % of the student's answers have no text." in texts
     assert "not measured on equally many rows" in text
     assert "not stated, no gap can be seen." in text
 
