@@ -23,7 +23,7 @@ from llm_distill.errors import FellShort, UserError, did_you_mean
 from llm_distill.recipe import Plan, load, seeded
 from llm_distill.records import content_id
 from llm_distill.stages import Watch
-from llm_distill.variants import RowScores, Work, measured
+from llm_distill.variants import RowScores, Work, measured, metric_of
 
 FULL = "all filters"
 NUMBERS, TABLE = "ablation.json", "ablation.md"
@@ -167,19 +167,20 @@ def _taught(run: store.RunFolder) -> tuple[int, str]:
 
 
 def _scores(run: store.RunFolder, plan: Plan) -> RowScores:
-    """The student's score on each held-out row: by the task's metric, and by agreement with the teacher."""
-    from llm_distill.evals.metrics import AGREEMENT, PRIMARY, agreement_scores, gold_scores
+    """The student's score on each held-out row: by the evaluation's metric, and by agreement with the teacher."""
+    from llm_distill.evals.measures import measures
+    from llm_distill.evals.metrics import AGREEMENT, agreement_scores, gold_scores
 
     student, teacher = (store.read_answers(run.file(f"eval/{arm}.parquet")) for arm in ("student", "teacher"))
-    metric = PRIMARY[plan.task.kind]
-    gold = gold_scores(student, plan.task.kind)[metric]
+    metric, named = metric_of(plan), measures(plan.metrics, plan.answers.json_schema)
+    gold = named[metric](student)[0] if metric in named else gold_scores(student, plan.task.kind).get(metric, {})
     return {metric: gold, AGREEMENT: agreement_scores(student, teacher, plan.task.kind)}
 
 
 def _measured(here: Sequence[RowScores], full: Sequence[RowScores], plan: Plan, *, same: bool) -> dict[str, Any]:
     """An arm's score, its change against the full run on the same rows, and what it says of the filter."""
     assert plan.evaluate is not None
-    found = measured(here, full, plan, plan.evaluate.resamples)
+    found = measured(here, full, plan, plan.evaluate.resamples, metric_of(plan))
     if found["score"] is None:
         return found | {"verdict": "not measured"}
     return found | {"verdict": verdict(found["change"], same=same) if same or found["change"] else None}

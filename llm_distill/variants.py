@@ -72,12 +72,21 @@ def mean_of(trainings: Sequence[RowScores]) -> RowScores:
     }
 
 
-def measured(here: Sequence[RowScores], other: Sequence[RowScores], plan: Plan, resamples: int) -> dict[str, Any]:
+def metric_of(plan: Plan) -> str:
+    """The one that the verdict of a recipe's evaluation is about."""
+    from llm_distill.evals.metrics import PRIMARY
+
+    return (plan.evaluate and plan.evaluate.metric) or PRIMARY[plan.task.kind]
+
+
+def measured(
+    here: Sequence[RowScores], other: Sequence[RowScores], plan: Plan, resamples: int, metric: str | None = None
+) -> dict[str, Any]:
     """A variant's score over its trainings, and its change against another on the same rows, None where it is that one."""
     from llm_distill.evals.compare import paired, rounded, share
     from llm_distill.evals.statistics import mean
 
-    shared = share({"student": mean_of(here), "other": mean_of(other)}, plan.task.kind, plan.seed, resamples)
+    shared = share({"student": mean_of(here), "other": mean_of(other)}, plan.task.kind, plan.seed, resamples, metric)
     if shared.metric is None or not shared.has("student", "other"):
         return {"metric": shared.metric, "score": None, "by_seed": [], "change": None}
     score = mean(shared.scores["student"], plan.seed, resamples)

@@ -201,6 +201,15 @@ def test_equal_rows_and_seeds(desk: Desk, recipe: Path) -> None:
         assert sum(row["dropped_by"] == "sample" for row in dropped) == 16
 
 
+def test_filters_are_judged_by_the_metric_of_the_evaluation(desk: Desk, recipe: Path) -> None:
+    held = [{"prompt": f"held out {i}: w{word}", "reference": TRUTH[word]} for word in range(10) for i in range(2)]
+    desk.seeds(held, "held.jsonl")
+    by = {"metrics": [{"json_equal": {}}, "rouge_l"], "metric": "rouge_l", "resamples": 500}
+    found = done(desk, toy_recipe(desk, task="generate", evaluate=by), only=["toy:noisy"])
+    assert [row["metric"] for row in found["arms"]] == ["rouge_l", "rouge_l"]
+    assert by_name(found)["without toy:noisy"]["change"]["difference"] == pytest.approx(-0.4)
+
+
 def test_what_falls_short_is_kept(desk: Desk, recipe: Path) -> None:
     recipe = toy_recipe(desk, train={"toy:votes": {"most": 25}})
     with pytest.raises(FellShort, match="without toy:noisy: too many rows"):
