@@ -60,7 +60,9 @@ def _arm(name: str, arm: Part, metrics: list[str]) -> list[str]:
     cells = []
     for metric in metrics:
         of = part(arm, metric)
-        between = f" ({interval(of)})" if interval(of) else ""
+        some = f"{count(of['n'])} rows" if of.get("n") and of["n"] != arm.get("n") else ""
+        said = ", ".join(filter(None, (interval(of), some)))
+        between = f" ({said})" if said else ""
         cells.append(f"{measure(value(of), metric)}{between}")
     return [human(name), *cells, duration(part(arm, "seconds_per_answer").get("p50")), count(arm.get("n"))]
 

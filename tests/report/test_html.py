@@ -380,6 +380,8 @@ def test_what_a_reviewer_must_look_at() -> None:
     report["gap_closed"] = {"value": None, "low": None, "high": None, "reason": "no gap can be seen"}
     text = Page(render(report)).text.replace("\u00a0", " ")
     assert "Student: not every row has a whole answer (2 failed)." in text
+    report["arms"]["student"]["accuracy"] |= {"n": 287}
+    assert "287 rows" in Page(render(report)).text, "fewer than the arm has"
     assert "0.7 % of the student's answers name no label." in text
     texts = Page(render(report | {"task": {"kind": "generate", "labels": []}})).text.replace("\u00a0", " ")
     assert "0.7 % of the student's answers have no text." in texts
