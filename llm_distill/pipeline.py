@@ -72,7 +72,7 @@ STAGES = {
         lambda plan: plan.trainer is not None, lambda plan: plan.pupils, gate_training,
     ),
     "evaluate": Stage(
-        evaluate, ("seed", "task", "teachers", "answers", "evaluate"),
+        evaluate, ("seed", "task", "teachers", "answers", "held_out", "evaluate"),  # held_out: what counts as near
         ("held_out.parquet", "kept.parquet", "student"), ("eval",),
         lambda plan: plan.evaluate is not None, lambda plan: (*plan.teachers.roles, "student"),
     ),

@@ -111,6 +111,18 @@ def test_a_worked_example_near_a_held_out_row_fails_the_run_until_it_is_allowed(
     assert "overlaps" in (Path(summary["run"]) / "report/report.html").read_text()
 
 
+def test_what_counts_as_near_is_looked_at_anew(desk: Desk) -> None:
+    """The rows are the same under another `near`, so that all before evaluation is taken over; whether they leak is not."""
+    desk.seeds([{"prompt": OTHER}])
+    desk.seeds([{"prompt": HELD, "label": "negative"}], "held.jsonl")
+    desk.seeds([{"prompt": NEARLY, "label": "negative"}], "examples.jsonl")
+    task = {"classify": {"labels": ["positive", "negative"], "teacher": {"examples": ["examples.jsonl"]}}}
+    recipe = desk.recipe(task=task, held_out={"file": "held.jsonl", "near": None}, evaluate={})
+    assert desk.here(recipe)["status"] == "done"
+    with pytest.raises(UserError, match="nearly equals one of the teacher's"):
+        desk.here(recipe, "held_out.near=0.7")
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     st.lists(st.lists(st.sampled_from(["a", "b", "c", "d", "e"]), min_size=1, max_size=8).map(" ".join), max_size=12),
