@@ -127,7 +127,7 @@ def train(desk: Desk, lesson: Lesson) -> None:
     Called again after a kill, it goes on from the last whole checkpoint and ends with the same weights. A job that is only to be
     looked at raises Linted before the first step; an error that the linter finds is a UserError.
     """
-    from llm_distill.trainers import loop
+    from llm_distill.trainers import loop, sft_loop
     from llm_distill.trainers.head import lighten
 
     job, hyper, model, rows = desk.job, desk.hyper, desk.model, lesson.rows
@@ -153,8 +153,8 @@ def train(desk: Desk, lesson: Lesson) -> None:
     parts = lesson.objective.parts if lesson.objective else ()
     curve = Curve(job, units, order, hyper, int(resume.name.rpartition("-")[2]) if resume else 0, parts)
     stop = loop.Stop()
-    args = loop.arguments(checkpoints, settings, job.seed, on_cpu=desk.device.type == "cpu")
-    trainer = loop.make_trainer(
+    args = sft_loop.arguments(checkpoints, settings, job.seed, on_cpu=desk.device.type == "cpu")
+    trainer = sft_loop.make_trainer(
         model, desk.tokenizer, rows, order, args, lora_config(hyper), curve.add, stop, hyper.checkpoint_every_s,
         lesson.objective, units, packed=lesson.packed,
     )  # fmt: skip
@@ -167,7 +167,7 @@ def train(desk: Desk, lesson: Lesson) -> None:
         check_batch(batch, [row for u in first for row in u.rows])
     checks["scored"] = lighten(
         model,
-        {name: batch[name] for name in loop.OF_THE_MODEL if name in batch},
+        {name: batch[name] for name in sft_loop.OF_THE_MODEL if name in batch},
         # On CUDA, TRL's kernels score trained positions only; a mixture of experts has a second loss, over all of them.
         ours=lesson.objective is not None or (desk.device.type == "cpu" and not trainer.aux_loss_enabled),
         share=desk.device.type == "cpu" and not (settings["activation_checkpointing"] or lesson.packed),

@@ -93,7 +93,7 @@ def lint_scale(objective: SoftTargets, model: Any, batch: Mapping[str, Any]) -> 
     """
     import torch
 
-    from llm_distill.trainers.loop import OF_THE_MODEL
+    from llm_distill.trainers.sft_loop import OF_THE_MODEL
 
     more = dict(batch)
     own = {name: more.pop(name) for name in OF_THE_MODEL if name in batch}

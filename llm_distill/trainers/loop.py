@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer made quiet, private, stoppable and exact on resume. Nothing here decides what is learnt.
+"""TRL's trainers made quiet, private, stoppable and exact on resume. Nothing here decides what is learnt.
 
 Left to itself it sends telemetry, asks the hub for the base model's config at each save, prints a line per log, hides
 NaN losses behind their running mean and writes a model card into every checkpoint.
@@ -13,22 +13,14 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llm_distill.trainers import mishaps
 from llm_distill.trainers.checkpoints import seal
-from llm_distill.trainers.packing import Unit, units_of
-from llm_distill.trainers.rows import UNTRAINED, Row
-
-if TYPE_CHECKING:
-    from llm_distill.trainers.course import Objective
-
-#: Of a batch, what the model reads; the rest is the objective's.
-OF_THE_MODEL = ("input_ids", "labels", "attention_mask", "position_ids")
 
 
 class Stop:
@@ -72,21 +64,6 @@ def quiet() -> Iterator[None]:
 def versions() -> dict[str, str]:
     """The packages that decide the numbers."""
     return {name: version(name) for name in ("torch", "transformers", "trl", "peft", "accelerate")}
-
-
-def arguments(folder: Path, settings: dict[str, Any], seed: int, *, on_cpu: bool) -> Any:
-    """The SFTConfig."""
-    from trl import SFTConfig
-
-    return alone(
-        SFTConfig(
-            **common(folder, settings, seed, on_cpu=on_cpu),
-            max_length=None,  # nothing is cut
-            dataset_kwargs={"skip_prepare_dataset": True},  # the rows are tokenised, masked and checked already
-            activation_checkpointing=settings["activation_checkpointing"],
-            remove_unused_columns=False,  # `unit` says which rows it is
-        )
-    )
 
 
 def common(folder: Path, settings: dict[str, Any], seed: int, *, on_cpu: bool) -> dict[str, Any]:
@@ -190,75 +167,6 @@ def follow(trainer: Any, report: Callable[[int, dict[str, float]], None], stop: 
     trainer.add_callback(Follow())
     trainer.remove_callback(PrinterCallback)
     return trainer
-
-
-def make_trainer(
-    model: Any,
-    tokenizer: Any,
-    rows: Sequence[Row],
-    order: Sequence[int],
-    args: Any,
-    lora: Any,
-    report: Callable[[int, dict[str, float]], None],
-    stop: Stop,
-    checkpoint_every_s: float,
-    objective: Objective | None = None,
-    units: Sequence[Unit] = (),
-    *,
-    packed: bool = False,
-) -> Any:
-    """An SFTTrainer that reads `rows` (else `units` of them, each `packed` into one sequence) in `order`, minimises `objective`
-    (else TRL's own loss) and calls `report(step, logs)` after each step.
-    """
-    from datasets import Dataset
-    from trl import SFTTrainer
-    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
-
-    together = units or units_of(rows)
-
-    class Collator(DataCollatorForLanguageModeling):  # type: ignore[misc]
-        def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-            read = [together[e["unit"]] for e in examples]
-            lines = read if packed else [row for u in read for row in u.rows]
-            columns = [{"input_ids": line.input_ids, "labels": line.labels} for line in lines]
-            if packed:
-                columns = [c | {"seq_lengths": u.lengths} for c, u in zip(columns, read, strict=True)]
-            batch: dict[str, Any] = super().torch_call(columns)
-            if packed:  # it says nothing of where rows begin, and would hide that the positions do
-                del batch["attention_mask"]
-            return batch | objective.tensors([p for u in read for p in u.places]) if objective else batch
-
-    class Taught(quietly(SFTTrainer, checkpoint_every_s, mishaps.teller(together, order, tokenizer))):  # type: ignore[misc]
-        def compute_loss(
-            self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-        ) -> Any:
-            if objective is None:
-                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-            own = {name: inputs.pop(name) for name in OF_THE_MODEL if name in inputs}
-            # Of all micro-batches of a step: their means would weigh a token of a short answer more than one of a long.
-            tokens = (own["labels"] != UNTRAINED).sum() if num_items_in_batch is None else num_items_in_batch
-            out = model(**own, objective=objective.loss, more=inputs)
-            for name, value in out.parts.items():
-                parts[name] = parts.get(name, 0.0) + value / float(tokens)
-            # Each process divides by the tokens of all, and their gradients are averaged.
-            return out.loss / tokens * self.accelerator.num_processes
-
-    parts: dict[str, float] = {}
-
-    def with_parts(step: int, logs: dict[str, float]) -> None:
-        report(step, logs | parts)
-        parts.clear()
-
-    data = Dataset.from_dict({"unit": range(len(together))})
-    trainer = Taught(
-        model=model,
-        args=args,
-        train_dataset=data.select(order),
-        processing_class=tokenizer,
-        data_collator=Collator(pad_token_id=pad_token(tokenizer), return_position_ids=packed),
-        peft_config=lora,
-    )
-    return follow(trainer, with_parts, stop)
 
 
 def pad_token(tokenizer: Any) -> int:

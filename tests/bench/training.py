@@ -99,7 +99,7 @@ def _bare(job: Any, tokenizer: Any, hyper: Any, times: list[float]) -> None:
     from trl import SFTTrainer
 
     from llm_distill.models import weights
-    from llm_distill.trainers import loop
+    from llm_distill.trainers import loop, sft_loop
     from llm_distill.trainers.course import lora_config
     from llm_distill.trainers.rows import make_rows, stop_ids
 
@@ -116,7 +116,7 @@ def _bare(job: Any, tokenizer: Any, hyper: Any, times: list[float]) -> None:
     rows = make_rows(job.samples, tokenizer, stop_ids(model, tokenizer), hyper.max_length)
     data = Dataset.from_dict({"input_ids": [r.input_ids for r in rows], "labels": [r.labels for r in rows]})
     with loop.quiet():
-        args = loop.arguments(job.out, settings, 0, on_cpu=True)
+        args = sft_loop.arguments(job.out, settings, 0, on_cpu=True)
         args.remove_unused_columns = True
         Offline(
             model=model, args=args, train_dataset=data, processing_class=tokenizer, peft_config=lora_config(hyper),

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, TrainerCallback
 
-from llm_distill.trainers import head, loop
+from llm_distill.trainers import head, loop, sft_loop
 from llm_distill.trainers.head import lighten, shared_tokens
 from llm_distill.trainers.rows import Row, make_rows
 from tests.models.conftest import byte_level_tokenizer, tiny
@@ -63,10 +63,10 @@ def first_update(
         "gradient_accumulation": accumulation,
         "activation_checkpointing": checkpointing,
     }
-    args = loop.arguments(out, knobs, 0, on_cpu=True)
+    args = sft_loop.arguments(out, knobs, 0, on_cpu=True)
     args.max_grad_norm = 0.0
     with loop.quiet():
-        trainer = loop.make_trainer(
+        trainer = sft_loop.make_trainer(
             model, byte_level_tokenizer(), rows(), range(8), args, None,
             lambda _step, logs: losses.append(logs["loss"]), loop.Stop(), 1e9,
         )  # fmt: skip
@@ -146,9 +146,9 @@ def test_a_family_that_caps_its_logits_keeps_trls_head(tmp_path: Path) -> None:
 
 def with_trls_head(model: Any, out: Path) -> Any:
     """The model as SFTTrainer leaves it."""
-    args = loop.arguments(out, SETTINGS | {"batch_size": 4, "gradient_accumulation": 1}, 0, on_cpu=True)
+    args = sft_loop.arguments(out, SETTINGS | {"batch_size": 4, "gradient_accumulation": 1}, 0, on_cpu=True)
     with loop.quiet():
-        loop.make_trainer(model, byte_level_tokenizer(), rows(), range(8), args, None, print, loop.Stop(), 1e9)
+        sft_loop.make_trainer(model, byte_level_tokenizer(), rows(), range(8), args, None, print, loop.Stop(), 1e9)
     return model
 
 

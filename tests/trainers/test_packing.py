@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from transformers import AttentionInterface, AutoModelForCausalLM
 
 from llm_distill.errors import Interrupted, UserError
-from llm_distill.trainers import TrainingJob, loop, packing
+from llm_distill.trainers import TrainingJob, loop, packing, sft_loop
 from llm_distill.trainers.head import lighten
 from llm_distill.trainers.packing import Unit, pack, units_of
 from llm_distill.trainers.rows import Row, make_rows
@@ -79,11 +79,11 @@ def update(
     losses: list[float] = []
     model = AutoModelForCausalLM.from_pretrained(folder)
     sizes = {"batch_size": batch, "gradient_accumulation": accumulation, "activation_checkpointing": checkpointing}
-    args = loop.arguments(out, SETTINGS | sizes, 0, on_cpu=True)
+    args = sft_loop.arguments(out, SETTINGS | sizes, 0, on_cpu=True)
     args.max_grad_norm = 0.0
     adapter = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM") if lora else None
     with loop.quiet():
-        trainer = loop.make_trainer(
+        trainer = sft_loop.make_trainer(
             model, byte_level_tokenizer(), rows, range(len(units or rows)), args, adapter,
             lambda _step, logs: losses.append(logs["loss"]), loop.Stop(), 1e9, objective, units,
             packed=packed,
@@ -93,7 +93,7 @@ def update(
         begin(trainer.model)
         if fast:
             first = next(iter(trainer.get_train_dataloader()))
-            lighten(model, {name: first[name] for name in loop.OF_THE_MODEL if name in first}, share=False)
+            lighten(model, {name: first[name] for name in sft_loop.OF_THE_MODEL if name in first}, share=False)
         trainer.train()
     return losses[0], gradients.taken
 

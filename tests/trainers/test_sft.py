@@ -22,7 +22,7 @@ from llm_distill.errors import Interrupted, UserError
 from llm_distill.models import weights
 from llm_distill.plugs import Spec, bind
 from llm_distill.records import Message, Sample
-from llm_distill.trainers import TRAINERS, TrainingJob, course
+from llm_distill.trainers import TRAINERS, TrainingJob, course, sft_loop
 from llm_distill.trainers import loop as training_loop
 from llm_distill.trainers.curve import reading_order
 from tests.conftest import ROOT
@@ -311,13 +311,13 @@ def test_its_knobs_are_checked_with_the_recipe(tmp_path: Path) -> None:
 
 def test_settings_do_what_they_say(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Any] = []
-    arguments = training_loop.arguments
+    arguments = sft_loop.arguments
 
     def keep(*args: Any, **kwargs: Any) -> Any:
         made.append(arguments(*args, **kwargs))
         return made[-1]
 
-    monkeypatch.setattr(training_loop, "arguments", keep)
+    monkeypatch.setattr(sft_loop, "arguments", keep)
     job = make_job(20)
     knobs: dict[str, Any] = {"schedule": "cosine", "warmup_ratio": 0.4, "weight_decay": 0.1}
     sft(job, epochs=4, lora_rank=4, lora_alpha=8, gradient_accumulation=2, **knobs)

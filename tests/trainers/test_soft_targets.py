@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from llm_distill.trainers import loop, sparse_kd
+from llm_distill.trainers import loop, sft_loop, sparse_kd
 from llm_distill.trainers.head import lighten
 from llm_distill.trainers.rows import Row
 from llm_distill.trainers.soft_targets import SoftTargets
@@ -224,11 +224,13 @@ def update(
 
     losses: list[float] = []
     model = AutoModelForCausalLM.from_pretrained(folder)
-    args = loop.arguments(out, SETTINGS | {"batch_size": batch, "gradient_accumulation": accumulation}, 0, on_cpu=True)
+    args = sft_loop.arguments(
+        out, SETTINGS | {"batch_size": batch, "gradient_accumulation": accumulation}, 0, on_cpu=True
+    )
     args.max_grad_norm = 0.0
     adapter = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM") if lora else None
     with loop.quiet():
-        trainer = loop.make_trainer(
+        trainer = sft_loop.make_trainer(
             model, byte_level_tokenizer(), rows(), range(8), args, adapter,
             lambda _step, logs: losses.append(logs["loss"]), loop.Stop(), 1e9, objective,
         )  # fmt: skip
