@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache, partial
 from itertools import pairwise
@@ -43,6 +43,21 @@ def near_pairs(texts: Sequence[str], threshold: float = 0.7, ngram: int = 3) -> 
     for later, found in enumerate(neighbours(texts, threshold, ngram, lambda near: len(near) >= _CROWD)):
         for earlier, _ in found:
             yield later, earlier
+
+
+def joined(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Of every name in the pairs, the least of all names that pairs join it with, through others too."""
+    above: dict[str, str] = {}
+
+    def root(name: str) -> str:
+        while (up := above.setdefault(name, name)) != name:
+            above[name] = name = above[up]
+        return name
+
+    for one, other in pairs:
+        low, high = sorted((root(one), root(other)))
+        above[high] = low
+    return {name: root(name) for name in list(above)}
 
 
 def neighbours(

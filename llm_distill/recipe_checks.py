@@ -11,7 +11,7 @@ from llm_distill.prices import FREE, Prices, listing
 from llm_distill.scorers import Filter, Pick, check_needs
 from llm_distill.teachers import check_asking
 from llm_distill.terms import judge, named_sources
-from llm_distill.trainers import calibration_evidence, logit_kd_checks, on_policy_checks, sft_checks
+from llm_distill.trainers import ON_COURSE, calibration_evidence, logit_kd_checks, on_policy_checks, sft_checks
 
 if TYPE_CHECKING:
     from llm_distill.recipe import Plan
@@ -124,6 +124,11 @@ def _check_student(plan: Plan) -> None:
         raise UserError(
             f"train: {student.spec.where}.adapter is {student.knobs['adapter']}, and training starts from whole weights; remove "
             "`adapter`, or name as `model` a folder in which it is merged (`llm-distill export RUN --to merged`)."
+        )
+    if getattr(plan.trainer.knobs.get("hyper"), "validation_share", 0) and plan.trainer.spec.name not in ON_COURSE:
+        raise UserError(
+            f"{plan.trainer.spec.where}.validation_share: {plan.trainer.spec.name} sets no rows aside; remove it, or use "
+            f"{', '.join(ON_COURSE[:-1])} or {ON_COURSE[-1]}."
         )
 
 

@@ -17,7 +17,7 @@ from llm_distill.evals.gold import check_labels
 from llm_distill.evals.metrics import AGREEMENT, PRIMARY, agreement_scores, gold_scores
 from llm_distill.evals.statistics import FEWEST
 from llm_distill.mixing import unit
-from llm_distill.near import near_index, near_pairs
+from llm_distill.near import joined, near_index, near_pairs
 from llm_distill.recipe import Plan
 from llm_distill.records import Answer, Prompt, content_id
 from llm_distill.seeds import numbered, read_rows
@@ -128,25 +128,13 @@ def _share(rows: Sequence[Prompt], fit: set[str], share: float, plan: Plan) -> f
 
 def _clusters(rows: Sequence[Prompt], plan: Plan) -> list[str]:
     """Of each row a name that it shares with all rows that it belongs to."""
-    above: dict[str, str] = {}
-
-    def root(name: str) -> str:
-        while (up := above.get(name, name)) != name:
-            above[name] = name = above.get(up, up)
-        return name
-
-    def join(one: str, other: str) -> None:
-        low, high = sorted((root(one), root(other)))
-        above[high] = low
-
-    for row in rows:
-        join(row.row_id, unit(row))
-        if "parent" in row.tags:
-            join(row.row_id, row.tags["parent"])
+    pairs = [(row.row_id, unit(row)) for row in rows]
+    pairs += [(row.row_id, row.tags["parent"]) for row in rows if "parent" in row.tags]
     if (threshold := _threshold(plan)) is not None:
-        for later, earlier in near_pairs([row.text for row in rows], threshold):
-            join(rows[later].row_id, rows[earlier].row_id)
-    return [root(row.row_id) for row in rows]
+        near = near_pairs([row.text for row in rows], threshold)
+        pairs += [(rows[later].row_id, rows[earlier].row_id) for later, earlier in near]
+    of = joined(pairs)
+    return [of[row.row_id] for row in rows]
 
 
 def _threshold(plan: Plan) -> float | None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_distill.near import NearIndex, near_pairs, neighbours, similarity
+from llm_distill.near import NearIndex, joined, near_pairs, neighbours, similarity
 from llm_distill.ngrams import hashed
 from tests.bench.planted import edited, real_sentences
 
@@ -148,3 +148,14 @@ def test_hashes_are_the_same_on_every_machine() -> None:
 
 
 EXPECTED = [12131881435957398316, 517471677686715294]
+
+
+@given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), max_size=20))
+def test_what_pairs_join_has_one_name(pairs: list[tuple[int, int]]) -> None:
+    named = joined([(chr(97 + one), chr(97 + other)) for one, other in pairs])
+    reached = {name: {name} for name in named}
+    for _ in pairs:
+        for one, other in pairs:
+            both = reached[chr(97 + one)] | reached[chr(97 + other)]
+            reached[chr(97 + one)] = reached[chr(97 + other)] = both
+    assert named == {name: min(found) for name, found in reached.items()}

@@ -1,4 +1,5 @@
-"""The part of the section on training that says what the linter found before the first step, from report.json.
+"""The part of the section on training that says what the linter found before the first step, and why the last one came early,
+from report.json.
 
 Like `sections`, pure, and at home with parts that are missing or null.
 """
@@ -8,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from llm_distill.report.words import Part, Said, human, part, short
+from llm_distill.report.words import Part, Said, count, human, part, short, value
 
 _ORDER = ("error", "warning", "note")
 #: What stands in the section anyway.
@@ -26,10 +27,19 @@ def view(report: Part) -> list[dict[str, Any]]:
 
 
 def findings(report: Part) -> Iterator[Said]:
-    """What a reviewer should know of it: a sentence for each warning."""
+    """What a reviewer should know of it: a sentence for each warning, and where training ended before its last step."""
     for row in _rows(report):
         if row.get("level") in ("error", "warning"):
             yield Said("look", f"Before training, {human(row.get('name')).casefold()}: {short(row.get('found'), 200)}.")
+    training = part(report, "training")
+    validation, steps = part(training, "validation"), value(training, "steps")
+    ended = value(validation, "ended")
+    if ended is not None and steps is not None and ended < steps:
+        yield Said(
+            "same",
+            f"Training ended early, after step {count(ended)} of {count(steps)}: rows set aside from it got no better after step "
+            f"{count(value(validation, 'best_step'))}, whose weights are the student's.",
+        )
 
 
 def _rows(report: Part) -> list[Part]:

@@ -62,6 +62,8 @@ TRAINERS = {
     "server": "llm_distill.trainers.server:server",
     "sft": "llm_distill.trainers.sft:sft",
 }
+#: Of those, what takes `course.train`, in which rows may be set aside.
+ON_COURSE = ("auto", "logit_kd", "sft")
 #: Of those that ask a model while they train: name -> where `(rows, **knobs) -> AtMost | None` is, for `check`.
 ASKS = {"dpo": "llm_distill.trainers.dpo:at_most"}
 #: What is left to do where a trainer needs the teacher's logprobs and there are none.

@@ -7,9 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from llm_distill.trainers import packing
+from llm_distill.trainers.findings import Finding
+from llm_distill.trainers.lint_targets import lint_scale
 from llm_distill.trainers.rows import UNTRAINED, Row
+from llm_distill.trainers.soft_targets import SoftTargets
+
+if TYPE_CHECKING:
+    from llm_distill.trainers.course import Desk, Lesson
 
 
 def faults(row: Row, tokenizer: Any, end: int) -> Iterator[tuple[str, str]]:
@@ -68,3 +75,26 @@ def preview(row: Row, tokenizer: Any) -> str:
         text = tokenizer.decode([token for token, _ in run], skip_special_tokens=False)
         parts.append(f"⟦{text}⟧" if learnt else text)
     return "".join(parts)
+
+
+def ready(desk: Desk, lesson: Lesson, trainer: Any, first: Sequence[packing.Unit]) -> tuple[str, list[Finding]]:
+    """Check that the trainer's first batch is what was prepared, and spare the head what nothing is learnt at; gives which
+    positions it scores, and what there is to say of the batch.
+    """
+    from llm_distill.trainers import sft_loop
+    from llm_distill.trainers.head import lighten
+
+    on_cpu, objective = desk.device.type == "cpu", lesson.objective
+    batch = next(iter(trainer.get_train_dataloader()))
+    if lesson.packed:
+        packing.check_packed(batch, first)
+    else:
+        check_batch(batch, [row for u in first for row in u.rows])
+    scored = lighten(
+        desk.model,
+        {name: batch[name] for name in sft_loop.OF_THE_MODEL if name in batch},
+        # On CUDA, TRL's kernels score trained positions only; a mixture of experts has a second loss, over all of them.
+        ours=objective is not None or (on_cpu and not trainer.aux_loss_enabled),
+        share=on_cpu and not (desk.settings["activation_checkpointing"] or lesson.packed),
+    )
+    return scored, [*lint_scale(objective, desk.model, batch)] if isinstance(objective, SoftTargets) else []

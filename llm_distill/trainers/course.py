@@ -18,15 +18,16 @@ from llm_distill.errors import Interrupted, UserError
 from llm_distill.models import weights
 from llm_distill.records import Sample
 from llm_distill.trainers import TrainingJob, mishaps, packing
-from llm_distill.trainers.batch_check import check_batch, counts, preview
-from llm_distill.trainers.checkpoints import fingerprint, last_whole, publish
+from llm_distill.trainers.batch_check import counts, preview, ready
+from llm_distill.trainers.checkpoints import fingerprint, last_whole, publish, step_of
 from llm_distill.trainers.curve import Curve, reading_order
 from llm_distill.trainers.findings import Finding, Linted, as_json, refuse
 from llm_distill.trainers.hyper import Hyperparameters
 from llm_distill.trainers.lint import Shelf, lint
-from llm_distill.trainers.lint_targets import lint_scale, lint_targets
+from llm_distill.trainers.lint_targets import lint_targets
 from llm_distill.trainers.rows import Row, Turns, make_rows, stop_ids
 from llm_distill.trainers.soft_targets import SoftTargets
+from llm_distill.trainers.validation import set_aside, watch
 
 #: What a message of a training that was stopped ends with.
 GOES_ON = "the same command goes on from its last checkpoint."
@@ -128,13 +129,16 @@ def train(desk: Desk, lesson: Lesson) -> None:
     looked at raises Linted before the first step; an error that the linter finds is a UserError.
     """
     from llm_distill.trainers import loop, sft_loop
-    from llm_distill.trainers.head import lighten
 
     job, hyper, model, rows = desk.job, desk.hyper, desk.model, lesson.rows
     settings = {**desk.settings, **lesson.settings}
     findings = linted(desk, lesson)
     checks = counts(rows, desk.tokenizer, rows[0].input_ids[-1])
-    units = packing.units_of(rows, lesson.groups)
+    whole = packing.units_of(rows, lesson.groups)
+    held = set_aside(job.samples, whole, hyper.validation_share)
+    units = [unit for unit in whole if held.isdisjoint(unit.places)]
+    # Of like length side by side; a look has no use for what is together.
+    aside = [packing.Unit((p,), (rows[p],)) for p in sorted(held, key=lambda p: len(rows[p].input_ids))]
     if lesson.packed:
         units = packing.pack(units, hyper.max_length)
         packing.check_apart(model, units)
@@ -146,47 +150,34 @@ def train(desk: Desk, lesson: Lesson) -> None:
     known = settings | loop.versions() | {"base": identity}
     if lesson.objective:
         known["objective"] = lesson.objective.digest
-    if lesson.packed or lesson.groups:
+    if lesson.packed or lesson.groups or aside:
         known["units"] = [u.places for u in units]
     checkpoints = job.out / "checkpoints" / fingerprint(rows, known, job.seed)
     resume = last_whole(checkpoints)
-    parts = lesson.objective.parts if lesson.objective else ()
-    curve = Curve(job, units, order, hyper, int(resume.name.rpartition("-")[2]) if resume else 0, parts)
+    done = step_of(resume) if resume else 0
+    curve = Curve(job, units, order, hyper, done, lesson.objective.parts if lesson.objective else ())
+    looks = range(len(units), len(units) + len(aside))
+    validation = watch(looks, curve, hyper, checkpoints, done, job.seed)
     stop = loop.Stop()
     args = sft_loop.arguments(checkpoints, settings, job.seed, on_cpu=desk.device.type == "cpu")
     trainer = sft_loop.make_trainer(
         model, desk.tokenizer, rows, order, args, lora_config(hyper), curve.add, stop, hyper.checkpoint_every_s,
-        lesson.objective, units, packed=lesson.packed,
+        lesson.objective, [*units, *aside], packed=lesson.packed, validation=validation,
     )  # fmt: skip
-    batch = next(iter(trainer.get_train_dataloader()))
     first = [units[i] for i in order[: hyper.batch_size]]
+    checks["scored"], of_batch = ready(desk, lesson, trainer, first)
+    findings += of_batch
     if lesson.packed:
-        packing.check_packed(batch, first)
         job.say(packing.told(checks["packing"], curve.steps))
-    else:
-        check_batch(batch, [row for u in first for row in u.rows])
-    checks["scored"] = lighten(
-        model,
-        {name: batch[name] for name in sft_loop.OF_THE_MODEL if name in batch},
-        # On CUDA, TRL's kernels score trained positions only; a mixture of experts has a second loss, over all of them.
-        ours=lesson.objective is not None or (desk.device.type == "cpu" and not trainer.aux_loss_enabled),
-        share=desk.device.type == "cpu" and not (settings["activation_checkpointing"] or lesson.packed),
-    )
-    if isinstance(lesson.objective, SoftTargets):
-        findings += lint_scale(lesson.objective, model, batch)
-    if job.only_lint:
-        raise Linted(findings)
-    refuse(findings)
-    for finding in findings:
-        if finding.level == "warning":
-            job.say(f"lint: {finding.name}: {finding.line}")
+    _told(job, findings)
     example = preview(first[0].rows[0], desk.tokenizer)
     job.say(f"The first row, as it is learnt (between \u27e6 and \u27e7):\n{example}")
 
     with stop.on_ctrl_c(job.say):
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    if trainer.state.global_step < curve.steps:
-        raise Interrupted(f"Training stopped after step {trainer.state.global_step} of {curve.steps}; {GOES_ON}")
+    ended = trainer.state.global_step
+    if ended < curve.steps and not (validation and validation.exhausted):
+        raise Interrupted(f"Training stopped after step {ended} of {curve.steps}; {GOES_ON}")
 
     story = {
         "settings": settings,
@@ -202,7 +193,21 @@ def train(desk: Desk, lesson: Lesson) -> None:
         **job.told,
         **lesson.story,
     }
-    finish(desk, trainer.model, story, checkpoints.parent)
+    best = None
+    if validation:
+        best, story["validation"] = validation.place(validation.best[0]), validation.story()
+        job.say(validation.told())
+    finish(desk, trainer.model, story, checkpoints.parent, best)
+
+
+def _told(job: TrainingJob, findings: Sequence[Finding]) -> None:
+    """Say what the linter warns of. A job that is only to be looked at ends here, and so does one with an error."""
+    if job.only_lint:
+        raise Linted(findings)
+    refuse(findings)
+    for finding in findings:
+        if finding.level == "warning":
+            job.say(f"lint: {finding.name}: {finding.line}")
 
 
 def linted(desk: Desk, lesson: Lesson) -> list[Finding]:
@@ -220,14 +225,18 @@ def linted(desk: Desk, lesson: Lesson) -> list[Finding]:
     return findings
 
 
-def finish(desk: Desk, model: Any, story: Mapping[str, Any], checkpoints: Path) -> None:
-    """Publish what was trained, the file whose presence says so last, and drop the checkpoints."""
+def finish(desk: Desk, model: Any, story: Mapping[str, Any], checkpoints: Path, best: Path | None = None) -> None:
+    """Publish what was trained, the file whose presence says so last, and drop the checkpoints. `best`: a folder whose weights
+    take the place of the model's.
+    """
     from llm_distill.trainers import loop
 
     made = checkpoints / "made"
     if desk.hyper.lora_rank:
         model.peft_config["default"].base_model_name_or_path = desk.where[0]
     loop.write_weights(model, made)
+    for file in best.glob("*.safetensors*") if best else ():
+        shutil.copyfile(file, made / file.name)
     desk.tokenizer.save_pretrained(made)
     if desk.hyper.lora_rank:
         weights.sign_adapter(str(made), *desk.where)

@@ -23,7 +23,7 @@ _POOL_BATCHES = 16
 
 class Curve:
     """The training curve: a line of metrics.jsonl a step, of which only `seconds` is a clock's. `parts` of the loss are
-    written beside it.
+    written beside it. `kept`: the lines it goes on behind.
     """
 
     def __init__(
@@ -44,7 +44,8 @@ class Curve:
         self._job, self._path = job, job.out / "metrics.jsonl"
         kept = self._path.read_text("utf-8").splitlines()[:done] if done and self._path.exists() else []
         self._path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        self._begun = time.monotonic() - (json.loads(kept[-1])["seconds"] if kept else 0.0)
+        self.kept = [json.loads(line) for line in kept]
+        self._begun = time.monotonic() - (self.kept[-1]["seconds"] if kept else 0.0)
 
     def add(self, step: int, logs: dict[str, float]) -> None:
         """Write a step's line."""
@@ -52,6 +53,7 @@ class Curve:
             "step": step,
             "epoch": round(min(step * self._epochs_a_step, self._epochs), 4),
             **{name: logs[name] for name in ("loss", *self._parts, "learning_rate", "grad_norm")},
+            **{name: logs[name] for name in ("validation_loss",) if name in logs},
             "trained_tokens": self._trained[step - 1],
             "seconds": round(time.monotonic() - self._begun, 3),
         }

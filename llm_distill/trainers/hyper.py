@@ -45,6 +45,11 @@ class Hyperparameters(Group):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     # null: on a GPU, where memory runs out first (20 % slower); off on a CPU, where time does.
     activation_checkpointing: bool | None = None
+    # Rows that are read only to see when to stop, so a share of them is not learnt: for many passes over few rows. Never those
+    # of the evaluation, which would then be no test.
+    validation_share: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    # Looks at them, four in each pass, that may bring nothing better: a whole pass of none. The best one's weights are kept.
+    patience: Count = 4
     # A kill costs at most a minute of work; saving never takes more than a twentieth of the time.
     checkpoint_every_s: Annotated[float, Field(ge=0)] = 60.0
 

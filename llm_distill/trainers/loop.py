@@ -144,17 +144,24 @@ def quietly(kind: Any, checkpoint_every_s: float, tell: Callable[[int, int], str
     return Quiet
 
 
-def follow(trainer: Any, report: Callable[[int, dict[str, float]], None], stop: Stop) -> Any:
-    """Have a quiet trainer call `report(step, logs)` after each step, save when it is time, and stop when asked to."""
+def follow(
+    trainer: Any,
+    report: Callable[[int, dict[str, float]], None],
+    stop: Stop,
+    enough: Callable[[int], bool] = lambda _step: False,
+) -> Any:
+    """Have a quiet trainer call `report(step, logs)` after each step, save when it is time, and stop when asked to, or after a
+    step of which `enough` says that no more are needed.
+    """
     from transformers import PrinterCallback, TrainerCallback
 
     class Follow(TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
             trainer.micro = 0
-            control.should_training_stop |= stop.asked
-            control.should_save = state.global_step < state.max_steps and (
-                stop.asked or time.monotonic() >= trainer.next_save
-            )
+            ends = enough(state.global_step)
+            control.should_training_stop |= stop.asked or ends
+            due = stop.asked or time.monotonic() >= trainer.next_save
+            control.should_save = due and not ends and state.global_step < state.max_steps  # the end needs none
 
         def on_log(self, args: Any, state: Any, _control: Any, logs: dict[str, float], **_: Any) -> None:
             if "loss" in logs:

@@ -63,7 +63,8 @@ def auto(job: TrainingJob, *, hyper: Hyperparameters, calibrating: Calibrating =
 
 def _ladder(job: TrainingJob, hyper: Hyperparameters, calibrating: Calibrating) -> Iterator[Rung]:
     """From the highest on; what is below one that is taken is not looked at."""
-    closed = _closed_on_policy(job, hyper)
+    aside = "it sets no rows aside, as `validation_share` asks for" if hyper.validation_share else None
+    closed = aside or _closed_on_policy(job, hyper)
     yield Rung(
         "gkd", closed is None, closed or "the teacher's weights are here, with the student's vocabulary and a GPU", job
     )

@@ -10,6 +10,7 @@ from llm_distill.trainers import mishaps
 from llm_distill.trainers.loop import Stop, alone, common, follow, pad_token, quietly
 from llm_distill.trainers.packing import Unit, units_of
 from llm_distill.trainers.rows import UNTRAINED, Row
+from llm_distill.trainers.validation import Validation, look
 
 if TYPE_CHECKING:
     from llm_distill.trainers.course import Objective
@@ -47,9 +48,11 @@ def make_trainer(
     units: Sequence[Unit] = (),
     *,
     packed: bool = False,
+    validation: Validation | None = None,
 ) -> Any:
     """An SFTTrainer that reads `rows` (else `units` of them, each `packed` into one sequence) in `order`, minimises `objective`
-    (else TRL's own loss) and calls `report(step, logs)` after each step.
+    (else TRL's own loss) and calls `report(step, logs)` after each step. `validation` looks now and then at units that are not
+    in `order`, and may end it.
     """
     from datasets import Dataset
     from trl import SFTTrainer
@@ -79,16 +82,23 @@ def make_trainer(
             # Of all micro-batches of a step: their means would weigh a token of a short answer more than one of a long.
             tokens = (own["labels"] != UNTRAINED).sum() if num_items_in_batch is None else num_items_in_batch
             out = model(**own, objective=objective.loss, more=inputs)
-            for name, value in out.parts.items():
+            for name, value in out.parts.items() if model.training else ():
                 parts[name] = parts.get(name, 0.0) + value / float(tokens)
             # Each process divides by the tokens of all, and their gradients are averaged.
             return out.loss / tokens * self.accelerator.num_processes
 
     parts: dict[str, float] = {}
+    seen: dict[str, float] = {}
 
     def with_parts(step: int, logs: dict[str, float]) -> None:
-        report(step, logs | parts)
+        report(step, logs | parts | seen)
         parts.clear()
+        seen.clear()
+
+    def enough(step: int) -> bool:
+        if validation is not None and validation.due(step):
+            seen["validation_loss"] = look(trainer, validation)
+        return validation is not None and validation.exhausted
 
     data = Dataset.from_dict({"unit": range(len(together))})
     trainer = Taught(
@@ -99,4 +109,4 @@ def make_trainer(
         data_collator=Collator(pad_token_id=pad_token(tokenizer), return_position_ids=packed),
         peft_config=lora,
     )
-    return follow(trainer, with_parts, stop)
+    return follow(trainer, with_parts, stop, enough)
