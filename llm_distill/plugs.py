@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, TypedDict, TypeGuard, cast, get_args, get_type_hints
+from typing import Annotated, Any, ClassVar, TypedDict, TypeGuard, cast, get_args, get_type_hints
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, ValidationInfo, create_model
 
@@ -23,7 +23,11 @@ from llm_distill.errors import UserError, did_you_mean
 
 @dataclass(frozen=True)
 class Group:
-    """Knobs that several plugs share: a keyword-only parameter typed as a subclass takes its fields, flat, as knobs."""
+    """Knobs that several plugs share: a keyword-only parameter typed as a subclass takes its fields, flat, as knobs. `passing`
+    names those that change nothing of what is made.
+    """
+
+    passing: ClassVar[tuple[str, ...]] = ()
 
 
 class Reading(TypedDict):
@@ -140,6 +144,11 @@ class Plug:
         """The knobs as written, but for those that only say where and how fast; a class may name its own `pace_knobs`."""
         passing = (*_PACE, *getattr(self.function, "pace_knobs", ()))
         return {name: value for name, value in self.spec.knobs.items() if name not in passing}
+
+    @property
+    def passing(self) -> set[str]:
+        """The knobs that change nothing of what is made, by what its groups say."""
+        return {name for group in self.knobs.values() if isinstance(group, Group) for name in group.passing}
 
     @property
     def roles(self) -> tuple[str, ...]:

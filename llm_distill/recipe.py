@@ -162,8 +162,9 @@ class Plan:
 
     def slice(self, keys: Sequence[str], roles: Sequence[str]) -> Any:
         """The recipe's own words under some keys, and of some models, for a stage's stamp."""
+        words = _deciding(self.raw, self.trainer)
         models = [(role, plug.spec.name, plug.lasting) for role, plug in self.models.items() if role in roles]
-        return [[self.raw.get(key) for key in keys], models]
+        return [[words.get(key) for key in keys], models]
 
 
 def load(path: Path, overrides: Sequence[str] = (), raw: Mapping[str, Any] | None = None) -> Plan:
@@ -226,7 +227,8 @@ def load(path: Path, overrides: Sequence[str] = (), raw: Mapping[str, Any] | Non
     files = sorted(_file_digest(f) for f in reading["files"] | trained_by)
     if plan.answers.json_schema:  # it may come from code
         files.append(content_id(plan.answers.json_schema))
-    run = _without(raw, ["sweep", "ship"])  # with other trials, or judged by another gate, it is the same run
+    # With other trials, judged by another gate or drawn by another tracker, it is the same run.
+    run = _without(_deciding(raw, plan.trainer), ["sweep", "ship"])
     words = run | {"answers": _without(raw.get("answers") or {}, _BOUNDS)}
     sources = (*files, store.digest(templates.BUILT_IN))  # an edited text of ours is no other recipe
     return replace(plan, digest=content_id([run, files]), account=content_id([words, files]), sources=sources)
@@ -253,6 +255,14 @@ def seeded(plan: Plan, train: Any, seed: int) -> Any:
         return train
     trainer = Spec.read(train, "train")
     return {trainer.name: trainer.knobs | {"seed": seed}}
+
+
+def _deciding(raw: Mapping[str, Any], trainer: Plug | None) -> dict[str, Any]:
+    """A recipe's words without those of training that change nothing of the student."""
+    if trainer is None or not (passing := trainer.passing & trainer.spec.knobs.keys()):
+        return dict(raw)
+    knobs = _without(raw["train"][trainer.spec.name], passing)
+    return {**raw, "train": {trainer.spec.name: knobs} if knobs else trainer.spec.name}
 
 
 def _without(mapping: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any]:

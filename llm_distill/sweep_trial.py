@@ -105,7 +105,8 @@ class Bench:
         """All that decides what is learnt and how it is judged. Words that say the same make no other trial."""
         assert plan.trainer is not None
         learnt = [*(self.home / name for name in _SHARED), *map(self.full.file, _SHOWN)]
-        words = plan.slice(["task"], plan.pupils), plan.trainer.spec.name, settled(plan.trainer), plan.train_seed
+        knobs = {name: value for name, value in settled(plan.trainer).items() if name not in plan.trainer.passing}
+        words = plan.slice(["task"], plan.pupils), plan.trainer.spec.name, knobs, plan.train_seed
         made = content_id([__version__, store.FORMAT, words, plan.sources, [*map(store.digest, learnt)]])
         return content_id([made, self.dev.digest, _drawn(plan)])[:20]
 

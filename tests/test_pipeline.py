@@ -416,12 +416,13 @@ def learn(job, *, by: InputFile):
     models = {"teacher": TEACHER, "student": {"transformers": {"model": "./student"}}}
     recipe = desk.recipe(models=models, train={"mine:learn": {"by": "dev.txt"}})
 
-    path, folder = {"PYTHONPATH": f"{desk.folder}:{ROOT}", "PYTHONDONTWRITEBYTECODE": "1"}, Path()
+    folder = Path()
+    path: dict[str, Any] = {"PYTHONPATH": f"{desk.folder}:{ROOT}", "PYTHONDONTWRITEBYTECODE": "1"}
 
     def made() -> str:
         nonlocal folder
         folder = desk.folder / desk.run(recipe, **path)["run"]
-        return (folder / "student" / "made").read_text(encoding="utf-8")
+        return str((folder / "student" / "made").read_text(encoding="utf-8"))
 
     assert made() == "a1"
     text = (desk.folder / changed).read_text(encoding="utf-8")

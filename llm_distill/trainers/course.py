@@ -9,7 +9,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,6 +27,7 @@ from llm_distill.trainers.lint import Shelf, lint
 from llm_distill.trainers.lint_targets import lint_targets
 from llm_distill.trainers.rows import Row, Turns, make_rows, stop_ids
 from llm_distill.trainers.soft_targets import SoftTargets
+from llm_distill.trainers.trackers import tracked
 from llm_distill.trainers.validation import set_aside, watch
 
 #: What a message of a training that was stopped ends with.
@@ -86,8 +87,7 @@ class Desk:
         for stale in ("adapter_model.safetensors", "adapter_config.json", "config.json"):
             (job.out / stale).unlink(missing_ok=True)
         self.job, self.hyper = job, hyper
-        self.settings = asdict(hyper) | {"learning_rate": hyper.rate}
-        del self.settings["checkpoint_every_s"]  # decides nothing
+        self.settings = hyper.deciding | {"learning_rate": hyper.rate}
         self.where = job.student["model"], job.student.get("sha256"), job.student.get("revision")
         self.device = _resolve(self.settings, job.student.get("device", "auto"))
         self.tokenizer = weights.load_tokenizer(*self.where)
@@ -173,7 +173,7 @@ def train(desk: Desk, lesson: Lesson) -> None:
     example = preview(first[0].rows[0], desk.tokenizer)
     job.say(f"The first row, as it is learnt (between \u27e6 and \u27e7):\n{example}")
 
-    with stop.on_ctrl_c(job.say):
+    with stop.on_ctrl_c(job.say), tracked(hyper.tracker, curve, job):
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     ended = trainer.state.global_step
     if ended < curve.steps and not (validation and validation.exhausted):

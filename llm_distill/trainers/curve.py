@@ -6,9 +6,9 @@ import json
 import math
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llm_distill.trainers.hyper import Hyperparameters
 from llm_distill.trainers.packing import Unit
@@ -23,7 +23,7 @@ _POOL_BATCHES = 16
 
 class Curve:
     """The training curve: a line of metrics.jsonl a step, of which only `seconds` is a clock's. `parts` of the loss are
-    written beside it. `kept`: the lines it goes on behind.
+    written beside it. `after` is called after each step, when its line is the last of `lines`.
     """
 
     def __init__(
@@ -44,8 +44,9 @@ class Curve:
         self._job, self._path = job, job.out / "metrics.jsonl"
         kept = self._path.read_text("utf-8").splitlines()[:done] if done and self._path.exists() else []
         self._path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        self.kept = [json.loads(line) for line in kept]
-        self._begun = time.monotonic() - (self.kept[-1]["seconds"] if kept else 0.0)
+        self.lines: list[dict[str, Any]] = [json.loads(line) for line in kept]
+        self.after: Callable[[], None] = lambda: None
+        self._begun = time.monotonic() - (self.lines[-1]["seconds"] if kept else 0.0)
 
     def add(self, step: int, logs: dict[str, float]) -> None:
         """Write a step's line."""
@@ -59,7 +60,9 @@ class Curve:
         }
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+        self.lines.append(line)
         self._job.on_step(step, self.steps, line)
+        self.after()
 
 
 def reading_order(lengths: Sequence[int], batch_size: int, epochs: float, seed: int) -> list[int]:

@@ -34,6 +34,7 @@ from llm_distill.trainers.curve import Curve, reading_order
 from llm_distill.trainers.hyper import Count, Hyperparameters
 from llm_distill.trainers.lint import check_rows
 from llm_distill.trainers.preferences import REASONS, Comparison, Pair, Round, make_pairs, prefer
+from llm_distill.trainers.trackers import tracked
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -149,8 +150,7 @@ def at_most(rows: int, *, judge: str | None, rubric: Path, rounds: int, samples:
 def _begun(job: TrainingJob, hyper: Hyperparameters, settings: Mapping[str, Any], rubric: Path | None) -> _Course:
     """The course of these rows and settings; what is left of another one is removed."""
     where = job.student["model"], job.student.get("sha256"), job.student.get("revision")
-    known = {name: value for name, value in vars(hyper).items() if name != "checkpoint_every_s"}
-    known |= settings
+    known = {**hyper.deciding, **settings}
     rows = [[s.row_id, s.messages, s.completion] for s in job.samples]
     words = None if rubric is None else rubric.read_text(encoding="utf-8")
     home = job.out / "rounds" / content_id([rows, known, words, weights.identity(*where), job.seed])
@@ -207,7 +207,7 @@ def _train_round(course: _Course, number: int, before: Path | None, found: Round
     trainer = dpo_loop.make_trainer(
         model, desk.tokenizer, pairs, order, args, lora, curve.add, stop, hyper.checkpoint_every_s
     )
-    with stop.on_ctrl_c(job.say):
+    with stop.on_ctrl_c(job.say), tracked(hyper.tracker, curve, desk.job):
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     if trainer.state.global_step < curve.steps:
         step = trainer.state.global_step

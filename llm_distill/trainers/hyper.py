@@ -2,21 +2,39 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from llm_distill.plugs import Group
 
 Count = Annotated[int, Field(ge=1)]
 #: From 0 up to but without 1.
 Share = Annotated[float, Field(ge=0, lt=1)]
+_PACKAGES = {"tensorboard": "tensorboardX", "trackio": "trackio", "wandb": "wandb"}
+
+
+def _installed(tracker: str) -> str:
+    package = find_spec(_PACKAGES[tracker])
+    if (
+        package is None or package.origin is None
+    ):  # no origin: a folder of that name, such as wandb itself leaves behind
+        name = _PACKAGES[tracker]
+        raise ValueError(f"{name} is not installed: pip install 'llm-distill[{tracker}]', or remove `tracker`.")
+    return tracker
+
+
+#: What draws the curve beside metrics.jsonl: see `trackers`.
+Tracker = Annotated[Literal["tensorboard", "trackio", "wandb"], AfterValidator(_installed)]
 
 
 @dataclass(frozen=True)
 class Hyperparameters(Group):
     """How long, how fast and how much of the student is trained, and what it may cost in memory."""
+
+    passing: ClassVar[tuple[str, ...]] = ("checkpoint_every_s", "tracker")
 
     # 16 on all linear layers holds far more than a task's labels or tone; null trains every weight instead.
     lora_rank: Count | None = 16
@@ -52,8 +70,15 @@ class Hyperparameters(Group):
     patience: Count = 4
     # A kill costs at most a minute of work; saving never takes more than a twentieth of the time.
     checkpoint_every_s: Annotated[float, Field(ge=0)] = 60.0
+    # The curve is in metrics.jsonl and in the report anyway; a tracker is for those who look on while it grows.
+    tracker: Tracker | None = None
 
     @property
     def rate(self) -> float:
         """The learning rate that `learning_rate` says or leaves open."""
         return self.learning_rate or (5e-4 if self.lora_rank else 2e-5)
+
+    @property
+    def deciding(self) -> dict[str, Any]:
+        """The knobs that decide what is learnt, by name."""
+        return {name: value for name, value in asdict(self).items() if name not in self.passing}

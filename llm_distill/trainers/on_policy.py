@@ -30,6 +30,7 @@ from llm_distill.trainers.findings import Linted, as_json
 from llm_distill.trainers.hyper import Count, Hyperparameters
 from llm_distill.trainers.on_policy_checks import base
 from llm_distill.trainers.rows import stop_ids
+from llm_distill.trainers.trackers import tracked
 
 if TYPE_CHECKING:
     from llm_distill.plugs import Plug
@@ -90,9 +91,8 @@ def answer_tokens(job: TrainingJob) -> int:
 def _warmed_up(job: TrainingJob, hyper: Hyperparameters, own: OnPolicy) -> Path:
     """The folder of a student that has learnt the teacher's answers, from an earlier call or from this one."""
     passes = replace(hyper, epochs=own.warm_up_epochs)
-    known = {name: value for name, value in vars(passes).items() if name != "checkpoint_every_s"}
     rows = [[s.row_id, s.messages, s.completion] for s in job.samples]
-    home = job.out / "warm_up" / content_id([rows, known, base(job.student), job.seed])
+    home = job.out / "warm_up" / content_id([rows, passes.deciding, base(job.student), job.seed])
     if not (home / _mark(hyper)).exists():
         for other in home.parent.glob("*"):
             if other != home:
@@ -153,7 +153,7 @@ def _answer(
     trainer = on_policy_loop.make_trainer(
         model, desk.tokenizer, rows, order, args, lora, teacher, plan, curve.add, show, stop, hyper.checkpoint_every_s
     )
-    with stop.on_ctrl_c(job.say):
+    with stop.on_ctrl_c(job.say), tracked(hyper.tracker, curve, job):
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     if trainer.state.global_step < curve.steps:
         raise Interrupted(f"Training stopped after step {trainer.state.global_step} of {curve.steps}; {GOES_ON}")
@@ -189,15 +189,16 @@ class _Curve:
         self._job, self._path = job, job.out / "metrics.jsonl"
         lines = (warm / "metrics.jsonl").read_text("utf-8").splitlines() if warm else []
         self._before = [json.dumps({"round": 0, **json.loads(line)}) for line in lines]
-        self._lines: list[dict[str, float]] = []
+        self.lines: list[dict[str, Any]] = []
+        self.after: Callable[[], None] = lambda: None
 
     def begin(self, done: int) -> None:
         """Keep the lines of steps that a checkpoint holds."""
         lines = self._path.read_text("utf-8").splitlines()[len(self._before) :] if done and self._path.exists() else []
-        self._lines = [json.loads(line) for line in lines[:done]]
-        kept = [*self._before, *map(json.dumps, self._lines)]
+        self.lines = [json.loads(line) for line in lines[:done]]
+        kept = [*self._before, *map(json.dumps, self.lines)]
         self._path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        self._begun = time.monotonic() - (self._lines[-1]["seconds"] if self._lines else 0.0)
+        self._begun = time.monotonic() - (self.lines[-1]["seconds"] if self.lines else 0.0)
 
     def add(self, step: int, logs: Mapping[str, float]) -> None:
         line = {
@@ -208,17 +209,18 @@ class _Curve:
             "answer_tokens": logs["completions/mean_length"],
             "clipped": logs["completions/clipped_ratio"],
             **{name: logs[name] for name in ("learning_rate", "grad_norm")},
-            "trained_tokens": int(logs["trained_tokens"] + (self._lines[-1]["trained_tokens"] if self._lines else 0)),
+            "trained_tokens": int(logs["trained_tokens"] + (self.lines[-1]["trained_tokens"] if self.lines else 0)),
             "seconds": round(time.monotonic() - self._begun, 3),
         }
-        self._lines.append(line)
+        self.lines.append(line)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         self._job.on_step(step, self.steps, line)
+        self.after()
 
     def answered(self) -> dict[str, float]:
         """Of the steps in which the student answered: their share, tokens an answer, the share of answers cut."""
-        own = [line for line in self._lines if line["on_policy"]]
+        own = [line for line in self.lines if line["on_policy"]]
         means = {name: sum(line[name] for line in own) / max(1, len(own)) for name in ("answer_tokens", "clipped")}
         return {"share": len(own) / self.steps, **means}
 

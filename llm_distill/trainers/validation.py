@@ -196,5 +196,5 @@ def watch(
     if not rows:
         return None
     found = Validation(rows, curve.steps, hyper.epochs, hyper.patience, folder, seed)
-    found.resume(curve.kept, done)
+    found.resume(curve.lines, done)
     return found
