@@ -121,14 +121,16 @@ def load_model(
     adapter: str | None = None,
     dtype: str = "auto",
     device: str = "auto",
+    quantization: Any = None,
 ) -> Any:
     """A causal language model in evaluation mode; a PeftModel where an adapter is given.
 
     `auto`: the first of cuda, mps and cpu that is there; bfloat16 on cuda, float32 elsewhere (most CPUs compute
-    bfloat16 slower than float32).
+    bfloat16 slower than float32). quantization: a quantization config of transformers'.
     """
     place = prepare(reference, sha256, revision)
-    model = _loaded("AutoModelForCausalLM", reference, place, dtype, device)
+    more = {} if quantization is None else {"quantization_config": quantization}
+    model = _loaded("AutoModelForCausalLM", reference, place, dtype, device, **more)
     if adapter is not None:
         model = _with_adapter(model, adapter, fingerprint(reference, sha256, revision))
     return model.eval()

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from llm_distill.errors import Interrupted, UserError
 from llm_distill.models import weights
 from llm_distill.records import Sample
-from llm_distill.trainers import TrainingJob, mishaps, packing
+from llm_distill.trainers import TrainingJob, mishaps, packing, quantised
 from llm_distill.trainers.batch_check import counts, preview, ready
 from llm_distill.trainers.checkpoints import fingerprint, last_whole, publish, step_of
 from llm_distill.trainers.curve import Curve, reading_order
@@ -90,10 +90,14 @@ class Desk:
         self.settings = hyper.deciding | {"learning_rate": hyper.rate}
         self.where = job.student["model"], job.student.get("sha256"), job.student.get("revision")
         self.device = _resolve(self.settings, job.student.get("device", "auto"))
+        quantised.check(hyper, self.device)
         self.tokenizer = weights.load_tokenizer(*self.where)
         # Only LoRA may stand on bfloat16 weights: a small step on such a weight is rounded away.
         kind = self.settings["dtype"] if hyper.lora_rank else "float32"
-        self.model = weights.load_model(*self.where, dtype=kind, device=str(self.device))
+        if hyper.load_in:
+            self.model = quantised.load(self.where, kind, str(self.device))
+        else:
+            self.model = weights.load_model(*self.where, dtype=kind, device=str(self.device))
 
     def rows(
         self,

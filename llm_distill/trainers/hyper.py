@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
+from llm_distill.errors import UserError
 from llm_distill.plugs import Group
 
 Count = Annotated[int, Field(ge=1)]
@@ -63,6 +64,8 @@ class Hyperparameters(Group):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     # null: on a GPU, where memory runs out first (20 % slower); off on a CPU, where time does.
     activation_checkpointing: bool | None = None
+    # Weights of 4 bits under LoRA (QLoRA, arXiv 2305.14314), on CUDA: for a student that would not fit otherwise.
+    load_in: Literal["4bit"] | None = None
     # Rows that are read only to see when to stop, so a share of them is not learnt: for many passes over few rows. Never those
     # of the evaluation, which would then be no test.
     validation_share: Annotated[float, Field(ge=0, le=0.5)] = 0.0
@@ -72,6 +75,13 @@ class Hyperparameters(Group):
     checkpoint_every_s: Annotated[float, Field(ge=0)] = 60.0
     # The curve is in metrics.jsonl and in the report anyway; a tracker is for those who look on while it grows.
     tracker: Tracker | None = None
+
+    def __post_init__(self) -> None:
+        """UserError for knobs that exclude each other."""
+        if self.load_in and self.lora_rank is None:
+            raise UserError(
+                "train.load_in: weights of 4 bits cannot be trained themselves, and lora_rank is null; set it, or remove load_in."
+            )
 
     @property
     def rate(self) -> float:

@@ -19,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from llm_distill.trainers import mishaps
+from llm_distill.trainers import mishaps, quantised
 from llm_distill.trainers.checkpoints import seal
 
 
@@ -171,6 +171,7 @@ def follow(
                     raise RuntimeError("The first step's gradients are all zero: the loss does not reach the weights.")
                 report(state.global_step, logs)
 
+    quantised.keep_exact(trainer.model)
     trainer.add_callback(Follow())
     trainer.remove_callback(PrinterCallback)
     return trainer

@@ -24,6 +24,7 @@ _DISK = (
     "pytorchstreamwriter failed writing",
     "file write failed",
 )
+_OF_LIBRARIES = (RuntimeError, OSError)
 _SHOWN_ROWS, _SHOWN_CHARACTERS, _NAMED_ROWS = 5, 200, 20
 
 
@@ -33,24 +34,26 @@ def explained() -> Iterator[None]:
     try:
         yield
     except Exception as error:  # safetensors' is of no other kind
-        if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _says(error, _MEMORY)):
-            raise UserError(_memory(error)) from error
+        # Loading weights tells what went wrong in a line of its own, and memory may run out there already.
+        raised = error.__cause__ if isinstance(error, UserError) and error.__cause__ else error
+        if isinstance(raised, MemoryError) or (isinstance(raised, _OF_LIBRARIES) and _says(raised, _MEMORY)):
+            raise UserError(_memory(raised)) from error
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or _says(error, _DISK):
             raise UserError(_disk(error)) from error
         raise
 
 
-def _says(error: Exception, phrases: Sequence[str]) -> bool:
+def _says(error: BaseException, phrases: Sequence[str]) -> bool:
     text = str(error).casefold()
     return any(phrase in text for phrase in phrases)
 
 
-def _memory(error: Exception) -> str:
+def _memory(error: BaseException) -> str:
     said = next(iter(str(error).strip().splitlines()), "")[:200]
     return (
         f"train: out of memory{f' ({said})' if said else ''}. Lower `batch_size` (with `gradient_accumulation` as many times "
         "higher, steps stay as they are), set `activation_checkpointing: true` (a fifth slower), or lower `max_length` together "
-        "with what the student is shown. A model that does not fit by itself needs `lora_rank`."
+        "with what the student is shown. A model that does not fit by itself needs `lora_rank`, and on CUDA `load_in: 4bit`."
     )
 
 

@@ -88,6 +88,32 @@ def test_memory_that_runs_out_names_the_knobs(raised: Exception) -> None:
         raise RuntimeError("a bug")
 
 
+@pytest.mark.parametrize(
+    "raised",
+    [
+        torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+    ],
+    ids=["cuda", "system"],
+)
+def test_memory_that_runs_out_while_weights_are_loaded_says_the_same(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch, raised: Exception
+) -> None:
+    import transformers
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise raised
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", refuse)
+    with pytest.raises(
+        UserError, match=r"^train: out of memory \(.*emory.*\)\. .*needs `lora_rank`, and on CUDA `load_in: 4bit`"
+    ):
+        sft(make_job(20))
+    raised = ValueError("a header is broken")
+    with pytest.raises(UserError, match="cannot be loaded: a header is broken"):
+        sft(make_job(20))
+
+
 def full(path: Path) -> bool:
     """A file system of 1 MB, where this user may mount one."""
     path.mkdir()
