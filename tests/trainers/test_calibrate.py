@@ -307,7 +307,12 @@ def test_what_cannot_be_calibrated_is_refused_before_anything_is_asked(
     local = {"transformers": {"model": "org/name"}}
     models = {"teacher": {"scripted": {"default": "positive"}}, "student": local, "reader": local}
     task = {"classify": {"labels": ["positive", "negative"]}}
-    whole: dict[str, Any] = {"task": task, "models": models, "answers": {"top_logprobs": 5}, "train": {"logit_kd": knobs}} | keys
+    whole: dict[str, Any] = {
+        "task": task,
+        "models": models,
+        "answers": {"top_logprobs": 5},
+        "train": {"logit_kd": knobs},
+    } | keys
     said = " ".join(desk.llm_distill("check", desk.recipe(**whole), code=2).split())
     assert message in said
 
