@@ -8,9 +8,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import msgspec
 import pytest
 import torch
@@ -275,6 +277,11 @@ def test_an_early_end_is_in_the_report() -> None:
         "steps": 1045,
         "validation": {"rows": 10, "looks": 6, "best_step": 6, "best_loss": 1.0, "ended": 12},
     }
+    whole = json.loads(files("llm_distill.report").joinpath("schema.json").read_text(encoding="utf-8"))
+    schema = {"$defs": whole["$defs"], **whole["properties"]["training"]}
+    jsonschema.validate(training | {"trainer": "sft", "loss": []}, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(training | {"trainer": "sft", "loss": [], "validation": {"rows": 10}}, schema)
     (said,) = lint_section.findings({"training": training})
     assert said.text.startswith(
         "Training ended early, after step 12 of 1,045: rows set aside from it got no better after step 6"
