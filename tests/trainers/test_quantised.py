@@ -56,7 +56,7 @@ def test_only_the_adapter_learns_and_it_is_exact(
     """bitsandbytes computes on a CPU as well, in the order of CUDA where it is kept from packing weights anew."""
     from bitsandbytes.nn import modules
 
-    from llm_distill.trainers import loop
+    from llm_distill.trainers import loop, sft_loop
 
     monkeypatch.setattr(quantised, "check", lambda *_: None)
     monkeypatch.setattr(modules, "has_avx512bf16", lambda: False)
@@ -68,7 +68,7 @@ def test_only_the_adapter_learns_and_it_is_exact(
         kept["trainer"] = follow(trainer, *more)
         return kept["trainer"]
 
-    monkeypatch.setattr(loop, "follow", followed)
+    monkeypatch.setattr(sft_loop, "follow", followed)
     # Scales are quantised in blocks of 64 numbers, and rows begin a block.
     student = tiny("llama", tmp_path / "student", byte_level_tokenizer(), hidden_size=64, head_dim=16)
     job = make_job(20, model=student)
