@@ -24,7 +24,7 @@ _READERS = ("auto", "logit_kd", "sft")
 
 def lint_run(folder: store.RunFolder, workspace: Path, watch: Watch, ledger_url: str | None = None) -> list[Finding]:
     """What the linter finds in what a run would train on. Nothing is trained, asked, or written into the run."""
-    plan, trainer = _bound(folder, workspace)
+    plan, trainer = bound(folder, workspace)
     ours = trainer.spec.name in TRAINERS or any(isinstance(knob, Hyperparameters) for knob in trainer.knobs.values())
     if not ours:  # nor built on ours: it knows of no `only_lint`, and would train
         raise UserError(f"{folder.path}: its trainer, {trainer.spec.name}, is one that lints nothing.")
@@ -43,7 +43,7 @@ def lint_run(folder: store.RunFolder, workspace: Path, watch: Watch, ledger_url:
     raise UserError(f"{folder.path}: its trainer, {trainer.spec.name}, is one that lints nothing.")
 
 
-def _bound(folder: store.RunFolder, workspace: Path) -> tuple[Plan, Plug]:
+def bound(folder: store.RunFolder, workspace: Path) -> tuple[Plan, Plug]:
     """The recipe of a run that has rows to train on, bound again as it was, and its trainer."""
     path = Path(folder.record.get("recipe_file", ""))
     if not folder.stamp("filter") or not path.is_file():

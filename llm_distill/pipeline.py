@@ -34,6 +34,7 @@ from llm_distill.stages import (
     train_student,
     write_report,
 )
+from llm_distill.trainers import processes
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,10 @@ def run(
     `last` is the last stage to run; `first` is done again even if it is stamped, and what follows from it.
     `status` is `done`, `fell_short` or `interrupted`, the latter two with a `reason`; a mistake of the user's is raised.
     """
+    if processes.count() > 1:
+        raise UserError(
+            f"{processes.count()} processes were launched, and a recipe runs in one; launch `llm-distill train RUN`."
+        )
     names = [name for name, stage in STAGES.items() if stage.wanted(plan)]
     if last is not None:
         names = [name for name in names if list(STAGES).index(name) <= list(STAGES).index(last)]
@@ -112,7 +117,7 @@ def run(
     job = Run(plan, folder, ledger, watch)
     summary: dict[str, Any] = {"run": str(folder.path), "status": "done", "stages": {}}
     try:
-        if first or not all(_holds(job, name) for name in names):
+        if first or not all(holds(job, name) for name in names):
             describe(job, sorted({role for name in names for role in STAGES[name].asks(plan)}))
         for name in names:
             summary["stages"][name] = _step(job, name, forced=name == first)
@@ -132,7 +137,7 @@ def _step(job: Run, name: str, *, forced: bool) -> dict[str, Any]:
     """Bring one stage up to date. Only asking is shared between processes: the ledger deals the rows out."""
     with nullcontext() if name == "answers" else job.folder.lock():
         STAGES[name].gate(job)
-        due = forced or not _holds(job, name)
+        due = forced or not holds(job, name)
         job.watch.stage(name, "running" if due else "kept")
         if due and (forced or name == "report" or not _adopt(job, name)):  # a report speaks of its own run
             do(job, name)
@@ -175,7 +180,7 @@ def _adopt(job: Run, name: str) -> bool:
     return False
 
 
-def _holds(job: Run, name: str) -> bool:
+def holds(job: Run, name: str) -> bool:
     """Whether a stage's stamp still vouches for its files. Rows still owed have not earned one."""
     stamp = job.folder.stamp(name)
     return (

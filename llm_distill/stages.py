@@ -32,7 +32,7 @@ from llm_distill.sieve import earlier_scores, scorer_identity, sieve
 from llm_distill.splits import check_rows, gather
 from llm_distill.taught import taught
 from llm_distill.terms import gate
-from llm_distill.trainers import TrainingJob
+from llm_distill.trainers import TrainingJob, processes
 
 if TYPE_CHECKING:
     from llm_distill.ledger import Ledger
@@ -230,7 +230,7 @@ def train_student(run: Run, look: Path | None = None) -> Outcome:
         student_answers,
         look is not None,
         plan.drawn.max_tokens if plan.evaluate else None,
-        None if plan.answers.attach else partial(taught, run, ask),
+        None if plan.answers.attach else processes.in_turn(partial(taught, run, ask)),
     )
     plan.trainer(job)
     return Outcome(len(samples), len(samples), ask.owed, ask.spent)

@@ -64,6 +64,7 @@ RANKS = [
         "sweep_trial",
         "sweep",
         "lint_run",
+        "launch",
     ],
     ["screen", "tables", "starter", "doctor"],
     ["export"],

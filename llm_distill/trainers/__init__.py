@@ -64,6 +64,8 @@ TRAINERS = {
 }
 #: Of those, what takes `course.train`, in which rows may be set aside.
 ON_COURSE = ("auto", "logit_kd", "sft")
+#: Of those, what several processes can share.
+SHARED = ("logit_kd", "sft")
 #: Of those that ask a model while they train: name -> where `(rows, **knobs) -> AtMost | None` is, for `check`.
 ASKS = {"dpo": "llm_distill.trainers.dpo:at_most"}
 #: What is left to do where a trainer needs the teacher's logprobs and there are none.

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_distill.records import content_id
+from llm_distill.trainers import processes
 from llm_distill.trainers.rows import Row
 
 _MARK = "complete.json"
@@ -40,6 +41,14 @@ def last_whole(folder: Path) -> Path | None:
     for checkpoint in folder.glob("checkpoint-*"):
         if not _is_whole(checkpoint):
             shutil.rmtree(checkpoint)
+    return newest_whole(folder)
+
+
+def resumed(folder: Path) -> Path | None:
+    """The same, for all processes that train together: the first one clears up before any of them looks."""
+    if processes.first():
+        last_whole(folder)
+    processes.agreed(True)  # wait for it
     return newest_whole(folder)
 
 

@@ -17,9 +17,9 @@ from typing import Any, Protocol
 from llm_distill.errors import Interrupted, UserError
 from llm_distill.models import weights
 from llm_distill.records import Sample
-from llm_distill.trainers import TrainingJob, mishaps, packing, quantised
+from llm_distill.trainers import TrainingJob, mishaps, packing, processes, quantised
 from llm_distill.trainers.batch_check import counts, preview, ready
-from llm_distill.trainers.checkpoints import fingerprint, last_whole, publish, step_of
+from llm_distill.trainers.checkpoints import fingerprint, publish, resumed, step_of
 from llm_distill.trainers.curve import Curve, reading_order
 from llm_distill.trainers.findings import Finding, Linted, as_json, refuse
 from llm_distill.trainers.hyper import Hyperparameters
@@ -83,9 +83,10 @@ class Desk:
         missing = [name for name in ("torch", "transformers", "datasets", "peft", "trl") if not find_spec(name)]
         if missing:
             raise UserError(f"train: {', '.join(missing)} not installed; `pip install 'llm-distill[train]'`.")
-        job.out.mkdir(parents=True, exist_ok=True)
-        for stale in ("adapter_model.safetensors", "adapter_config.json", "config.json"):
-            (job.out / stale).unlink(missing_ok=True)
+        if processes.first():
+            job.out.mkdir(parents=True, exist_ok=True)
+            for stale in ("adapter_model.safetensors", "adapter_config.json", "config.json"):
+                (job.out / stale).unlink(missing_ok=True)
         self.job, self.hyper = job, hyper
         self.settings = hyper.deciding | {"learning_rate": hyper.rate}
         self.where = job.student["model"], job.student.get("sha256"), job.student.get("revision")
@@ -157,18 +158,18 @@ def train(desk: Desk, lesson: Lesson) -> None:
     if lesson.packed or lesson.groups or aside:
         known["units"] = [u.places for u in units]
     checkpoints = job.out / "checkpoints" / fingerprint(rows, known, job.seed)
-    resume = last_whole(checkpoints)
+    resume = resumed(checkpoints)
     done = step_of(resume) if resume else 0
     curve = Curve(job, units, order, hyper, done, lesson.objective.parts if lesson.objective else ())
     looks = range(len(units), len(units) + len(aside))
     validation = watch(looks, curve, hyper, checkpoints, done, job.seed)
-    stop = loop.Stop()
-    args = sft_loop.arguments(checkpoints, settings, job.seed, on_cpu=desk.device.type == "cpu")
+    units, order = processes.evened(units, order, hyper.batch_size)
+    stop, args = loop.Stop(), sft_loop.arguments(checkpoints, settings, job.seed, on_cpu=desk.device.type == "cpu")
     trainer = sft_loop.make_trainer(
         model, desk.tokenizer, rows, order, args, lora_config(hyper), curve.add, stop, hyper.checkpoint_every_s,
         lesson.objective, [*units, *aside], packed=lesson.packed, validation=validation,
     )  # fmt: skip
-    first = [units[i] for i in order[: hyper.batch_size]]
+    first = [units[i] for i in processes.own(order, hyper.batch_size)]
     checks["scored"], of_batch = ready(desk, lesson, trainer, first)
     findings += of_batch
     if lesson.packed:
@@ -177,7 +178,7 @@ def train(desk: Desk, lesson: Lesson) -> None:
     example = preview(first[0].rows[0], desk.tokenizer)
     job.say(f"The first row, as it is learnt (between \u27e6 and \u27e7):\n{example}")
 
-    with stop.on_ctrl_c(job.say), tracked(hyper.tracker, curve, job):
+    with stop.on_ctrl_c(job.say), tracked(hyper.tracker if processes.first() else None, curve, job):
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     ended = trainer.state.global_step
     if ended < curve.steps and not (validation and validation.exhausted):
@@ -201,7 +202,7 @@ def train(desk: Desk, lesson: Lesson) -> None:
     if validation:
         best, story["validation"] = validation.place(validation.best[0]), validation.story()
         job.say(validation.told())
-    finish(desk, trainer.model, story, checkpoints.parent, best)
+    finish(desk, trainer, story, checkpoints.parent, best)
 
 
 def _told(job: TrainingJob, findings: Sequence[Finding]) -> None:
@@ -229,16 +230,16 @@ def linted(desk: Desk, lesson: Lesson) -> list[Finding]:
     return findings
 
 
-def finish(desk: Desk, model: Any, story: Mapping[str, Any], checkpoints: Path, best: Path | None = None) -> None:
+def finish(desk: Desk, trainer: Any, story: Mapping[str, Any], checkpoints: Path, best: Path | None = None) -> None:
     """Publish what was trained, the file whose presence says so last, and drop the checkpoints. `best`: a folder whose weights
     take the place of the model's.
     """
-    from llm_distill.trainers import loop
-
     made = checkpoints / "made"
     if desk.hyper.lora_rank:
-        model.peft_config["default"].base_model_name_or_path = desk.where[0]
-    loop.write_weights(model, made)
+        trainer.model.peft_config["default"].base_model_name_or_path = desk.where[0]
+    trainer.save_model(str(made), _internal_call=True)  # in all processes, each of which may hold but a part
+    if not processes.first():
+        return
     for file in best.glob("*.safetensors*") if best else ():
         shutil.copyfile(file, made / file.name)
     desk.tokenizer.save_pretrained(made)
@@ -259,6 +260,8 @@ def _resolve(settings: dict[str, Any], device: str) -> Any:
             f"train: device is {device}, but training takes the first GPU it sees; "
             f"write `device: cuda` and set CUDA_VISIBLE_DEVICES={place.index}."
         )
+    if place.type == "cuda" and processes.count() > 1:
+        place = torch.device("cuda", processes.local_rank())
     if settings["dtype"] == "auto":
         fast = place.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         settings["dtype"] = "bfloat16" if fast else "float32"

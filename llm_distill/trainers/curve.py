@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
+from llm_distill.trainers import processes
 from llm_distill.trainers.hyper import Hyperparameters
 from llm_distill.trainers.packing import Unit
 from llm_distill.trainers.rows import Row
@@ -43,13 +44,17 @@ class Curve:
         self._parts = parts
         self._job, self._path = job, job.out / "metrics.jsonl"
         kept = self._path.read_text("utf-8").splitlines()[:done] if done and self._path.exists() else []
+        if not processes.first():
+            return
         self._path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
         self.lines: list[dict[str, Any]] = [json.loads(line) for line in kept]
         self.after: Callable[[], None] = lambda: None
         self._begun = time.monotonic() - (self.lines[-1]["seconds"] if kept else 0.0)
 
     def add(self, step: int, logs: dict[str, float]) -> None:
-        """Write a step's line."""
+        """Write a step's line, in the first process."""
+        if not processes.first():
+            return
         line = {
             "step": step,
             "epoch": round(min(step * self._epochs_a_step, self._epochs), 4),

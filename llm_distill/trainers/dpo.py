@@ -223,7 +223,7 @@ def _train_round(course: _Course, number: int, before: Path | None, found: Round
         "pairs": found.story | counts,
         "versions": loop.versions(),
     }
-    finish(desk, trainer.model, story, checkpoints.parent)
+    finish(desk, trainer, story, checkpoints.parent)
 
 
 def _rows(pairs: Sequence[Pair]) -> list[Any]:

@@ -8,9 +8,8 @@ keys and values depend on nothing that follows. The loss itself, its shift and i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from types import MethodType
-from typing import Any
+from typing import Any, NamedTuple
 
 #: A shared beginning shorter than this is not worth a forward pass of its own.
 _SHORT = 16
@@ -18,9 +17,10 @@ _SHORT = 16
 _MANY_LOGITS = 2**27
 
 
-@dataclass
-class Scored:
-    """What an objective makes of a batch: a loss that is a sum over its trained positions, and its parts."""
+class Scored(NamedTuple):
+    """What an objective makes of a batch: a loss that is a sum over its trained positions, and its parts. A tuple, for in one
+    FSDP finds the tensor whose gradient it has to wait for.
+    """
 
     loss: Any
     parts: dict[str, float]

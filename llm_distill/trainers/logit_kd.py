@@ -18,7 +18,7 @@ from llm_distill.errors import UserError
 from llm_distill.evals.gold import check_labels
 from llm_distill.logprob_table import LOGPROBS, token_bytes
 from llm_distill.records import Sample
-from llm_distill.trainers import WITHOUT_LOGPROBS, TrainingJob
+from llm_distill.trainers import WITHOUT_LOGPROBS, TrainingJob, processes
 from llm_distill.trainers.calibrate import calibrated
 from llm_distill.trainers.calibration_evidence import Calibrating
 from llm_distill.trainers.course import Desk, Lesson, stoppable, train
@@ -149,7 +149,8 @@ def _tokens(desk: Desk, most_undefined: float) -> _Taught:
     job.say(str(alignment))
     if not alignment.defined:
         raise UserError(f"train.logit_kd: none of the teacher's logprobs could be used (see above); {WITHOUT_LOGPROBS}")
-    alignment.write(job.out / RECORD)
+    if processes.first():
+        alignment.write(job.out / RECORD)
     sure = [float(target.confidence[target.defined].mean()) if target.defined.any() else math.nan for target in targets]
     return _Taught(rows, targets, sure, {"kind": "tokens", **alignment.story()}, job.samples)
 

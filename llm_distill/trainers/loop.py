@@ -19,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from llm_distill.trainers import mishaps, quantised
+from llm_distill.trainers import mishaps, processes, quantised
 from llm_distill.trainers.checkpoints import seal
 
 
@@ -74,7 +74,7 @@ def common(folder: Path, settings: dict[str, Any], seed: int, *, on_cpu: bool) -
         "output_dir": str(folder),
         "num_train_epochs": 1,
         "train_sampling_strategy": "sequential",
-        "per_device_train_batch_size": settings["batch_size"],
+        "per_device_train_batch_size": processes.share(settings["batch_size"]),
         "gradient_accumulation_steps": settings["gradient_accumulation"],
         "learning_rate": settings["learning_rate"],
         "lr_scheduler_type": settings["schedule"],
@@ -119,25 +119,29 @@ def quietly(kind: Any, checkpoint_every_s: float, tell: Callable[[int, int], str
 
         def training_step(self, *args: Any, **kwargs: Any) -> Any:
             loss = super().training_step(*args, **kwargs)
-            self.must_be_finite("loss", float(loss), self.state.global_step + 1, self.micro, 1)
+            of_all = processes.summed({"loss": float(loss)})["loss"]
+            self.must_be_finite("loss", of_all, self.state.global_step + 1, self.micro, 1)
             self.micro += 1
             return loss
 
         def must_be_finite(self, what: str, value: float, step: int, micro: int, count: int) -> None:
             """UserError for a number that is none; `count` batches of the step, from `micro` on, made it."""
             if not math.isfinite(value):
-                size, per_step = self.args.per_device_train_batch_size, self.args.gradient_accumulation_steps
-                start = ((step - 1) * per_step + micro) * size
+                size = self.args.per_device_train_batch_size * processes.count()
+                start = ((step - 1) * self.args.gradient_accumulation_steps + micro) * size
                 kept = mishaps.kept(Path(self.args.output_dir))
                 raise mishaps.not_finite(what, value, step, tell(start, start + count * size), kept, self.rate)
 
-        def _save(self, output_dir: str | None = None, **_: Any) -> None:
-            write_weights(self.model, Path(output_dir or self.args.output_dir))
+        def _save(self, output_dir: str | None = None, state_dict: Any = None, **_: Any) -> None:
+            if self.args.should_save:
+                write_weights(self.model, Path(output_dir or self.args.output_dir), state_dict)
 
         def _save_checkpoint(self, model: Any, trial: Any) -> None:
             begun = time.monotonic()
             super()._save_checkpoint(model, trial)
-            seal(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                seal(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
             ended = time.monotonic()
             self.next_save = ended + max(checkpoint_every_s, 20 * (ended - begun) if checkpoint_every_s else 0)
 
@@ -159,9 +163,11 @@ def follow(
         def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
             trainer.micro = 0
             ends = enough(state.global_step)
-            control.should_training_stop |= stop.asked or ends
-            due = stop.asked or time.monotonic() >= trainer.next_save
-            control.should_save = due and not ends and state.global_step < state.max_steps  # the end needs none
+            stopping, due = processes.agreed(stop.asked, time.monotonic() >= trainer.next_save)
+            control.should_training_stop |= stopping or ends
+            control.should_save = (
+                (stopping or due) and not ends and state.global_step < state.max_steps
+            )  # the end needs none
 
         def on_log(self, args: Any, state: Any, _control: Any, logs: dict[str, float], **_: Any) -> None:
             if "loss" in logs:
@@ -182,17 +188,19 @@ def pad_token(tokenizer: Any) -> int:
     return int(next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None))
 
 
-def write_weights(model: Any, folder: Path) -> None:
-    """Write what was trained: the adapter with its config, or the whole model where there is no adapter."""
+def write_weights(model: Any, folder: Path, state_dict: Any = None) -> None:
+    """Write what was trained: the adapter with its config, or the whole model where there is no adapter. state_dict: the
+    weights, where the model of a process holds but a part of each.
+    """
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
     if not isinstance(model, PeftModel):
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=state_dict)
         return
     # PeftModel.save_pretrained would ask the hub about the base model, and list the target modules in any order.
-    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    state = get_peft_model_state_dict(model, state_dict, save_embedding_layers=False)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config = model.peft_config["default"].to_dict() | {"inference_mode": True}

@@ -80,7 +80,7 @@ def teller(units: Sequence[Unit], order: Sequence[int], tokenizer: Any) -> Calla
     """Gives what is read between two places of a reading order: each row by id, with its end, which is learnt."""
 
     def tell(start: int, stop: int) -> str:
-        read = [row for place in order[start:stop] for row in units[place].rows]
+        read = [row for place in order[start:stop] for row in units[place].rows if row.trained_tokens]
         lines = []
         for row in read[:_SHOWN_ROWS]:
             text = preview(row, tokenizer)

@@ -177,7 +177,7 @@ def _answer(
         "versions": loop.versions(),
         **job.told,
     }
-    finish(desk, trainer.model, story, checkpoints.parent)
+    finish(desk, trainer, story, checkpoints.parent)
     shutil.rmtree(job.out / "warm_up", ignore_errors=True)
 
 

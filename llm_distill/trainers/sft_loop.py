@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm_distill.trainers import mishaps
+from llm_distill.trainers import mishaps, processes
 from llm_distill.trainers.loop import Stop, alone, common, follow, pad_token, quietly
 from llm_distill.trainers.packing import Unit, units_of
 from llm_distill.trainers.rows import UNTRAINED, Row
@@ -70,7 +70,11 @@ def make_trainer(
             batch: dict[str, Any] = super().torch_call(columns)
             if packed:  # it says nothing of where rows begin, and would hide that the positions do
                 del batch["attention_mask"]
-            return batch | objective.tensors([p for u in read for p in u.places]) if objective else batch
+            if objective is None:
+                return batch
+            if places := [p for u in read for p in u.places]:
+                return batch | objective.tensors(places)
+            return batch | {name: t[:0] for name, t in objective.tensors([0]).items()}  # nothing but what fills up
 
     class Taught(quietly(SFTTrainer, checkpoint_every_s, mishaps.teller(together, order, tokenizer))):  # type: ignore[misc]
         def compute_loss(
@@ -91,7 +95,7 @@ def make_trainer(
     seen: dict[str, float] = {}
 
     def with_parts(step: int, logs: dict[str, float]) -> None:
-        report(step, logs | parts | seen)
+        report(step, logs | processes.summed(parts) | seen)
         parts.clear()
         seen.clear()
 
