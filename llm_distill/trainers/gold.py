@@ -26,6 +26,7 @@ from llm_distill.trainers.hyper import Hyperparameters
 from llm_distill.trainers.on_policy import OnPolicy, Positive, Teaching, learn, teacher_model
 from llm_distill.trainers.on_policy_checks import identity, suited, teacher_tokenizer, tokenizer
 from llm_distill.trainers.rows import UNTRAINED, end_token, render, stop_ids
+from llm_distill.trainers.student_tokens import is_text
 
 if TYPE_CHECKING:
     from llm_distill.records import Sample
@@ -153,7 +154,7 @@ class Gold:
                 break
             ours.append(token)
         whole = len(ours) == len(answer) - ended
-        while (data := b"".join(map(self._ours.token, ours))) and not _is_text(data):
+        while (data := b"".join(map(self._ours.token, ours))) and not is_text(data):
             ours, whole = ours[:-1], False
         theirs = self._tokenizer(data.decode(), add_special_tokens=False, split_special_tokens=True)["input_ids"]
         spans = _spans([self._theirs.token(token) for token in theirs], data)
@@ -174,14 +175,6 @@ class Read:
     our_spans: tuple[tuple[int, int], ...]
     theirs: tuple[int, ...]
     their_spans: tuple[tuple[int, int], ...]
-
-
-def _is_text(data: bytes) -> bool:
-    try:
-        data.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def _spans(tokens: Sequence[bytes], data: bytes) -> list[tuple[int, int]] | None:

@@ -28,8 +28,8 @@ class StudentTokens:
     def learn(self, texts: Iterable[bytes]) -> None:
         """Tokenise what is not known yet, all at once: a tokenizer takes a call's worth of time for each call."""
         new = [text for text in dict.fromkeys(texts) if text not in self._known]
-        whole = [text for text in new if _is_text(text)]
-        tried = self._spelt(whole, "") | {text: self._by_length(text) for text in new if not _is_text(text)}
+        whole = [text for text in new if is_text(text)]
+        tried = self._spelt(whole, "") | {text: self._by_length(text) for text in new if not is_text(text)}
         # Some tokenizers put a blank before any text: what they cannot spell so is read after a line break, where they put none.
         self._known |= tried | self._spelt([text for text in whole if tried[text] is None], "\n")
 
@@ -92,7 +92,8 @@ class StudentTokens:
         return max(map(len, self._numbers), default=0)
 
 
-def _is_text(data: bytes) -> bool:
+def is_text(data: bytes) -> bool:
+    """Whether bytes are whole UTF-8."""
     try:
         data.decode()
     except UnicodeDecodeError:
