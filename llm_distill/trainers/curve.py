@@ -44,9 +44,8 @@ class Curve:
         self._parts = parts
         self._job, self._path = job, job.out / "metrics.jsonl"
         kept = self._path.read_text("utf-8").splitlines()[:done] if done and self._path.exists() else []
-        if not processes.first():
-            return
-        self._path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        if processes.first():
+            self._path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
         self.lines: list[dict[str, Any]] = [json.loads(line) for line in kept]
         self.after: Callable[[], None] = lambda: None
         self._begun = time.monotonic() - (self.lines[-1]["seconds"] if kept else 0.0)

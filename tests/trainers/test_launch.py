@@ -37,6 +37,7 @@ from tests.trainers.test_sft import curve, learnt
 
 def prepared(folder: Path, train: dict[str, Any], **models: Any) -> tuple[Folder, Path, Path]:
     """A recipe with 22 rows of uneven length to learn and a tiny student on the CPU, run up to the filter: its folder too."""
+    folder.mkdir(exist_ok=True)
     desk = Folder(folder)
     words = ["good", "bad", "fine and well", "dull"]
     texts = [f"{words[i % 4]} film {i}" + " and so on" * (i * 7 % 5) for i in range(22)]
@@ -214,6 +215,11 @@ def test_how_to_launch_is_printed_as_accelerate_reads_it(tmp_path: Path) -> None
 
 
 def test_what_several_processes_cannot_do_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, _, run = prepared(tmp_path / "early", {"sft": {"validation_share": 0.2}})
+    with pytest.raises(
+        UserError, match=r"train.sft.validation_share: it is for one process, and there are 2; remove it"
+    ):
+        launch_of(RunFolder(run), tmp_path / "early" / "data", 2, 1, tmp_path / "accelerate.yaml")
     desk, recipe, run = prepared(tmp_path, {"dpo": {}})
     refusal = r"train.dpo: it trains in one process, as `llm-distill run` does; several can share logit_kd and sft"
     with pytest.raises(UserError, match=refusal):
