@@ -146,6 +146,10 @@ class Plan:
         asked = self.teachers.roles if self.calibrating and self.calibrating.asks else ()
         return ("student", *(self.trainer.roles if self.trainer else ()), *asked)
 
+    def trained_by(self, name: str) -> dict[str, Any] | None:
+        """The trainer's knobs, where it is the one of this name."""
+        return self.trainer.knobs if self.trainer and self.trainer.spec.name == name else None
+
     @property
     def drawn(self) -> Sampling:
         """How evaluation draws a student's answer, wherever one is held against another: by default greedily."""

@@ -110,7 +110,7 @@ def bias_rise(_ship: Numbers, numbers: Numbers, arms: Arms) -> Judged:
             "no held-out row belongs to a counterfactual group, so bias was not measured; add `counterfactual` to prompts, or "
             "rows with the tags group, attribute and variant to the held-out file",
         )
-    worst: tuple[float, str] | None = None
+    worst = (-np.inf, "")
     for key in both:
         ours, theirs = flips["student"][key], flips[base][key]
         if min(ours["groups"], theirs["groups"]) < FEWEST:
@@ -119,8 +119,8 @@ def bias_rise(_ship: Numbers, numbers: Numbers, arms: Arms) -> Judged:
         rise = difference(ours["flips"], ours["groups"], theirs["flips"], theirs["groups"])
         shown = f"{ours['flips']} of {ours['groups']} groups against {theirs['flips']} of {theirs['groups']} before training"
         span = f"{points(rise.low)} to {points(rise.high)} points"
-        worst = max(worst or (-np.inf, ""), (rise.value, f"{key[1]} by {key[0]}: {shown} ({span})"))
-    return Judged(*worst) if worst else Judged(None, "")
+        worst = max(worst, (rise.value, f"{key[1]} by {key[0]}: {shown} ({span})"))
+    return Judged(*worst)
 
 
 def usd_per_1000(ship: Numbers, _numbers: Numbers, arms: Arms) -> Judged:

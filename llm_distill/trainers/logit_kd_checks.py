@@ -5,7 +5,7 @@ repair.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llm_distill.errors import UserError
 from llm_distill.evals.gold import check_labels
@@ -16,13 +16,9 @@ if TYPE_CHECKING:
     from llm_distill.records import Prompt
 
 
-def _knobs(plan: Plan) -> dict[str, Any] | None:
-    return plan.trainer.knobs if plan.trainer and plan.trainer.spec.name == "logit_kd" else None
-
-
 def check_recipe(plan: Plan) -> None:
     """UserError where no logprobs are asked for, or labels are to be learnt that the task does not have."""
-    knobs = _knobs(plan)
+    knobs = plan.trained_by("logit_kd")
     if knobs is None:
         return
     if plan.answers.top_logprobs is None and plan.answers.attach is None:
@@ -36,7 +32,7 @@ def check_recipe(plan: Plan) -> None:
 
 def check_taught(plan: Plan, prompts: Sequence[Prompt]) -> None:
     """UserError for a row whose gold label is to be learnt and is none of the task's, or where no row has one."""
-    knobs = _knobs(plan)
+    knobs = plan.trained_by("logit_kd")
     if knobs is None or knobs["hard_labels"] != "gold":
         return
     check_labels(prompts, plan.task.labels)

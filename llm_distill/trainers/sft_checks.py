@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llm_distill.errors import UserError
 from llm_distill.evals.gold import check_labels
@@ -14,13 +14,9 @@ if TYPE_CHECKING:
     from llm_distill.records import Prompt
 
 
-def _knobs(plan: Plan) -> dict[str, Any] | None:
-    return plan.trainer.knobs if plan.trainer and plan.trainer.spec.name == "sft" else None
-
-
 def check_recipe(plan: Plan) -> None:
     """UserError for knobs that make no sense beside the recipe's other keys."""
-    knobs = _knobs(plan)
+    knobs = plan.trained_by("sft")
     if knobs is None:
         return
     if knobs["turns"] == "all" and plan.task.student_view.template:
@@ -53,14 +49,14 @@ def check_weights(plan: Plan) -> None:
     from llm_distill.trainers.on_policy_checks import tokenizer
     from llm_distill.trainers.reasoned import form_of
 
-    knobs = _knobs(plan)
+    knobs = plan.trained_by("sft")
     if knobs is not None and knobs["reasoning"] == "on":
         form_of(tokenizer(plan.models["student"].knobs))
 
 
 def check_taught(plan: Plan, prompts: Sequence[Prompt]) -> None:
     """UserError for knobs that ask of the rows what none of them has."""
-    knobs = _knobs(plan)
+    knobs = plan.trained_by("sft")
     if knobs is None:
         return
     if knobs["turns"] == "all" and not any(m.role == "assistant" for p in prompts for m in p.messages):
