@@ -171,7 +171,7 @@ class Course:
         parts = [part for part in (rows[:half], rows[half:]) if part]
         followers = await self.step(self.book.follow, batch, parts, batch.attempt, {})
         self.refused += 1
-        return followers, min(self.model.poll_s * 2.0 ** (self.refused - 1), QUEUE_CAP_S)
+        return followers, min(self.model.poll_s * 2.0 ** min(self.refused - 1, 64), QUEUE_CAP_S)
 
     async def _settle(self, batch: Batch, job: Job, count: Count) -> list[Batch]:
         """Settle what a batch that is over says of its rows, and make a new one of the rest."""

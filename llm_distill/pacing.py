@@ -135,7 +135,8 @@ class Pace:
         if self._ramping:
             now = time.monotonic()
             self._opened = self._opened or now
-            self.window = min(float(self.most), max(4, self.most // 8) * 2.0 ** ((now - self._opened) / RAMP_S))
+            doublings = min((now - self._opened) / RAMP_S, 64.0)  # a model may rest for hours between two questions
+            self.window = min(float(self.most), max(4, self.most // 8) * 2.0**doublings)
             self._ramping = self.window < self.most
         return self.window
 

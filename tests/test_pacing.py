@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import pytest
 
 from llm_distill.ask import ask_all
 from llm_distill.ledger import Ledger
-from llm_distill.pacing import seconds
+from llm_distill.pacing import Pace, seconds
 from tests.mock_api import MockApi, serving
 from tests.test_ask import ask_mock, model_of, requests_for
 
@@ -82,6 +83,22 @@ def test_what_a_provider_says_is_left_is_kept(tmp_path: Path) -> None:
         tally, entries = ask_mock(api, tmp_path / "l", prompts, concurrency=4)
         assert all(e and e.status == "ok" for e in entries)
         assert tally.retried <= 12
+
+
+@pytest.mark.parametrize("rest_s", [0.0, 0.2, 60.0, 30 * 86_400.0])
+def test_a_model_may_rest_before_its_window_is_open(monkeypatch: pytest.MonkeyPatch, rest_s: float) -> None:
+    clock = [1.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    pace = Pace(64)
+
+    async def two_questions() -> None:
+        await pace.enter(1)
+        pace.leave(crowded=False)
+        clock[0] += rest_s
+        await pace.enter(1)
+
+    asyncio.run(asyncio.wait_for(two_questions(), 5))
+    assert pace.window == (8 if rest_s == 0 else 64)
 
 
 def test_one_slow_provider_does_not_hold_up_another(tmp_path: Path) -> None:
