@@ -18,6 +18,7 @@ from typing import Any
 
 from llm_distill import __version__, lineage, review, store
 from llm_distill.errors import FellShort, Interrupted, UserError
+from llm_distill.evaluating import evaluate
 from llm_distill.ledger import Ledger
 from llm_distill.provenance import describe
 from llm_distill.recipe import Plan
@@ -27,7 +28,6 @@ from llm_distill.stages import (
     Run,
     Watch,
     ask_teacher,
-    evaluate,
     filter_answers,
     gate_training,
     make_prompts,

@@ -26,8 +26,9 @@ from llm_distill.mixing import Mix
 from llm_distill.models import MODELS
 from llm_distill.plugs import Plug, Reading, Spec, bind, one_line
 from llm_distill.recipe_checks import check_across
+from llm_distill.recipe_evaluation import Evaluate, Ship
 from llm_distill.recipe_file import override, read_recipe
-from llm_distill.recipe_keys import Answers, Evaluate, HeldOut, Report, Ship, Strict, Sweep
+from llm_distill.recipe_keys import Answers, HeldOut, Report, Strict, Sweep
 from llm_distill.records import Sampling, content_id
 from llm_distill.scorers import SCORERS, Filter, Pick, bind_filters, bind_pick
 from llm_distill.tasks import Task

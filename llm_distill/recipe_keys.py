@@ -12,7 +12,7 @@ from llm_distill.plugs import InputFile
 from llm_distill.records import Sampling
 from llm_distill.structured import Schema
 
-_Usd = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Usd = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Tokens = Annotated[int, Field(ge=0)]
 
 
@@ -64,7 +64,7 @@ class Answers(Strict):
     json_schema: Schema | None = Field(None, alias="schema")
     reasoning: Literal["auto", "none"] = "auto"
     fresh: bool = False
-    budget_usd: _Usd | dict[Per, _Usd] | None = None
+    budget_usd: Usd | dict[Per, Usd] | None = None
     budget_tokens: _Tokens | dict[Per, _Tokens] | None = None
     per: Per = "run"
     retries: int = Field(6, ge=0)
@@ -89,46 +89,6 @@ class Answers(Strict):
         tokens = self.budget_tokens if isinstance(self.budget_tokens, dict) else {self.per: self.budget_tokens}
         found = [Budget(per, usd.get(per), tokens.get(per)) for per in get_args(Per)]
         return tuple(b for b in found if b.usd is not None or b.tokens is not None)
-
-
-class Evaluate(Strict):
-    """How the arms are compared. Sampling defaults to the answers' own, greedy.
-
-    allow_overlap: held-out rows, by row_id, that may overlap what the student or a prompt has seen; or `training`, `few_shot`,
-    `teacher`: whatever overlaps the rows learnt from, or the worked examples.
-    metric: the one that the verdict is about; null is the task kind's own. metrics: those of texts that are measured besides.
-    """
-
-    metric: str | None = None
-    metrics: list[str | dict[str, Any]] = []
-    slices: list[str] = []
-    allow_overlap: list[str] = []
-    temperature: float = Field(0.0, ge=0)
-    max_tokens: int | None = Field(None, ge=1)
-    resamples: int = Field(10_000, ge=100)
-
-
-class Ship(Strict):
-    """What a student must be to ship: `llm-distill gate` judges it. It changes nothing that is made or asked.
-
-    min_kept_share: of the teacher's score, by the lower end of its 95 % interval. max_slice_drop: by which the student may be
-    below its teacher on any slice. max_bias_rise: by which it may answer more counterfactual groups unevenly than its base.
-    max_usd_per_1000: answers, at what was paid for tokens and machine_usd_per_hour. max_p95_seconds: an answer.
-    """
-
-    min_kept_share: float | None = Field(None, gt=0, le=2)
-    max_slice_drop: float | None = Field(None, ge=0, le=1)
-    max_bias_rise: float | None = Field(None, ge=0, le=1)
-    max_usd_per_1000: _Usd | None = None
-    machine_usd_per_hour: _Usd | None = None
-    max_p95_seconds: float | None = Field(None, gt=0, allow_inf_nan=False)
-
-    def model_post_init(self, _context: Any) -> None:
-        """A gate has conditions."""
-        if self.machine_usd_per_hour is not None and self.max_usd_per_1000 is None:
-            raise ValueError("machine_usd_per_hour prices answers for max_usd_per_1000, which is not set; add it")
-        if not self.model_dump(exclude_none=True):
-            raise ValueError("there is no condition; write one, for example `min_kept_share: 0.95`")
 
 
 class Report(Strict):

@@ -17,12 +17,11 @@ import msgspec
 
 from llm_distill import review, store
 from llm_distill.attach import attach
-from llm_distill.collect import Panel, alone, collect, teachers
+from llm_distill.collect import collect, teachers
 from llm_distill.coverage import embedding
 from llm_distill.errand import Errand
-from llm_distill.errors import FellShort, UserError
+from llm_distill.errors import FellShort
 from llm_distill.fairness import fairness, unfair
-from llm_distill.leaks import check_leaks
 from llm_distill.limits import Tally
 from llm_distill.models import Model
 from llm_distill.recipe import Plan
@@ -234,48 +233,6 @@ def train_student(run: Run, look: Path | None = None) -> Outcome:
     )
     plan.trainer(job)
     return Outcome(len(samples), len(samples), ask.owed, ask.spent)
-
-
-def evaluate(run: Run) -> Outcome:
-    """eval/<arm>.parquet and eval/comparison.json: base, few-shot base, student and teacher on the same held-out rows.
-
-    The stamp notes which student that was.
-    """
-    from llm_distill.evals.compare import compare
-    from llm_distill.evals.measures import measures
-
-    plan = run.plan
-    assert plan.evaluate is not None
-    prompts = store.read_prompts(run.folder.file("held_out.parquet"))
-    if not prompts:
-        raise UserError("evaluate: the held-out set is empty; raise held_out.share or name a file.")
-    overlap = check_leaks(plan, prompts, run.folder.file("kept.parquet"))
-    task, taught, drawn = plan.task, plan.answers.sampling, plan.drawn
-    arms: dict[str, Panel] = {}
-    if "student" in plan.models:
-        arms["base_zero_shot"] = alone("student", run.model("student"), task.student_view, drawn)
-        if task.few_shot:
-            arms["base_few_shot"] = alone("student", run.model("student"), task.few_shot, drawn)
-    if plan.trainer:
-        student = run.model("student", **trained(run.folder.file("student")))
-        arms["student"] = alone("student", student, task.student_view, drawn)
-    if plan.answers.samples > 1:  # without chance they would all be the same
-        chance = plan.evaluate.temperature or taught.temperature
-        drawn = msgspec.structs.replace(drawn, temperature=chance, top_p=taught.top_p)
-    arms["teacher"] = teachers(run, prompts, msgspec.structs.replace(drawn, schema=taught.schema))
-    answers: dict[str, list[Answer]] = {}
-    for arm, panel in arms.items():
-        run.watch.say(f"evaluate: {arm.replace('_', ' ')}")
-        collect(run, prompts, panel, f"eval/{arm}.parquet")
-        answers[arm] = store.read_answers(run.folder.file(f"eval/{arm}.parquet"))
-    numbers = compare(
-        answers, task.kind, task.labels, seed=plan.seed, slices=plan.evaluate.slices,
-        resamples=plan.evaluate.resamples, teachers=len(plan.teachers.roles), metric=plan.evaluate.metric,
-        measures=measures(plan.metrics, plan.answers.json_schema),
-    )  # fmt: skip
-    store.write_json(run.folder.file("eval/comparison.json"), numbers)
-    notes = {"student": store.digest(run.folder.file("student")), "overlap": overlap}
-    return Outcome(len(prompts), len(prompts), sum(a.owed for rows in answers.values() for a in rows), notes)
 
 
 def trained(student: Path) -> dict[str, Any]:

@@ -29,7 +29,7 @@ import numpy as np
 from llm_distill import lineage, pipeline, store
 from llm_distill.errors import FellShort, UserError
 from llm_distill.recipe import Plan
-from llm_distill.recipe_keys import Evaluate
+from llm_distill.recipe_evaluation import Evaluate
 from llm_distill.stages import Run, Watch, gate_training
 from llm_distill.sweep_rows import Dev, given, part, write_without
 from llm_distill.sweep_space import Setting, Space, overrides, own, space, trials, variant

@@ -13,7 +13,7 @@ from llm_distill.errors import UserError
 from llm_distill.evals.compare import compare
 from llm_distill.evals.gate import CONDITIONS, gate
 from llm_distill.recipe import load
-from llm_distill.recipe_keys import Ship
+from llm_distill.recipe_evaluation import Ship
 from llm_distill.records import Answer
 from tests.conftest import Desk
 from tests.evals.rows import LABELS, answer, arm, prompt, right_on

@@ -1,0 +1,84 @@
+"""The evaluate stage: base, few-shot base, student and teacher answer the same held-out rows, and are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from llm_distill import store
+from llm_distill.collect import Panel, alone, collect, teachers
+from llm_distill.errand import Errand
+from llm_distill.errors import UserError
+from llm_distill.leaks import check_leaks
+from llm_distill.records import Answer, Prompt
+from llm_distill.stages import Outcome, Run, trained
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is measured beyond the comparison may look at: the held-out rows, who answers them and how, and what they
+    answered, by arm. ask: questions of its own.
+    """
+
+    run: Run
+    prompts: Sequence[Prompt]
+    panels: Mapping[str, Panel]
+    answers: Mapping[str, Sequence[Answer]]
+    ask: Errand
+
+
+def evaluate(run: Run) -> Outcome:
+    """eval/<arm>.parquet and eval/comparison.json. The stamp notes which student that was."""
+    from llm_distill.evals.compare import compare
+    from llm_distill.evals.measures import measures
+
+    plan = run.plan
+    assert plan.evaluate is not None
+    prompts = store.read_prompts(run.folder.file("held_out.parquet"))
+    if not prompts:
+        raise UserError("evaluate: the held-out set is empty; raise held_out.share or name a file.")
+    overlap = check_leaks(plan, prompts, run.folder.file("kept.parquet"))
+    panels = arms(run, prompts)
+    answers: dict[str, list[Answer]] = {}
+    for arm, panel in panels.items():
+        run.watch.say(f"evaluate: {arm.replace('_', ' ')}")
+        collect(run, prompts, panel, f"eval/{arm}.parquet")
+        answers[arm] = store.read_answers(run.folder.file(f"eval/{arm}.parquet"))
+    numbers = compare(
+        answers, plan.task.kind, plan.task.labels, seed=plan.seed, slices=plan.evaluate.slices,
+        resamples=plan.evaluate.resamples, teachers=len(plan.teachers.roles), metric=plan.evaluate.metric,
+        measures=measures(plan.metrics, plan.answers.json_schema),
+    )  # fmt: skip
+    ask = Errand(run, "evaluate")
+    seen = Evaluation(run, prompts, panels, answers, ask)
+    store.write_json(run.folder.file("eval/comparison.json"), numbers | more(seen))
+    notes = {"student": store.digest(run.folder.file("student")), "overlap": overlap, **ask.spent}
+    owed = ask.owed + sum(a.owed for rows in answers.values() for a in rows)
+    return Outcome(len(prompts), len(prompts), owed, notes)
+
+
+def arms(run: Run, prompts: Sequence[Prompt]) -> dict[str, Panel]:
+    """Who answers the held-out rows, and how they are asked, by arm."""
+    plan = run.plan
+    assert plan.evaluate is not None
+    task, taught, drawn = plan.task, plan.answers.sampling, plan.drawn
+    found: dict[str, Panel] = {}
+    if "student" in plan.models:
+        found["base_zero_shot"] = alone("student", run.model("student"), task.student_view, drawn)
+        if task.few_shot:
+            found["base_few_shot"] = alone("student", run.model("student"), task.few_shot, drawn)
+    if plan.trainer:
+        student = run.model("student", **trained(run.folder.file("student")))
+        found["student"] = alone("student", student, task.student_view, drawn)
+    if plan.answers.samples > 1:  # without chance they would all be the same
+        chance = plan.evaluate.temperature or taught.temperature
+        drawn = msgspec.structs.replace(drawn, temperature=chance, top_p=taught.top_p)
+    found["teacher"] = teachers(run, prompts, msgspec.structs.replace(drawn, schema=taught.schema))
+    return found
+
+
+def more(_seen: Evaluation) -> dict[str, object]:
+    """What is measured beyond the comparison, by its key in report.json; each only where the recipe asks for it."""
+    return {}

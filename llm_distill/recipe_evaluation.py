@@ -1,0 +1,49 @@
+"""The keys of a recipe that say how students are measured, and what one must be to ship."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from llm_distill.recipe_keys import Strict, Usd
+
+
+class Evaluate(Strict):
+    """How the arms are compared. Sampling defaults to the answers' own, greedy.
+
+    allow_overlap: held-out rows, by row_id, that may overlap what the student or a prompt has seen; or `training`, `few_shot`,
+    `teacher`: whatever overlaps the rows learnt from, or the worked examples.
+    metric: the one that the verdict is about; null is the task kind's own. metrics: those of texts that are measured besides.
+    """
+
+    metric: str | None = None
+    metrics: list[str | dict[str, Any]] = Field([])
+    slices: list[str] = Field([])
+    allow_overlap: list[str] = Field([])
+    temperature: float = Field(0.0, ge=0)
+    max_tokens: int | None = Field(None, ge=1)
+    resamples: int = Field(10_000, ge=100)
+
+
+class Ship(Strict):
+    """What a student must be to ship: `llm-distill gate` judges it. It changes nothing that is made or asked.
+
+    min_kept_share: of the teacher's score, by the lower end of its 95 % interval. max_slice_drop: by which the student may be
+    below its teacher on any slice. max_bias_rise: by which it may answer more counterfactual groups unevenly than its base.
+    max_usd_per_1000: answers, at what was paid for tokens and machine_usd_per_hour. max_p95_seconds: an answer.
+    """
+
+    min_kept_share: float | None = Field(None, gt=0, le=2)
+    max_slice_drop: float | None = Field(None, ge=0, le=1)
+    max_bias_rise: float | None = Field(None, ge=0, le=1)
+    max_usd_per_1000: Usd | None = None
+    machine_usd_per_hour: Usd | None = None
+    max_p95_seconds: float | None = Field(None, gt=0, allow_inf_nan=False)
+
+    def model_post_init(self, _context: Any) -> None:
+        """A gate has conditions."""
+        if self.machine_usd_per_hour is not None and self.max_usd_per_1000 is None:
+            raise ValueError("machine_usd_per_hour prices answers for max_usd_per_1000, which is not set; add it")
+        if not self.model_dump(exclude_none=True):
+            raise ValueError("there is no condition; write one, for example `min_kept_share: 0.95`")
