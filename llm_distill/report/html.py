@@ -1,7 +1,8 @@
 """The report as one HTML page: `render(report.json as a dict) -> str`. Pure; same dict, same bytes.
 
-Layout lives in report.html.j2; here is what needs thought: which numbers lead, and what they allow one to say.
-Everything printed passes `words.printed` and then Jinja's escaping; any part of the report may be missing or null.
+Layout lives in page/, a template for each section that `contents` lists; here is what needs thought: which numbers lead, and
+what they allow one to say. Everything printed passes `words.printed` and then Jinja's escaping; any part of the report may be
+missing or null.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 from jinja2 import ChainableUndefined, Environment, PackageLoader, Template
 from markupsafe import Markup
 
-from llm_distill.report import charts, gate_section, sections, words
+from llm_distill.report import charts, contents, gate_section, sections, words
 from llm_distill.report.arms import RIVALS, asked_first, measured, slices, unmeasured, weakest_slice, worse_slices
 from llm_distill.report.sections import MOST
 from llm_distill.report.words import Part, Said, human, interval, measure, part, percent, points, short, value
@@ -35,7 +36,7 @@ class Tile(NamedTuple):
 def render(report: Part) -> str:
     """The whole page. `report` is report.json's object; only `name` and `headline` are required."""
     arms, primary, pairs = results(report)
-    return _template().render(
+    view: dict[str, Any] = dict(
         report=report,
         arms=arms,
         primary=primary,
@@ -59,6 +60,8 @@ def render(report: Part) -> str:
         gate=gate_section.lines(report),
         **sections.views(report),
     )
+    view["sections"], view["missing"] = contents.listed(view)
+    return _template().render(view)
 
 
 def results(report: Part) -> tuple[dict[str, Part], str, dict[str, Part]]:
@@ -75,12 +78,13 @@ def results(report: Part) -> tuple[dict[str, Part], str, dict[str, Part]]:
 @cache
 def _template() -> Template:
     environment = Environment(
-        loader=PackageLoader("llm_distill", "report"),
+        loader=PackageLoader("llm_distill", "report/page"),
         autoescape=True,
         undefined=ChainableUndefined,
         finalize=words.printed,
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     said = (
         words.human,
@@ -93,7 +97,7 @@ def _template() -> Template:
         words.usd,
     )
     environment.filters |= {f.__name__: f for f in (*said, words.duration, words.count, words.marked, words.flat)}
-    return environment.get_template("report.html.j2")
+    return environment.get_template("page.html.j2")
 
 
 def tiles(report: Part, arms: Mapping[str, Part], primary: str, pairs: Mapping[str, Part]) -> list[Tile]:
