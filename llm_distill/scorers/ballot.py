@@ -16,11 +16,14 @@ _WHY_LONGEST = 500
 
 @dataclass(frozen=True)
 class Vote:
-    """A judge's verdict as a number, and its reason; without a number the fault says what is wrong with the answer."""
+    """A judge's verdict as a number, and its reason; without a number the fault says what is wrong with the answer. owed: there
+    was none, and a later run asks again.
+    """
 
     score: float | None
     reason: str
     fault: str | None = None
+    owed: bool = False
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from llm_distill.plugs import Reading, Spec, bind
 from llm_distill.records import Entry, Request
 from llm_distill.scorers import SCORERS
 from llm_distill.scorers.ballot import Ballot
-from llm_distill.scorers.judge import _unformatted, at_most, judge, unsafe
+from llm_distill.scorers.judge import at_most, judge, unsafe
+from llm_distill.scorers.verdicts import unformatted
 from tests.conftest import Desk
 from tests.scorers.judges import Judge, shown
 from tests.scorers.rows import answer
@@ -306,7 +307,7 @@ snake_case_name = 1
 def test_formatting_is_taken_out_where_it_is_asked_for() -> None:
     words = "Title Bold and slanted and code, see the page. first second third quoted a b 1 2"
     words += " x = 2 * 3 * 4 snake_case_name = 1"
-    assert _unformatted(MARKDOWN).split() == words.split()
+    assert unformatted(MARKDOWN).split() == words.split()
     for marked, bare in (("**Yes.**", "Yes."), ("## Yes.", "Yes."), ("- Yes.", "Yes.")):
         model = Judge(lambda _: verdict(3))
         judge([answer(marked), answer(bare)], model.context, plain=True)
@@ -318,12 +319,12 @@ def test_formatting_is_taken_out_where_it_is_asked_for() -> None:
 
 @given(st.text())
 def test_taking_formatting_out_ends(text: str) -> None:
-    _unformatted(text)
+    unformatted(text)
 
 
 def test_a_long_text_loses_its_formatting_in_time() -> None:
     for piece in ("*a ", "**", "[a](", "|", "- ", "```\n", "`", "_a", "\n\n", " \t"):
-        _unformatted(piece * 20_000)
+        unformatted(piece * 20_000)
 
 
 def test_a_conversation_is_shown_whole() -> None:
