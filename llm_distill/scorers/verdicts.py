@@ -22,7 +22,7 @@ from llm_distill.scorers.ballot import Ballot, Form, Vote
 #: Several verdicts of one question only differ when they are drawn: as G-Eval does (Liu et al. 2023, arXiv 2303.16634).
 _DRAWN = 1.0
 #: What a verdict on two texts is worth to the first of them.
-_BETTER = {"first": 1.0, "second": 0.0, "tie": 0.5}
+_BETTER: dict[int | str, float] = {"first": 1.0, "second": 0.0, "tie": 0.5}
 
 
 @dataclass(frozen=True)

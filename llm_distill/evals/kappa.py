@@ -1,0 +1,71 @@
+"""How far a judge agrees with people beyond what chance would give: Cohen's kappa, with intervals that know that several
+people may have looked at the same row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from llm_distill.evals.statistics import FEWEST, Floats, mean, percentiles, ratio, resampled_counts
+
+#: Below it agreement is at best fair (Landis & Koch 1977).
+POOR = 0.4
+
+
+def kappa(
+    pairs: Mapping[str, Sequence[tuple[int, int]]], size: int, *, ordered: bool, seed: int, resamples: int
+) -> Any:
+    """Agreement of two raters: by row, the (one's, the other's) categories, each in 0..size-1.
+
+    `kappa` is Cohen's (1960), for `ordered` categories with quadratic weights (Cohen 1968): a judgement that is off by two
+    counts four times one that is off by one. `raw`: the share of equal judgements. Both have an interval from a bootstrap
+    over rows; kappa's imagines two rows beyond those seen, spread over the corners of the table. `n` judgements on `rows`. A
+    `reason` where there is no kappa.
+    """
+    n, rows = sum(map(len, pairs.values())), len(pairs)
+    counts = {"n": n, "rows": rows, "weights": "quadratic" if ordered else None}
+    if not n:
+        return {"kappa": None, "raw": None, **counts, "reason": "no judgement is about a row that was judged"}
+    values = np.array([_summed(of, size, ordered=ordered) for of in pairs.values()])
+    raw = mean(values[:, 1] / values[:, 2], seed, resamples)
+    found: dict[str, Any] = {"raw": {"value": raw.value, "low": raw.low, "high": raw.high}, **counts}
+    value = float(_of_sums(values.sum(0), size, ordered=ordered))
+    if np.isnan(value):
+        why = "both give all rows one and the same category, so that chance alone would have them agree"
+        return found | {"kappa": None, "reason": why}
+    if rows < FEWEST:
+        return found | {"kappa": {"value": value, "low": None, "high": None}}
+    last = size - 1
+    corners = [_summed([at], size, ordered=ordered) for at in ((0, 0), (last, last), (0, last), (last, 0))]
+    patterns, weights = np.unique(values, axis=0, return_counts=True)
+    drawn = resampled_counts(np.append(2 * weights, [1, 1, 1, 1]), rows, seed, resamples)  # half a row in each corner
+    whole = np.concatenate([patterns, corners])
+    draws = np.concatenate([_of_sums(of @ whole, size, ordered=ordered) for of in drawn])
+    between = percentiles(value, draws, rows)
+    return found | {"kappa": {"value": value, "low": between.low, "high": between.high}}
+
+
+def _apart(one: Any, other: Any, size: int, *, ordered: bool) -> Any:
+    """How far two categories are apart, from 0 to 1."""
+    return np.square((one - other) / (size - 1)) if ordered else np.asarray(one != other, dtype=np.float64)
+
+
+def _summed(of: Sequence[tuple[int, int]], size: int, *, ordered: bool) -> Floats:
+    """What kappa needs of a row's judgements, (3 + 2 size,): distance, equal ones, all, and each rater's by category."""
+    one, other = np.array(of, dtype=np.int64).T
+    ours, theirs = np.bincount(one, minlength=size), np.bincount(other, minlength=size)
+    apart = _apart(one, other, size, ordered=ordered).sum()
+    return np.concatenate([[apart, (one == other).sum(), len(of)], ours, theirs]).astype(np.float64)
+
+
+def _of_sums(sums: Floats, size: int, *, ordered: bool) -> Floats:
+    """Kappa of sums (..., 3 + 2 size): 1 less the distance seen over that by chance; NaN where chance leaves none."""
+    seen, n = sums[..., 0], sums[..., 2]
+    ours, theirs = sums[..., 3 : 3 + size], sums[..., 3 + size :]
+    places = np.arange(size)
+    apart = _apart(places[:, None], places[None, :], size, ordered=ordered)
+    by_chance = np.einsum("...i,ij,...j->...", ours, apart, theirs) / n
+    return 1 - ratio(seen, by_chance)
