@@ -42,8 +42,8 @@ def length_controlled(
         return nothing | {"reason": f"{n} rows are too few"}
     if min(n - longer, n - shorter) < FEWEST:
         side, rest = ("longer", n - longer) if longer > shorter else ("shorter", n - shorter)
-        rows = "all rows" if not rest else f"all rows but {rest}"
-        return nothing | {"reason": f"the answer is {side} on {rows}, so nothing shows what happens at equal length"}
+        where = "all rows" if not rest else f"all rows but {rest}"
+        return nothing | {"reason": f"the answer is {side} on {where}, so nothing shows what happens at equal length"}
     spread = float(apart.std(ddof=1))
     x = np.round(np.tanh(apart / spread), 2) if spread else np.zeros(n)
     patterns, weights = np.unique(np.stack([x, preferences], axis=1), axis=0, return_counts=True)
