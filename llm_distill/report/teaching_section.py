@@ -24,6 +24,7 @@ def calibration(report: Part) -> dict[str, Any]:
     return {
         **found,
         "by_words": BY.get(str(found.get("by")), ""),
+        "worth_words": _worth(part(found, "worth")),
         "arms": [(name, arm) for name, arm in arms if arm],
         "bins": [(name, _bins(arm)) for name, arm in arms[:2] if _bins(arm)],
         "tried": [one for one in tried if isinstance(one, Mapping)] if isinstance(tried, list) else [],
@@ -55,6 +56,18 @@ def findings(report: Part) -> Iterator[Said]:
     for rung in rungs(report):
         if rung.get("taken"):
             yield Said("same", f"Trained by {words.short(rung.get('name'))}: {words.short(rung.get('why'), 300)}.")
+
+
+def _worth(found: Part) -> str:
+    """What the distributions are worth beside the labels, in a sentence; empty where that is not known."""
+    gain, low, high = (value(found, name) for name in ("gain", "low", "high"))
+    if gain is None or low is None or high is None:
+        return ""
+    shown = "a gain" if low > 0 else "a loss" if high < 0 else "no gain that these rows show"
+    return (
+        f"On {words.count(value(found, 'rows'))} labelled rows as sure as those that were taught, the calibrated distributions' "
+        f"Brier score is better than that of the teacher's labels by {gain:+.4f} ({low:+.4f} to {high:+.4f}): {shown}."
+    )
 
 
 def _bins(arm: Part) -> list[tuple[Any, Any, Any]]:

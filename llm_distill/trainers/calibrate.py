@@ -78,7 +78,7 @@ def calibrated(job: TrainingJob, how: Calibrating) -> TrainingJob:
         "priors": priors.told(method.prior, labels), "orders": how.orders, "rows": len(rows), "relabelled": int(moved.sum()),
         "confidence": {"before": float(before.max(-1).mean()), "after": float(final.max(-1).mean())},
         "by": known_by.by, "before": _measured(known, known_by), "after": _measured(shown, known_by),
-        "hard": _hard(known_by, labels), "candidates": tried,
+        "hard": _hard(known_by, labels), "candidates": tried, "worth": _worth(shown, known, raw, known_by, labels, seed),
     }  # fmt: skip
     for line in said(story):
         job.say(line)
@@ -95,12 +95,10 @@ def _choose(
     if how.calibration != "auto":
         method = by_name[how.calibration]
         if method.heated and known_by.by is None:
-            raise UserError(
-                f"train.calibration: there is nothing to fit a temperature to; {LABEL_MORE.format(enough=c.ENOUGH)}."
-            )
+            raise UserError(f"train.calibration: there is nothing to fit a temperature to; {LABEL_MORE}.")
         return method, "the recipe says so", []
     if known_by.by is None:
-        return by_name["none"], f"nothing tells how right the teacher is: {LABEL_MORE.format(enough=c.ENOUGH)}", []
+        return by_name["none"], f"nothing tells how right the teacher is: {LABEL_MORE}", []
     if known_by.gold is None:
         why = "too few rows have a label, so it is fitted to how often the teacher repeats its own"
         return by_name["temperature"], why, []
@@ -138,17 +136,34 @@ def _numbers(found: Reliability) -> dict[str, Any]:
 
 def _hard(known_by: Evidence, labels: Sequence[str]) -> dict[str, Any] | None:
     """What the teacher's labels alone, taken for certain, come to on the labelled rows."""
-    import numpy as np
-
     from llm_distill.evals import calibration as c
 
     if known_by.gold is None:
         return None
-    said_ = np.array([[float(a.prediction == label) for label in labels] for a in known_by.answers])
+    said_ = _certain(known_by, labels)
     return {
         "right": float((said_.argmax(-1) == known_by.gold).mean()),
         "brier": float(c.brier(said_, known_by.gold).mean()),
     }
+
+
+def _certain(known_by: Evidence, labels: Sequence[str]) -> Floats:
+    """(n, L): the label that the teacher said, with probability 1."""
+    import numpy as np
+
+    return np.array([[float(a.prediction == label) for label in labels] for a in known_by.answers])
+
+
+def _worth(
+    probs: Floats, known: Floats, raw: Floats, known_by: Evidence, labels: Sequence[str], seed: int
+) -> dict[str, Any] | None:
+    """What calibrated distributions are worth beside labels, where gold tells, on rows as sure as those that are taught."""
+    from llm_distill.evals.worth import worth
+
+    if known_by.gold is None:
+        return None
+    hard = _certain(known_by, labels)
+    return worth(probs, hard, known_by.gold, known.max(-1), raw.max(-1), seed).story()
 
 
 def said(story: Mapping[str, Any]) -> list[str]:
@@ -168,6 +183,11 @@ def said(story: Mapping[str, Any]) -> list[str]:
         )
     if story["hard"]:
         lines.append(f"  Its labels alone: {story['hard']['right']:.1%} right, Brier {story['hard']['brier']:.3f}.")
+    if (found := story["worth"]) and found["gain"] is not None:
+        lines.append(
+            f"  On labelled rows as sure as those that are taught, Brier is better than that of labels alone by "
+            f"{found['gain']:+.4f} ({found['low']:+.4f} to {found['high']:+.4f})."
+        )
     if story["relabelled"]:
         lines.append(f"  {story['relabelled']:,} of {story['rows']:,} rows have another label so.")
     return lines

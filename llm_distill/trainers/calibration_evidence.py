@@ -23,9 +23,14 @@ if TYPE_CHECKING:
 
 #: In place of a row's text (Zhao et al. 2021).
 CONTENT_FREE = ("N/A", "", "[MASK]")
+#: What tells how right a teacher is, and what at least how steady.
+LABELLED = (
+    "name a file with 50 or more labelled rows like the recipe's own, neither held out nor learnt from (`calibrate_on: "
+    "rows.jsonl`)"
+)
 LABEL_MORE = (
-    "name a file with {enough} or more labelled rows that are neither held out nor learnt from (`calibrate_on: rows.jsonl`), or "
-    "have each row answered several times (several files of worked examples, answers.samples, or `orders`)"
+    f"{LABELLED}, or have each row answered several times (several files of worked examples, answers.samples, or "
+    "`orders`)"
 )
 
 

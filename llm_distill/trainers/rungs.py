@@ -2,8 +2,8 @@
 
     gkd        the student's own answers against a local teacher of its vocabulary: needs its weights, a GPU to answer on, and
                a teacher that is asked in the student's words
-    logit_kd   the teacher's stored distributions: over labels where they are as right as they are sure, over tokens where they
-               can be placed among the student's
+    logit_kd   the teacher's stored distributions: over labels where labelled rows show them to be better targets than its
+               labels, over tokens where they can be placed among the student's
     sft        the teacher's words
 
 Why a rung was taken or passed over is printed, and kept in training.json. A rung that a recipe names is taken, or is an error.
@@ -20,13 +20,13 @@ from llm_distill.errors import UserError
 from llm_distill.plugs import Reading, Spec, bind
 from llm_distill.trainers import TRAINERS, WITHOUT_LOGPROBS, TrainingJob
 from llm_distill.trainers.calibrate import calibrated
-from llm_distill.trainers.calibration_evidence import LABEL_MORE, Calibrating
+from llm_distill.trainers.calibration_evidence import LABELLED, Calibrating
 from llm_distill.trainers.hyper import Hyperparameters
 from llm_distill.trainers.on_policy import answer_tokens
 from llm_distill.trainers.on_policy_checks import suited, tokenizer
 from llm_distill.trainers.rows import render
 
-#: Soft labels are learnt where confidence and what is right are no further apart.
+#: Soft labels are learnt where confidence and what is right are no further apart, and where they differ from hard ones by more.
 GAP = 0.05
 #: Tokens of a teacher with another vocabulary are learnt where so much of what is trained has a target: digits that split in
 #: other places cost more than distributions bring (arXiv 2605.21699).
@@ -88,30 +88,48 @@ def _ladder(job: TrainingJob, hyper: Hyperparameters, calibrating: Calibrating) 
 
 
 def supported(found: Mapping[str, Any]) -> tuple[bool, str]:
-    """Whether calibrated soft labels are expected to teach at least as well as hard ones, from the story of a calibration.
+    """Whether calibrated soft labels are shown to teach better than hard ones, from the story of a calibration.
 
-    By labelled rows, each calibrated by what the others say: their Brier score is no worse than that of the teacher's labels
-    taken for certain, no fewer of them are right, and confidence is within GAP of accuracy. By the teacher's own repetitions:
-    confidence is within GAP of how often it repeats itself. Where neither is known, they are not.
+    Hard labels are what is learnt unless there is evidence against them, for soft ones cost a student dearly where they are
+    wrong. Both of these must hold, on labelled rows that are as sure as those that are taught, each calibrated by what the others
+    say:
+    1. The distributions are better targets: their Brier score is better than that of the teacher's labels, by a paired
+       interval of 95 % without 0; no fewer labels are right; and confidence is within GAP of how often they are.
+    2. They differ from labels by more than they may be wrong: off the likeliest label lies more than GAP of the mass of the
+       rows that are taught. With less, what is learnt there is within what calibration leaves open.
+    How often a teacher repeats itself tells nothing of whether it is right, so without labelled rows there is no evidence.
     """
-    from llm_distill.evals.calibration import ENOUGH
-
-    by, after, hard = found["by"], found["after"], found["hard"]
-    if by is None:
-        return False, f"how right the teacher's confidence is cannot be told; {LABEL_MORE.format(enough=ENOUGH)}"
-    what = "right on" if by == "gold" else "repeated in"
-    shown = f"calibrated ({found['method']}), it is {after['confidence']:.1%} sure and {what} {after['right']:.1%}"
-    if abs(after["confidence"] - after["right"]) > GAP:
-        return (
-            False,
-            f"{shown}, more than {GAP:.0%} apart: set `calibration: auto`, or give it more labelled rows to fit to",
+    by, worth = found["by"], found["worth"]
+    if by != "gold":
+        told = "its repetitions tell how steady it is, not how right" if by else "nothing tells how right it is"
+        return False, f"soft labels are taken on evidence that they are better, and {told}; {LABELLED}"
+    if worth["gain"] is None:
+        return False, (
+            f"too few of the labelled rows are as sure as those that are taught ({worth['rows']:,}, of which count "
+            f"{worth['effective']:.0f}, for {worth['covered']:.0%} of the taught); {LABELLED}"
         )
-    if hard is None:
-        return True, f"{shown} of {after['rows']:,} rows, so its confidence is worth learning"
-    scores = f"Brier {after['brier']:.3f} against {hard['brier']:.3f} of its labels alone"
-    if after["brier"] > hard["brier"] or after["right"] < hard["right"]:
-        return False, f"{shown}, {scores}, which are right on {hard['right']:.1%}: soft labels would teach worse"
-    return True, f"{shown} of {after['rows']:,} labelled rows, {scores}"
+    shown = (
+        f"calibrated ({found['method']}), it is {worth['confidence']:.1%} sure and right on {worth['right']:.1%} of "
+        f"{worth['rows']:,} labelled rows as sure as those that are taught"
+    )
+    if abs(worth["confidence"] - worth["right"]) > GAP:
+        return False, f"{shown}, more than {GAP:.0%} apart: set `calibration: auto`, or give it more labelled rows"
+    gain = f"{worth['gain']:+.4f} ({worth['low']:+.4f} to {worth['high']:+.4f})"
+    if worth["low"] <= 0 or worth["right"] < worth["hard_right"]:
+        return False, (
+            f"{shown}, as its labels alone are on {worth['hard_right']:.1%}; the Brier score is better than theirs by {gain}: no "
+            "gain is shown"
+        )
+    off = 1 - found["confidence"]["after"]
+    if off <= GAP:
+        return False, (
+            f"of the rows that are taught {off:.1%} of the mass is off the likeliest label, no more than the {GAP:.0%} that "
+            f"confidence may be wrong by: soft labels would teach next to what hard ones do (Brier better by {gain})"
+        )
+    return (
+        True,
+        f"{shown}; Brier better than that of its labels by {gain}; {off:.1%} of the mass is off the likeliest label",
+    )
 
 
 def _closed_on_policy(job: TrainingJob, hyper: Hyperparameters) -> str | None:

@@ -219,6 +219,17 @@ def full() -> dict[str, Any]:
                 "before": measured(0.696, 0.928, 0.232, 0.111, 0.401),
                 "after": measured(0.907, 0.910, 0.018, 0.066, 0.228),
                 "hard": {"right": 0.928, "brier": 0.072},
+                "worth": {
+                    "rows": 482,
+                    "effective": 475.5,
+                    "covered": 1.0,
+                    "confidence": 0.965,
+                    "right": 0.964,
+                    "hard_right": 0.964,
+                    "gain": 0.0021,
+                    "low": -0.0021,
+                    "high": 0.0065,
+                },
                 "candidates": [
                     {"method": name, "nll": nll, "brier": 0.07, "ece": 0.03, "right": 0.92}
                     for name, nll in [("none", 0.401), ("batch+temperature", 0.228)]
