@@ -57,6 +57,9 @@ class Objective(Protocol):
         wanted: (n,), the tokens of the text; more: `tensors` of the batch.
         """
 
+    def mass(self, batch: Mapping[str, Any]) -> Any:
+        """What the sum over a batch counts for, (): a step's sums are divided by that of all its batches."""
+
 
 @dataclass(frozen=True)
 class Lesson:

@@ -69,8 +69,9 @@ def with_gold(samples: Sequence[Sample], gold: float) -> Weighed:
 class WeightedText:
     """Cross-entropy with the text, times the weight of its row, summed over positions.
 
-    weights: of each row, scaled so that their mean over all trained tokens is 1: one scale for all rows, not each batch's own.
-    trained: tokens of each row.
+    A step's sum is divided by the weights of its tokens, not by how many they are: where gold says something else a row's tokens
+    are those of two texts, and divided by all of them it would count half as much as in a step where both agree.
+    weights: of each row; trained: tokens of each row.
     """
 
     weights: Sequence[float]
@@ -81,9 +82,7 @@ class WeightedText:
     @classmethod
     def of(cls, rows: Sequence[Row], weights: Sequence[float]) -> WeightedText:
         """Of rows with a weight each."""
-        trained = [row.trained_tokens for row in rows]
-        scale = sum(trained) / sum(n * weight for n, weight in zip(trained, weights, strict=True))
-        return cls([scale * weight for weight in weights], trained)
+        return cls(list(weights), [row.trained_tokens for row in rows])
 
     @cached_property
     def digest(self) -> str:
@@ -96,6 +95,10 @@ class WeightedText:
 
         counts = torch.tensor([self.trained[place] for place in places])
         return {"weights": torch.tensor([self.weights[place] for place in places]).repeat_interleave(counts)}
+
+    def mass(self, batch: Mapping[str, Any]) -> Any:
+        """The weights of its trained tokens."""
+        return batch["weights"].sum()
 
     def loss(self, states: Any, head: Any, wanted: Any, more: Mapping[str, Any]) -> tuple[Any, dict[str, float]]:
         """See `course.Objective`."""

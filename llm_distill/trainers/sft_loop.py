@@ -54,6 +54,7 @@ def make_trainer(
     (else TRL's own loss) and calls `report(step, logs)` after each step. `validation` looks now and then at units that are not
     in `order`, and may end it.
     """
+    import torch
     from datasets import Dataset
     from trl import SFTTrainer
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
@@ -77,19 +78,32 @@ def make_trainer(
             return batch | {name: t[:0] for name, t in objective.tensors([0]).items()}  # nothing but what fills up
 
     class Taught(quietly(SFTTrainer, checkpoint_every_s, mishaps.teller(together, order, tokenizer))):  # type: ignore[misc]
+        tokens = 0.0  # learnt in the step under way
+
         def compute_loss(
             self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:
             if objective is None:
                 return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-            own = {name: inputs.pop(name) for name in OF_THE_MODEL if name in inputs}
             # Of all micro-batches of a step: their means would weigh a token of a short answer more than one of a long.
-            tokens = (own["labels"] != UNTRAINED).sum() if num_items_in_batch is None else num_items_in_batch
+            mass = self.mass(inputs) if num_items_in_batch is None else num_items_in_batch
+            own = {name: inputs.pop(name) for name in OF_THE_MODEL if name in inputs}
             out = model(**own, objective=objective.loss, more=inputs)
             for name, value in out.parts.items() if model.training else ():
-                parts[name] = parts.get(name, 0.0) + value / float(tokens)
-            # Each process divides by the tokens of all, and their gradients are averaged.
-            return out.loss / tokens * self.accelerator.num_processes
+                parts[name] = parts.get(name, 0.0) + value / self.tokens
+            # Each process divides by the mass of all, and their gradients are averaged.
+            return out.loss / mass * self.accelerator.num_processes
+
+        def mass(self, batch: dict[str, Any]) -> Any:
+            return (batch["labels"] != UNTRAINED).sum() if objective is None else objective.mass(batch)
+
+        def _get_num_items_in_batch(self, batches: list[dict[str, Any]], device: Any) -> Any:
+            if objective is None or not batches:
+                return super()._get_num_items_in_batch(batches, device)
+            own = [sum((batch["labels"] != UNTRAINED).sum() for batch in batches), sum(map(self.mass, batches))]
+            tokens, mass = torch.stack([torch.as_tensor(one, dtype=torch.float32) for one in own]).to(device)
+            self.tokens = float(self.accelerator.gather(tokens).sum())
+            return self.accelerator.gather(mass).sum()
 
     parts: dict[str, float] = {}
     seen: dict[str, float] = {}

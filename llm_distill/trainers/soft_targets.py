@@ -9,6 +9,7 @@ from functools import cached_property
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
+from llm_distill.trainers.rows import UNTRAINED
 from llm_distill.trainers.sparse_kd import Divergence, buckets, chunked, divergence, with_tail
 
 if TYPE_CHECKING:
@@ -72,6 +73,10 @@ class SoftTargets:
     def loss(self, states: Any, head: Any, wanted: Any, more: Mapping[str, Any]) -> tuple[Any, dict[str, float]]:
         """See `course.Objective`."""
         return self._loss(states, head, wanted, more, self.alpha)
+
+    def mass(self, batch: Mapping[str, Any]) -> Any:
+        """Its trained tokens."""
+        return (batch["labels"] != UNTRAINED).sum()
 
     def scales(self, states: Any, head: Any, wanted: Any, more: Mapping[str, Any]) -> tuple[Any, dict[str, float]]:
         """How large the gradients of both parts are by themselves, as norms over the states: `ce` and `kd`.

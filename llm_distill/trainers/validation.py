@@ -21,7 +21,6 @@ from llm_distill.trainers.checkpoints import newest_whole, step_of
 from llm_distill.trainers.curve import Curve
 from llm_distill.trainers.hyper import Hyperparameters
 from llm_distill.trainers.packing import Unit
-from llm_distill.trainers.rows import UNTRAINED
 
 #: How alike rows may be at most that do not stay together; as `held_out.near`.
 _NEAR = 0.7
@@ -168,25 +167,25 @@ def look(trainer: Any, validation: Validation) -> float:
 
 
 def mean_loss(trainer: Any, rows: Sequence[int], seed: int) -> float:
-    """The loss per learnt token of some of a trainer's units: the objective of training, without dropout and with the same draws
-    each time.
+    """The loss of some of a trainer's units (per learnt token, where all count alike): the objective of training, without dropout
+    and with the same draws each time.
     """
     import torch
 
     size, model, device = trainer.args.per_device_train_batch_size, trainer.model_wrapped, trainer.accelerator.device
-    loss, learnt = 0.0, 0
+    loss, mass = 0.0, 0.0
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
         torch.manual_seed(seed)
         model.eval()
         for start in range(0, len(rows), size):
             batch = trainer.data_collator([{"unit": place} for place in rows[start : start + size]])
-            learnt += int((batch["labels"] != UNTRAINED).sum())
+            mass += float(trainer.mass(batch))
             with trainer.compute_loss_context_manager():
                 one = torch.tensor(1.0, device=device)  # what its sum is divided by
                 loss += float(trainer.compute_loss(model, trainer._prepare_inputs(batch), num_items_in_batch=one))
         model.train()
     trainer._metrics["eval"].clear()
-    return loss / learnt
+    return loss / mass
 
 
 def watch(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from llm_distill.errors import UserError
@@ -54,7 +57,7 @@ def test_rows_are_told_apart_by_what_gold_says() -> None:
 
 
 def by_hand(folder: Path, gold: float) -> tuple[float, dict[str, torch.Tensor]]:
-    """Each text alone, its weight times the sum over its tokens; one scale for all keeps the mean weight of a token 1."""
+    """Each text alone, its weight times the sum over its tokens, divided by the weights of all tokens."""
     model = AutoModelForCausalLM.from_pretrained(folder)
     rows, found = weighed(gold)
     mass = sum(share * row.trained_tokens for row, share in zip(rows, found.weights, strict=True))
@@ -83,6 +86,43 @@ def test_an_update_is_the_weighted_sum(
     assert loss == pytest.approx(expected_loss, abs=1e-5)
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradient, expected[name], atol=1e-5, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("which", ["agree", "differ"])
+def test_a_row_counts_alike_whatever_step_it_falls_into(student: Path, tmp_path: Path, which: str) -> None:
+    """A step of rows on which both agree, and one of rows on which they differ: each is its own weighted mean."""
+    rows, found = weighed(0.3)
+    groups = [g for g in found.groups if (len(g) == 2) == (which == "differ")]
+    places = [place for group in groups for place in group]
+    units = units_of(rows, groups)
+    loss, _ = update(
+        student, tmp_path, rows, 2, len(units), objective=WeightedText.of(rows, found.weights), units=units
+    )
+    model = AutoModelForCausalLM.from_pretrained(student)
+    total = mass = 0.0
+    for place in places:
+        ids = torch.tensor([rows[place].input_ids])
+        with torch.no_grad():
+            logits = model(ids).logits[0, :-1]
+        ce = torch.nn.functional.cross_entropy(logits, torch.tensor(rows[place].labels[1:]), reduction="sum")
+        total += found.weights[place] * float(ce)
+        mass += found.weights[place] * rows[place].trained_tokens
+    assert loss == pytest.approx(total / mass, abs=1e-5)
+
+
+@settings(max_examples=40)
+@given(st.floats(0.05, 0.95), st.lists(st.integers(0, 7), min_size=1, max_size=8, unique=True), st.integers(2, 40))
+def test_where_every_token_costs_the_same_every_step_does(gold: float, chosen: list[int], width: int) -> None:
+    """Whatever rows a step holds, and whatever share of them is gold: by a head that finds all tokens equally likely."""
+    rows, found = weighed(gold)
+    objective = WeightedText.of(rows, found.weights)
+    places = [place for group in chosen for place in found.groups[group]]
+    more = objective.tensors(places)
+    states, head = torch.zeros(len(more["weights"]), 1), torch.nn.Linear(1, width, bias=False)
+    with torch.no_grad():
+        loss, parts = objective.loss(states, head, torch.zeros(len(states), dtype=torch.long), more)
+    assert float(loss) / float(objective.mass(more)) == pytest.approx(math.log(width), rel=1e-5)
+    assert parts["ce"] / sum(rows[place].trained_tokens for place in places) == pytest.approx(math.log(width), rel=1e-5)
 
 
 def test_the_student_ends_between_them_where_gold_says(make_job: MakeJob) -> None:
