@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from llm_distill.errors import UserError
 from llm_distill.plugs import Role
 from llm_distill.trainers import TrainingJob
 from llm_distill.trainers.hyper import Hyperparameters
@@ -48,14 +47,9 @@ def gkd(
 
 
 def _level(teacher: Any, student: Any) -> None:
-    """Give the teacher's embeddings as many rows as the student's. What is cut is padding: no token has these rows
-    (Qwen2.5 has 151,936 of them up to 3B and 152,064 from 7B on, with equal tokens).
+    """Give the teacher's embeddings as many rows as the student's, of whom `suited` saw to it that it has no more. What is cut
+    is padding: no token has these rows (Qwen2.5 has 151,936 of them up to 3B and 152,064 from 7B on, with equal tokens).
     """
     rows, own = (m.get_output_embeddings().weight.shape[0] for m in (teacher, student))
     if rows > own:
         teacher.resize_token_embeddings(own)
-    elif rows < own:
-        raise UserError(
-            f"train.gkd: the student's head has {own:,} rows and the teacher's {rows:,}; of {own - rows:,} the teacher says "
-            "nothing. Use logit_kd, or a teacher with as many."
-        )

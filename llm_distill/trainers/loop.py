@@ -127,10 +127,14 @@ def quietly(kind: Any, checkpoint_every_s: float, tell: Callable[[int, int], str
         def must_be_finite(self, what: str, value: float, step: int, micro: int, count: int) -> None:
             """UserError for a number that is none; `count` batches of the step, from `micro` on, made it."""
             if not math.isfinite(value):
-                size = self.args.per_device_train_batch_size * processes.count()
-                start = ((step - 1) * self.args.gradient_accumulation_steps + micro) * size
                 kept = mishaps.kept(Path(self.args.output_dir))
-                raise mishaps.not_finite(what, value, step, tell(start, start + count * size), kept, self.rate)
+                raise mishaps.not_finite(what, value, step, self.shown(step, micro, count), kept, self.rate)
+
+        def shown(self, step: int, micro: int, count: int) -> str:
+            """What these batches of a step hold, where they are read in the reading order."""
+            size = self.args.per_device_train_batch_size * processes.count()
+            start = ((step - 1) * self.args.gradient_accumulation_steps + micro) * size
+            return tell(start, start + count * size)
 
         def _save(self, output_dir: str | None = None, state_dict: Any = None, **_: Any) -> None:
             if self.args.should_save:

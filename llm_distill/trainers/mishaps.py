@@ -12,6 +12,7 @@ from llm_distill.errors import UserError
 from llm_distill.trainers.batch_check import preview
 from llm_distill.trainers.checkpoints import newest_whole
 from llm_distill.trainers.packing import Unit
+from llm_distill.trainers.rows import Row
 
 #: How libraries say that memory ran out, beside torch's and Python's own errors for it.
 _MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory", "alloc_failed")
@@ -77,22 +78,25 @@ def not_finite(
 
 
 def teller(units: Sequence[Unit], order: Sequence[int], tokenizer: Any) -> Callable[[int, int], str]:
-    """Gives what is read between two places of a reading order: each row by id, with its end, which is learnt."""
+    """Gives what is read between two places of a reading order, as `listed`."""
 
     def tell(start: int, stop: int) -> str:
         read = [row for place in order[start:stop] for row in units[place].rows if row.trained_tokens]
-        lines = []
-        for row in read[:_SHOWN_ROWS]:
-            text = preview(row, tokenizer)
-            end = text if len(text) <= _SHOWN_CHARACTERS else f"…{text[-_SHOWN_CHARACTERS:]}"
-            lines.append(f"  row {row.row_id}: {end}")
-        if rest := [row.row_id for row in read[_SHOWN_ROWS:]]:
-            lines.append(
-                f"  and {len(rest):,} more: {', '.join(rest[:_NAMED_ROWS])}{', …' if rest[_NAMED_ROWS:] else ''}"
-            )
-        return "\n".join(lines)
+        return listed(read, tokenizer)
 
     return tell
+
+
+def listed(rows: Sequence[Row], tokenizer: Any) -> str:
+    """Each row by id, with its end, which is learnt."""
+    lines = []
+    for row in rows[:_SHOWN_ROWS]:
+        text = preview(row, tokenizer)
+        end = text if len(text) <= _SHOWN_CHARACTERS else f"…{text[-_SHOWN_CHARACTERS:]}"
+        lines.append(f"  row {row.row_id}: {end}")
+    if rest := [row.row_id for row in rows[_SHOWN_ROWS:]]:
+        lines.append(f"  and {len(rest):,} more: {', '.join(rest[:_NAMED_ROWS])}{', …' if rest[_NAMED_ROWS:] else ''}")
+    return "\n".join(lines)
 
 
 def kept(checkpoints: Path) -> str:

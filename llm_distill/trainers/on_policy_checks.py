@@ -81,7 +81,23 @@ def suited(models: Mapping[str, Plug], student: Mapping[str, Any], role: str, tr
             f"train.{trainer} compares token by token, but {role} has another vocabulary than the student: {found}. Use {local}"
             "logit_kd, which aligns by bytes."
         )
+    if trainer == "gkd" and (rows := head_rows(plug.knobs)) < (own := head_rows(student)):
+        raise UserError(
+            f"train.gkd: the student's head has {own:,} rows and that of {role} {rows:,}; of {own - rows:,} the teacher says "
+            "nothing. Use logit_kd, or a teacher with as many."
+        )
     return plug
+
+
+def head_rows(knobs: Mapping[str, Any]) -> int:
+    """How many rows the head of these weights has, padding among them: more than there are tokens, often."""
+    from transformers import AutoConfig
+
+    from llm_distill.models import weights
+
+    place = weights.prepare(knobs["model"], knobs.get("sha256"), knobs.get("revision"))
+    config = AutoConfig.from_pretrained(place, local_files_only=True, trust_remote_code=False)
+    return int(config.get_text_config(decoder=True).vocab_size)
 
 
 def identity(knobs: Mapping[str, Any]) -> str:

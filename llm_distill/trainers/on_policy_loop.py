@@ -112,6 +112,12 @@ def make_trainer(
 
     class Answering(quietly(DistillationTrainer, checkpoint_every_s, tell)):  # type: ignore[misc]
         places: Sequence[int] = ()
+        batches: Sequence[Mapping[str, Any]] = ()  # of the step under way, those that are read
+
+        def shown(self, _step: int, micro: int, count: int) -> str:
+            # TRL shuffles a step's answers over its batches, and whose answers they are changes from step to step.
+            read = [row for batch in self.batches[micro : micro + count] for row in _read(batch, rows)]
+            return mishaps.listed(read, tokenizer)
 
         def _tokenize_prompts(self, prompts: list[int]) -> tuple[list[list[int]], None, dict[str, Any]]:
             self.places = prompts
@@ -130,6 +136,7 @@ def make_trainer(
 
         def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
             batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
+            self.batches = ()
             sums["trained_tokens"] = float(batch["num_items_in_batch"])
             return batch | {"places": torch.tensor(list(self.places), device=batch["prompt_ids"].device)}
 
@@ -138,6 +145,7 @@ def make_trainer(
             return states[:, :-1][:, -keep:]
 
         def _compute_loss(self, student: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> Any:
+            self.batches = [*self.batches, inputs]
             if dense is not None:
                 loss, entropy, count = super()._compute_loss(student, inputs, num_items_in_batch)
                 return loss * dense.temperature**2, entropy, count
@@ -166,6 +174,18 @@ def make_trainer(
         trainer.temperature = dense.temperature  # the loss's; sampling has its own already
     trainer.eos_token_ids = trainer.generation_config.eos_token_id = list(plan.ends)
     return follow(trainer, with_sums, stop)
+
+
+def _read(batch: Mapping[str, Any], rows: Sequence[Row]) -> list[Row]:
+    """What a batch holds: each prompt with the answer that was read behind it, whoever gave it."""
+    read = []
+    answers = zip(batch["completion_ids"], batch["completion_mask"], strict=True)
+    for place, (ids, mask) in zip(batch["places"].tolist(), answers, strict=True):
+        row = rows[place]
+        read.append(
+            Row(row.row_id, [*row.input_ids[: row.prompt_tokens], *ids[mask.bool()].tolist()], row.prompt_tokens)
+        )
+    return read
 
 
 def whole_batches(order: Sequence[int], size: int) -> list[int]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from llm_distill.trainers import loop as training_loop
 from llm_distill.trainers.findings import Linted
 from llm_distill.trainers.gkd import gkd
 from llm_distill.trainers.hyper import Hyperparameters
-from llm_distill.trainers.on_policy import OnPolicy
+from llm_distill.trainers.on_policy import OnPolicy, Teaching
+from llm_distill.trainers.on_policy import learn as learn_from
 from llm_distill.trainers.on_policy_checks import difference, teacher_tokenizer
 from llm_distill.trainers.on_policy_loop import Rollouts
 from tests.conftest import ROOT
@@ -300,6 +302,38 @@ def test_a_loss_that_is_no_number_stops_the_run(pair: MakeJob) -> None:
     assert not (job.out / "adapter_model.safetensors").exists()
 
 
+class Wrong:
+    """A teacher who has no number for one row."""
+
+    parts: Sequence[str] = ()
+
+    def __init__(self, bad: int) -> None:
+        self.bad, self.read = bad, list[tuple[int, list[int]]]()
+
+    def loss(
+        self, logits: Any, places: Sequence[int], completions: Sequence[Sequence[int]]
+    ) -> tuple[Any, dict[str, float]]:
+        self.read = [(place, list(answer)) for place, answer in zip(places, completions, strict=True)]
+        return logits.sum() * (math.nan if self.bad in places else 0.0) + (logits**2).mean(), {}
+
+
+@pytest.mark.parametrize(("bad", "lam"), [(3, 1.0), (8, 1.0), (5, 0.01), (10, 0.01)])
+def test_the_rows_of_a_loss_that_is_no_number_are_those_that_were_read(make_job: MakeJob, bad: int, lam: float) -> None:
+    """Whatever batch of a step TRL has shuffled them into, and with the student's own answers where it answered."""
+    job, teacher = make_job(12), Wrong(bad)
+    with pytest.raises(UserError) as error:
+        learn_from(
+            job, Hyperparameters(batch_size=2, gradient_accumulation=3, epochs=1),
+            OnPolicy(lam=lam, warm_up_epochs=0, max_new_tokens=6), Teaching("wrong", lambda _desk: teacher), {"beta": 0.5},
+        )  # fmt: skip
+    lines = [line.strip() for line in str(error.value).splitlines() if line.startswith("  row ")]
+    assert [line.partition(":")[0] for line in lines] == [
+        f"row {job.samples[place].row_id}" for place, _ in teacher.read
+    ]
+    tokenizer = byte_level_tokenizer()
+    assert all(f"⟦{tokenizer.decode(answer)}⟧" in str(error.value) for _, answer in teacher.read)
+
+
 def test_teachers_that_cannot_teach_are_refused_first(make_job: MakeJob, student: Path, tmp_path: Path) -> None:
     def refused(models: dict[str, Plug], match: str) -> None:
         job = make_job(20, models=models)
@@ -343,7 +377,8 @@ def test_padding_of_the_teachers_head_is_no_vocabulary(
         learn(job)
     else:
         with pytest.raises(UserError, match=r"of 3 the teacher says nothing"):
-            learn(job)
+            learn(job, own={"warm_up_epochs": 1.0})
+        assert not (job.out / "warm_up").exists(), "before anything is trained"
 
 
 def test_answers_must_fit(pair: MakeJob) -> None:
