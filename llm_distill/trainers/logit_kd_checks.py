@@ -17,12 +17,26 @@ if TYPE_CHECKING:
 
 
 def check_recipe(plan: Plan) -> None:
-    """UserError where no logprobs are asked for, or labels are to be learnt that the task does not have."""
+    """UserError where no logprobs are asked for, a knob would have nothing to do, or labels are to be learnt that the task does
+    not have.
+    """
     knobs = plan.trained_by("logit_kd")
     if knobs is None:
         return
     if plan.answers.top_logprobs is None and plan.answers.attach is None:
         raise UserError(f"train.logit_kd: answers are asked for without logprobs; {WITHOUT_LOGPROBS}")
+    said = plan.trainer.spec.knobs if plan.trainer else {}
+    for name, kind in (("beta", "jsd"), ("draws", "sampled")):
+        if name in said and knobs["divergence"] != kind:
+            raise UserError(
+                f"train.logit_kd.{name}: it is a knob of `divergence: {kind}`, and divergence is {knobs['divergence']}; remove "
+                f"`{name}`, or set that."
+            )
+    if "most_undefined" in said and plan.task.kind == "classify":
+        raise UserError(
+            "train.logit_kd.most_undefined: it bounds what of a token's distribution may be lost between two tokenizers, and a "
+            "classify task teaches labels, of which nothing is; remove it."
+        )
     if knobs["hard_labels"] == "gold" and plan.task.kind != "classify":
         raise UserError(
             f"train.logit_kd.hard_labels: gold labels are of a classify task, and this one is {plan.task.kind}; remove "

@@ -290,6 +290,18 @@ STUDENT = {"transformers": {"model": "org/name"}}
         ),
         ({"answers": {"top_logprobs": 20}, "train": {"logit_kd": {"hard_labels": "gold"}}}, "no row has one"),
         ({"answers": {"top_logprobs": 20}, "train": {"logit_kd": {"alpha": 2}}}, "train.logit_kd.alpha"),
+        (
+            {"answers": {"top_logprobs": 20}, "train": {"logit_kd": {"beta": 0.5}}},
+            "beta: it is a knob of `divergence: jsd`",
+        ),
+        (
+            {"answers": {"top_logprobs": 20}, "train": {"logit_kd": {"draws": 9, "divergence": "jsd"}}},
+            "draws: it is a knob of `divergence: sampled`, and divergence is jsd",
+        ),
+        (
+            {"answers": {"top_logprobs": 20}, "train": {"logit_kd": {"most_undefined": 0.2}}},
+            "most_undefined: it bounds",
+        ),
     ],
 )
 def test_a_recipe_that_cannot_teach_so_is_refused(desk: Desk, keys: dict[str, Any], repair: str) -> None:
