@@ -8,6 +8,7 @@ from math import ceil
 from typing import Any
 
 from llm_distill import trainers
+from llm_distill.estimate_probes import BYTES_PER_TOKEN, perturbing, priced
 from llm_distill.generators import AtMost
 from llm_distill.plugs import Plug, find
 from llm_distill.prices import FREE
@@ -19,8 +20,6 @@ from llm_distill.seeds import read_rows
 from llm_distill.splits import Rows, check_rows, gather
 from llm_distill.trainers.calibration_evidence import CONTENT_FREE, emptied
 
-#: Bytes of English a token, about, over today's vocabularies; the real count comes back with each answer.
-BYTES_PER_TOKEN = 4.0
 #: Rows that are rendered to estimate the length of all of them.
 _SAMPLE = 200
 #: What is counted of a plug's own questions.
@@ -50,6 +49,7 @@ def estimate(plan: Plan) -> dict[str, Any]:
         share = len(own) / len(rows) if rows else 1.0
         teachers[role] = _asked(plan, role, own, round(unseen * share), each)
     others = _writing(plan, found) + _judging(plan, kept) + _training(plan, kept) + _calibrating(plan, prompts)
+    others += perturbing(plan, held_out)
     costs = [asked["cost_usd_at_most"] for asked in (*teachers.values(), *others)]
     return {
         "prompts": len(prompts),
@@ -116,20 +116,7 @@ def _errand(plan: Plan, plug: Plug, most: AtMost | None) -> dict[str, Any]:
     if most is None:
         unknown = dict.fromkeys(_COUNTED)
         return {"plug": plug.spec.name, "roles": list(plug.roles), **unknown}
-    costs = []
-    for role in plug.roles:
-        prices = known_prices(plan.models[role])
-        batch = getattr(plan.models[role].function, "batches", False)
-        each = None if prices is None else prices.at_most_usd(most.prompt_tokens, most.max_tokens, batch=batch)
-        costs.append(None if each is None else most.questions * each)
-    return {
-        "plug": plug.spec.name,
-        "roles": list(plug.roles),
-        "requests": most.questions,
-        "prompt_tokens": most.questions * most.prompt_tokens,
-        "completion_tokens_at_most": most.questions * most.max_tokens,
-        "cost_usd_at_most": None if None in costs else sum(cost or 0.0 for cost in costs),
-    }
+    return priced(plan, plug.spec.name, plug.roles, most)
 
 
 def _asked(plan: Plan, role: str, prompts: list[Prompt], unseen: int, unseen_tokens: int) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
@@ -12,6 +13,7 @@ from llm_distill.collect import Panel, alone, collect, teachers
 from llm_distill.errand import Errand
 from llm_distill.errors import UserError
 from llm_distill.leaks import check_leaks
+from llm_distill.perturbing import robustness
 from llm_distill.records import Answer, Prompt
 from llm_distill.stages import Outcome, Run, trained
 
@@ -19,7 +21,7 @@ from llm_distill.stages import Outcome, Run, trained
 @dataclass(frozen=True)
 class Evaluation:
     """What is measured beyond the comparison may look at: the held-out rows, who answers them and how, and what they
-    answered, by arm. ask: questions of its own.
+    answered, by arm. ask: questions of its own. numbers: what the comparison says.
     """
 
     run: Run
@@ -27,6 +29,7 @@ class Evaluation:
     panels: Mapping[str, Panel]
     answers: Mapping[str, Sequence[Answer]]
     ask: Errand
+    numbers: Mapping[str, Any]
 
 
 def evaluate(run: Run) -> Outcome:
@@ -52,7 +55,7 @@ def evaluate(run: Run) -> Outcome:
         measures=measures(plan.metrics, plan.answers.json_schema),
     )  # fmt: skip
     ask = Errand(run, "evaluate")
-    seen = Evaluation(run, prompts, panels, answers, ask)
+    seen = Evaluation(run, prompts, panels, answers, ask, numbers)
     store.write_json(run.folder.file("eval/comparison.json"), numbers | more(seen))
     notes = {"student": store.digest(run.folder.file("student")), "overlap": overlap, **ask.spent}
     owed = ask.owed + sum(a.owed for rows in answers.values() for a in rows)
@@ -79,6 +82,10 @@ def arms(run: Run, prompts: Sequence[Prompt]) -> dict[str, Panel]:
     return found
 
 
-def more(_seen: Evaluation) -> dict[str, object]:
+def more(seen: Evaluation) -> dict[str, object]:
     """What is measured beyond the comparison, by its key in report.json; each only where the recipe asks for it."""
-    return {}
+    asked = seen.run.plan.evaluate
+    found: dict[str, object] = {}
+    if asked and asked.robustness:
+        found["robustness"] = robustness(seen)
+    return found

@@ -75,7 +75,8 @@ STAGES = {
     "evaluate": Stage(
         evaluate, ("seed", "task", "teachers", "answers", "held_out", "evaluate"),  # held_out: what counts as near
         ("held_out.parquet", "kept.parquet", "student"), ("eval",),
-        lambda plan: plan.evaluate is not None, lambda plan: (*plan.teachers.roles, "student"),
+        lambda plan: plan.evaluate is not None,
+        lambda plan: (*plan.teachers.roles, "student", *(plan.evaluate.roles if plan.evaluate else ())),
     ),
     "report": Stage(
         write_report, ("name", "report", "policy", "models", "prompts", "filter", "train", "ship"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from llm_distill import recipe_probes
 from llm_distill.errors import UserError, did_you_mean
 from llm_distill.plugs import Plug
 from llm_distill.prices import FREE, Prices, listing
@@ -66,7 +67,9 @@ def _family(model: Plug) -> str | None:
 def check_across(plan: Plan) -> None:
     """UserError for keys that do not fit together."""
     asked_in_training = plan.trainer.roles if plan.trainer else ()
-    for role in sorted({*plan.teachers.roles, *plan.writers, *plan.judges, *asked_in_training}):
+    asked_in_evaluation = plan.evaluate.roles if plan.evaluate else ()
+    asking = {*plan.teachers.roles, *plan.writers, *plan.judges, *asked_in_training, *asked_in_evaluation}
+    for role in sorted(asking & plan.models.keys()):
         teacher = plan.models[role]
         if any(b.usd is not None for b in plan.answers.budgets) and known_prices(teacher) is None:
             raise UserError(
@@ -97,6 +100,7 @@ def check_across(plan: Plan) -> None:
     check_asking(plan)
     _check_attach(plan)
     _check_ship(plan)
+    recipe_probes.check_recipe(plan)
     sft_checks.check_recipe(plan)
     logit_kd_checks.check_recipe(plan)
     on_policy_checks.check_recipe(plan)

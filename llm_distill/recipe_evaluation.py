@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import Field
 
 from llm_distill.recipe_keys import Strict, Usd
+from llm_distill.recipe_probes import Robustness
 
 
 class Evaluate(Strict):
@@ -24,6 +25,12 @@ class Evaluate(Strict):
     temperature: float = Field(0.0, ge=0)
     max_tokens: int | None = Field(None, ge=1)
     resamples: int = Field(10_000, ge=100)
+    robustness: Robustness | None = None
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The roles that evaluation asks besides those it compares."""
+        return (self.robustness.model,) if self.robustness and self.robustness.model else ()
 
 
 class Ship(Strict):

@@ -61,7 +61,9 @@ def build(folder: store.RunFolder) -> dict[str, Any]:
         "overlap": folder.stamp("evaluate").get("overlap", []),
         "answered_by": _answered_by(answers),
         "training": _training(folder, recipe),
-        "cost": _cost(folder, {"answers": answers} | {f"evaluate {arm}": rows for arm, rows in arms.items()}),
+        "cost": _cost(
+            folder, {"answers": answers} | {f"evaluate {arm}": rows for arm, rows in arms.items()} | _robust(folder)
+        ),
         "seconds": {
             name: stamp["seconds"]
             for name, stamp in record["stages"].items()
@@ -122,7 +124,8 @@ def _answered_by(answers: Sequence[Answer]) -> dict[str, Any]:
 
 def _cost(folder: store.RunFolder, asked: Mapping[str, Sequence[Answer]]) -> dict[str, Any]:
     """What each table's answers came to, and the questions that generators and scorers had of their own."""
-    stages = {name: spent for name in ("prompts", "filter") if (spent := folder.stamp(name).get("spent"))}
+    own = ("prompts", "filter", "evaluate")
+    stages = {name: spent for name in own if (spent := folder.stamp(name).get("spent"))}
     for name, answers in asked.items():
         costs = [a.cost_usd for a in answers if not a.owed or a.cost_usd is not None]
         stages[name] = {
@@ -133,6 +136,12 @@ def _cost(folder: store.RunFolder, asked: Mapping[str, Sequence[Answer]]) -> dic
         }
     known = [stage["cost_usd"] for stage in stages.values()]
     return {"total_usd": None if None in known else sum(known), "stages": stages}
+
+
+def _robust(folder: store.RunFolder) -> dict[str, list[Answer]]:
+    """All answers to perturbed rows, where there are any."""
+    tables = sorted(folder.path.glob("eval/robust/*/*.parquet"))
+    return {"evaluate perturbed rows": [a for path in tables for a in store.read_answers(path)]} if tables else {}
 
 
 def _terms(record: Mapping[str, Any], recipe: Mapping[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:

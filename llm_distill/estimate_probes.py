@@ -1,0 +1,71 @@
+"""What evaluation beyond the comparison would ask and cost, for `llm-distill check`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from llm_distill.generators import AtMost
+from llm_distill.generators.perturb import Ways, chosen, read
+from llm_distill.recipe import Plan
+from llm_distill.recipe_checks import known_prices
+from llm_distill.records import Message, Prompt
+from llm_distill.tasks import View
+
+#: Bytes of English a token, about, over today's vocabularies; the real count comes back with each answer.
+BYTES_PER_TOKEN = 4.0
+#: Tokens that a perturbation adds to a row, at most about: an injection, or two sentences.
+_ADDED = 30
+_SAMPLE = 100
+
+
+def perturbing(plan: Plan, held_out: Sequence[Prompt]) -> list[dict[str, Any]]:
+    """What robustness comes to: paraphrases, and every arm's answers to every kind, were no row left as it is."""
+    how = plan.evaluate.robustness if plan.evaluate else None
+    rows = chosen(held_out, how.rows, plan.seed) if how else []
+    if how is None or not rows:
+        return []
+    found = []
+    if how.model:
+        ways = Ways(plan.seed, read(how.texts), plan.task.labels)
+        size = _tokens([ways.request(row, how.paraphrase_tokens).messages for row in rows[:_SAMPLE]])
+        most = AtMost(len(rows), len(rows), size, how.paraphrase_tokens)
+        found.append(priced(plan, "paraphrase", (how.model,), most))
+    asked: list[tuple[str, View, Sequence[Prompt], int]] = []
+    for side in how.arms if "student" in plan.models else ():
+        view = plan.task.few_shot if side == "base" and plan.task.few_shot else plan.task.student_view
+        if side == "base" or (side == "student" and plan.trainer):
+            asked.append(("student", view, rows, plan.drawn.max_tokens))
+    if "teacher" in how.arms:
+        for role in plan.teachers.roles:
+            own = [row for row in rows if role in plan.teachers.of(row)]
+            asked.append((role, plan.task.teacher_view, own * plan.answers.samples, plan.drawn.max_tokens))
+    for role, view, some, max_tokens in asked:
+        questions = len(some) * len(how.kinds) * max(1, len(view.examples))
+        rendered = [question for row in some[:_SAMPLE] for question in view.questions(row, plan.task.labels)]
+        most = AtMost(len(some), questions, _tokens(rendered) + _ADDED, max_tokens)
+        found.append(priced(plan, "robustness", (role,), most))
+    return found
+
+
+def _tokens(questions: Sequence[Sequence[Message]]) -> int:
+    size = sum(len(m.content.encode()) for question in questions for m in question)
+    return round(size / max(1, len(questions)) / BYTES_PER_TOKEN)
+
+
+def priced(plan: Plan, name: str, roles: Sequence[str], most: AtMost) -> dict[str, Any]:
+    """What questions to each of these roles come to."""
+    costs = []
+    for role in roles:
+        prices = known_prices(plan.models[role])
+        batch = getattr(plan.models[role].function, "batches", False)
+        each = None if prices is None else prices.at_most_usd(most.prompt_tokens, most.max_tokens, batch=batch)
+        costs.append(None if each is None else most.questions * each)
+    return {
+        "plug": name,
+        "roles": list(roles),
+        "requests": most.questions,
+        "prompt_tokens": most.questions * most.prompt_tokens,
+        "completion_tokens_at_most": most.questions * most.max_tokens,
+        "cost_usd_at_most": None if None in costs else sum(cost or 0.0 for cost in costs),
+    }
