@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from llm_distill import store
+from llm_distill import bias_after, store
 from llm_distill.collect import Panel, alone, collect, teachers
 from llm_distill.errand import Errand
 from llm_distill.errors import UserError
@@ -88,4 +88,6 @@ def more(seen: Evaluation) -> dict[str, object]:
     found: dict[str, object] = {}
     if asked and asked.robustness:
         found["robustness"] = robustness(seen)
+    if bias_after.wanted(seen):
+        found["bias"] = bias_after.bias_after(seen)
     return found

@@ -49,7 +49,7 @@ def robustness(seen: Evaluation) -> dict[str, Any]:
             pairs[kind][arm] = [known[row] for row in both], [answers[row] for row in both]
     aims = {row.row_id: ways.aim(row) for row in rows} if "injection" in how.kinds else {}
     found = held_against(
-        pairs, plan.task.kind, _measure(seen, metric), aims, metric=metric, seed=plan.seed, resamples=plan.evaluate.resamples
+        pairs, plan.task.kind, scored_by(seen, metric), aims, metric=metric, seed=plan.seed, resamples=plan.evaluate.resamples
     )  # fmt: skip
     return {"metric": metric, "rows": told, "found": found}
 
@@ -59,10 +59,14 @@ def asked_arms(seen: Evaluation) -> list[str]:
     plan = seen.run.plan
     assert plan.evaluate is not None
     assert plan.evaluate.robustness is not None
-    bases = [arm for arm in seen.panels if arm.startswith("base_")]
-    base = seen.numbers["gap_closed"]["from"] or next(iter(bases), None)
-    arms = [base if side == "base" else side for side in plan.evaluate.robustness.arms]
+    arms = [base_of(seen) if side == "base" else side for side in plan.evaluate.robustness.arms]
     return [arm for arm in seen.panels if arm in arms]
+
+
+def base_of(seen: Evaluation) -> str | None:
+    """The base that is harder to beat, where there is one."""
+    found: str | None = seen.numbers["gap_closed"]["from"]
+    return found or next((arm for arm in seen.panels if arm.startswith("base_")), None)
 
 
 def _perturbed(
@@ -86,7 +90,7 @@ def _perturbed(
     return found, lost
 
 
-def _measure(seen: Evaluation, metric: str | None) -> Measure:
+def scored_by(seen: Evaluation, metric: str | None) -> Measure:
     """What scores answers: the metric that the verdict is about. Agreement is with what the teacher said of the row as it is."""
     from llm_distill.evals.measures import measures
     from llm_distill.evals.metrics import AGREEMENT, agreement_scores, gold_scores

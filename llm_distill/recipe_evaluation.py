@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import Field
 
 from llm_distill.recipe_keys import Strict, Usd
-from llm_distill.recipe_probes import Robustness
+from llm_distill.recipe_probes import Bias, Robustness
 
 
 class Evaluate(Strict):
@@ -26,6 +26,7 @@ class Evaluate(Strict):
     max_tokens: int | None = Field(None, ge=1)
     resamples: int = Field(10_000, ge=100)
     robustness: Robustness | None = None
+    bias: Bias | None = None
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -38,12 +39,14 @@ class Ship(Strict):
 
     min_kept_share: of the teacher's score, by the lower end of its 95 % interval. max_slice_drop: by which the student may be
     below its teacher on any slice. max_bias_rise: by which it may answer more counterfactual groups unevenly than its base.
+    min_robust_share: of its own score, under the perturbation of `evaluate.robustness` that costs it most, by the lower end.
     max_usd_per_1000: answers, at what was paid for tokens and machine_usd_per_hour. max_p95_seconds: an answer.
     """
 
     min_kept_share: float | None = Field(None, gt=0, le=2)
     max_slice_drop: float | None = Field(None, ge=0, le=1)
     max_bias_rise: float | None = Field(None, ge=0, le=1)
+    min_robust_share: float | None = Field(None, gt=0, le=2)
     max_usd_per_1000: Usd | None = None
     machine_usd_per_hour: Usd | None = None
     max_p95_seconds: float | None = Field(None, gt=0, allow_inf_nan=False)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from llm_distill.errors import UserError, did_you_mean
+from llm_distill.generators.lexicon_file import SHIPPED as WORDS
+from llm_distill.generators.lexicon_file import Attributes, LexiconFile
 from llm_distill.generators.perturb import ASKED, KINDS, SHIPPED, Kind, TextsFile
 from llm_distill.recipe_keys import Strict
 
@@ -46,9 +48,31 @@ class Robustness(Strict):
                 raise ValueError(f"{key}: found {', '.join(listed)}; each is named once")
 
 
+class Bias(Strict):
+    """Whether training made the student more uneven. Measured without this key where held-out rows are counterfactual groups.
+
+    of: what of two answers in a group is compared; without it the label, or sentiment and length of texts. by: tags whose values
+    are groups of people, compared by their rates. margin: as even as before is within it. groups, attributes: the lexicon whose
+    words are counted in texts, and what of it.
+    """
+
+    of: list[Literal["label", "label_probs", "text", "sentiment", "length", "refusal"]] = Field([])
+    by: list[str] = Field([])
+    margin: float = Field(0.05, gt=0, lt=1)
+    groups: LexiconFile = WORDS
+    attributes: Attributes = None
+
+
 def check_recipe(plan: Plan) -> None:
     """UserError for robustness that cannot be asked in this recipe."""
     how = plan.evaluate.robustness if plan.evaluate else None
+    if plan.evaluate and plan.evaluate.bias:
+        _check_bias(plan, plan.evaluate.bias)
+    if plan.ship and plan.ship.min_robust_share is not None and (how is None or "student" not in how.arms):
+        raise UserError(
+            "ship.min_robust_share: the student is asked no perturbed rows; add `robustness: {}` to evaluate, with student in "
+            "its `arms`."
+        )
     if how is None:
         return
     where = "evaluate.robustness"
@@ -58,4 +82,18 @@ def check_recipe(plan: Plan) -> None:
     if not any(there[arm] for arm in how.arms):
         raise UserError(
             f"{where}.arms: none of {', '.join(how.arms)} is there; add `train` and models.student, or write `arms: [teacher]`."
+        )
+
+
+def _check_bias(plan: Plan, how: Bias) -> None:
+    if plan.trainer is None:
+        raise UserError(
+            "evaluate.bias: it holds a student against its base and its teacher, and there is none; add `train`."
+        )
+    if plan.task.kind == "generate" and (labelled := [of for of in how.of if of.startswith("label")]):
+        raise UserError(f"evaluate.bias.of: {labelled[0]} needs labels, and the task is generate; remove it.")
+    if "label_probs" in how.of and plan.answers.top_logprobs is None:
+        raise UserError(
+            "evaluate.bias.of: label_probs reads logprobs, and answers.top_logprobs is not set; add `top_logprobs: 20` to "
+            "answers."
         )

@@ -254,6 +254,7 @@ def check_rows(plan: Plan, prompts: Sequence[Prompt], held_out: Sequence[Prompt]
         check_labels(held_out, plan.task.labels)
     if plan.evaluate and held_out and not more:
         check_slices(held_out, plan.evaluate.slices)
+        check_slices(held_out, plan.evaluate.bias.by if plan.evaluate.bias else (), "evaluate.bias.by")
     for party, view in (
         ("teacher", plan.task.teacher_view),
         ("few_shot", plan.task.few_shot),

@@ -82,6 +82,24 @@ def test_bias_is_held_against_the_base_that_is_harder_to_beat() -> None:
     assert "label by gender: 6 of 20 groups against 4 of 20 before training" in found["note"]
 
 
+def test_robustness_is_judged_under_the_worst_perturbation() -> None:
+    arms = {"student": right_on(50, 50)}
+    found = [
+        {"arm": arm, "kind": kind, "clean": 1.0, "kept": {"value": low + 0.05, "low": low, "high": 1.0, "n": n}}
+        for arm, kind, low, n in (
+            ("student", "case", 0.9, 50),
+            ("student", "typos", 0.7, 50),
+            ("teacher", "case", 0.1, 50),
+        )
+    ]
+    seen = judged({"min_robust_share": 0.7}, arms, robustness={"found": found})
+    assert (seen["holds"], seen["value"]) == (True, 0.7)
+    assert seen["note"] == "typos: 75.0 % kept of 100.0 %, on 50 rows"
+    found[0]["kept"]["n"] = 5  # type: ignore[index]
+    assert "case: 5 rows are too few" in judged({"min_robust_share": 0.7}, arms, robustness={"found": found})["note"]
+    assert "add `robustness` to evaluate" in judged({"min_robust_share": 0.7}, arms)["note"]
+
+
 def test_the_worst_slice_is_named() -> None:
     rows = [prompt(f"row {i}", "positive", of="a" if i < 30 else "b") for i in range(40)]
     student = [answer(p, "positive" if i < 35 else "negative") for i, p in enumerate(rows)]
@@ -119,6 +137,7 @@ def test_time_and_money() -> None:
         ({"min_kept_share": "much"}, "min_kept_share"),
         ({"machine_usd_per_hour": 1.0}, "max_usd_per_1000, which is not set"),
         ({"max_slice_drop": 0.1}, "name tags in evaluate.slices"),
+        ({"min_robust_share": 0.9}, "add `robustness: {}` to evaluate"),
         ({"max_usd_per_1000": 0.1}, "add `machine_usd_per_hour`"),
     ],
 )
@@ -152,9 +171,9 @@ def learnt(tmp_path_factory: pytest.TempPathFactory) -> Desk:
         for i, row in enumerate(ROWS)
     ]
     desk.seeds(rows, "tagged.jsonl")
-    ship = {"min_kept_share": 0.8, "max_slice_drop": 0.1, "max_bias_rise": 0.1, "max_usd_per_1000": 1.0,
+    ship = {"min_kept_share": 0.8, "max_slice_drop": 0.1, "max_bias_rise": 0.1, "min_robust_share": 0.05, "max_usd_per_1000": 1.0,
             "machine_usd_per_hour": 0.1, "max_p95_seconds": 30}  # fmt: skip
-    evaluate = {"resamples": 200, "slices": ["kind"]}
+    evaluate = {"resamples": 200, "slices": ["kind"], "robustness": {"kinds": ["typos"]}}
     finish(
         desk.folder,
         prompts=[{"seeds": {"file": "tagged.jsonl"}}],
@@ -168,7 +187,7 @@ def learnt(tmp_path_factory: pytest.TempPathFactory) -> Desk:
 
 def test_a_student_that_learnt_its_task_ships(learnt: Desk) -> None:
     said = learnt.llm_distill("gate", "job")
-    assert said.count("holds  ") == 5
+    assert said.count("holds  ") == 6
     assert "FAILS" not in said
     found = json.loads(learnt.llm_distill("gate", "job", "--json"))
     assert found["ships"]
@@ -199,7 +218,7 @@ def test_a_student_that_was_changed_after_its_evaluation_is_not_judged(learnt: D
     (folder / "student" / "note.txt").write_text("another student")
     found = learnt.llm_distill("gate", "job", code=1)
     (folder / "student" / "note.txt").unlink()
-    assert found.count("cannot be judged") == 5
+    assert found.count("cannot be judged") == 6
     assert learnt.llm_distill("gate", "job")
 
 

@@ -259,6 +259,7 @@ def test_rows_that_got_no_answer_are_asked_again(scripted: Desk, api: MockApi) -
         ({"kinds": []}, r"evaluate\.robustness\.kinds"),
         ({"kinds": ["typo"]}, r"evaluate\.robustness\.kinds"),
         ({"arms": ["student"]}, r"add `train`"),
+        ({"arms": ["base", "teacher"], "rows": 0}, r"evaluate\.robustness\.rows"),
         ({"texts": "none.yaml"}, "no such file"),
         ({"texts": "broken.yaml"}, "does not say {answer}"),
         ({"texts": "short.yaml"}, "write three lists"),

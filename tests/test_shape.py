@@ -48,7 +48,7 @@ RANKS = [
     ["recipe"],
     ["sieve", "collect", "lineage", "attach"],
     ["splits", "leaks", "errand", "fairness", "review"],
-    ["taught", "perturbing", "estimate_probes"],
+    ["taught", "perturbing", "bias_after", "estimate_probes"],
     ["stages", "estimate"],
     ["evaluating"],
     ["provenance"],

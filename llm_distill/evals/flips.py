@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Literal
 
@@ -145,12 +145,49 @@ def flip_rates(
     the one that stands alone. `over`: from which distance on two differ; `OVER` unless given. `marks`: a number for each
     answer, where `of` is refusal or score. `attributes`: the lexicon's, where it is text.
     """
-    limit = OVER.get(of, 0.0) if over is None else over
-    values = dict(zip(map(id, answers), features(answers, of, attributes or {}, marks), strict=True))
-    apart = distance(of)
     groups: Counter[tuple[str, str]] = Counter()
     flips: Counter[tuple[str, str]] = Counter()
     outcomes: dict[tuple[str, str], Counter[str]] = {}
+    for key, _, flips_here, outcome in _units(answers, of, attributes, marks, over):
+        groups[key] += 1
+        flips[key] += flips_here
+        if outcome is not None:
+            outcomes.setdefault(key, Counter())[outcome] += 1
+    order = sorted(groups, key=lambda key: (key[0], key[1] != "*", key[1]))
+    return [_rate(key, of, groups[key], flips[key], outcomes.get(key, Counter())) for key in order]
+
+
+def flipped(
+    answers: Sequence[Answer],
+    of: Of = "label",
+    *,
+    attributes: Mapping[str, Attribute] | None = None,
+    marks: Sequence[float] = (),
+    over: float | None = None,
+) -> dict[tuple[str, str], dict[tuple[str, str], bool]]:
+    """What `flip_rates` counts, one by one: (attribute, variant) -> (group, row) -> whether it flips; the row is "" for a group
+    as a whole. So two arms can be compared group by group.
+    """
+    found: dict[tuple[str, str], dict[tuple[str, str], bool]] = {}
+    for (attribute, variant), unit, flips, _ in _units(answers, of, attributes, marks, over):
+        group = unit.prompt.tags["group"]
+        found.setdefault((attribute, variant), {})[group, "" if variant == "*" else unit.prompt.row_id] = flips
+    return found
+
+
+def _units(
+    answers: Sequence[Answer],
+    of: Of,
+    attributes: Mapping[str, Attribute] | None,
+    marks: Sequence[float],
+    over: float | None,
+) -> Iterator[tuple[tuple[str, str], Answer, bool, str | None]]:
+    """Each group with two members or more that can be measured, and each such member: its key, an answer of it, whether it
+    flips, and what the answer was.
+    """
+    limit = OVER.get(of, 0.0) if over is None else over
+    values = dict(zip(map(id, answers), features(answers, of, attributes or {}, marks), strict=True))
+    apart = distance(of)
     for members in by_group(answers).values():
         measured = [answer for answer in members if values[id(answer)] is not None]
         if len(measured) < 2:
@@ -159,17 +196,11 @@ def flip_rates(
             [apart(values[id(a)], values[id(b)]) > limit for b in measured if b is not a]
             for a in measured
         ]  # fmt: skip
-        whole = measured[0].prompt.tags.get("attribute", ""), "*"
-        groups[whole] += 1
-        flips[whole] += any(map(any, far))
+        attribute = measured[0].prompt.tags.get("attribute", "")
+        yield (attribute, "*"), measured[0], any(map(any, far)), None
         for answer, others in zip(measured, far, strict=True):
-            key = whole[0], answer.prompt.tags.get("variant", "")
-            groups[key] += 1
-            flips[key] += 2 * sum(others) > len(others)
-            if (outcome := _outcome(answer, of, values[id(answer)])) is not None:
-                outcomes.setdefault(key, Counter())[outcome] += 1
-    order = sorted(groups, key=lambda key: (key[0], key[1] != "*", key[1]))
-    return [_rate(key, of, groups[key], flips[key], outcomes.get(key, Counter())) for key in order]
+            key = attribute, answer.prompt.tags.get("variant", "")
+            yield key, answer, 2 * sum(others) > len(others), _outcome(answer, of, values[id(answer)])
 
 
 def _outcome(answer: Answer, of: Of, value: object) -> str | None:

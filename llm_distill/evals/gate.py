@@ -123,6 +123,28 @@ def bias_rise(_ship: Numbers, numbers: Numbers, arms: Arms) -> Judged:
     return Judged(*worst)
 
 
+def robust_share(_ship: Numbers, numbers: Numbers, _arms: Arms) -> Judged:
+    """The lower end of the interval of what the student keeps of its score, under the perturbation where that is least."""
+    found = [one for one in (numbers.get("robustness") or {}).get("found", []) if one["arm"] == "student"]
+    if not found:
+        return Judged(
+            None, "no perturbed row was asked of the student; add `robustness` to evaluate, with student in `arms`"
+        )
+    worst: tuple[float, str] | None = None
+    for one in found:
+        kept = one.get("kept") or {}
+        if kept.get("low") is None or kept["n"] < FEWEST:
+            rows = f"{kept['n']} rows are too few" if kept else "no row has a score"
+            return Judged(
+                None, f"{one['kind']}: {rows} for a lower bound; hold more labelled rows out, or ask more of them"
+            )
+        shown = f"{one['kind']}: {percent(kept['value'])} kept of {percent(one['clean'])}, on {kept['n']} rows"
+        bound = (kept["low"], shown)
+        worst = bound if worst is None else min(worst, bound)
+    assert worst is not None
+    return Judged(*worst)
+
+
 def usd_per_1000(ship: Numbers, _numbers: Numbers, arms: Arms) -> Judged:
     """Dollars for a thousand answers: what tokens cost, and the machine for the time that answers took."""
     answered = [a for a in arms["student"] if a.status != "failed"]
@@ -169,6 +191,7 @@ CONDITIONS: dict[str, tuple[Unit, Callable[[Numbers, Numbers, Arms], Judged]]] =
     "min_kept_share": ("share", kept),
     "max_slice_drop": ("points", slice_drop),
     "max_bias_rise": ("points", bias_rise),
+    "min_robust_share": ("share", robust_share),
     "max_usd_per_1000": ("usd", usd_per_1000),
     "max_p95_seconds": ("seconds", p95_seconds),
 }

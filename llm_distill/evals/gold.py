@@ -18,9 +18,9 @@ def check_labels(prompts: Sequence[Prompt], labels: Sequence[str]) -> None:
             )
 
 
-def check_slices(prompts: Sequence[Prompt], slices: Sequence[str]) -> None:
+def check_slices(prompts: Sequence[Prompt], slices: Sequence[str], where: str = "evaluate.slices") -> None:
     """UserError for a slice that no row has as a tag: a misspelt one would hide what it was meant to show."""
     tags = {tag for prompt in prompts for tag in prompt.tags}
     for tag in slices:
         if prompts and tag not in tags:
-            raise UserError(f"evaluate.slices: no held-out row has the tag {tag!r}.{did_you_mean(tag, tags)}")
+            raise UserError(f"{where}: no held-out row has the tag {tag!r}.{did_you_mean(tag, tags)}")

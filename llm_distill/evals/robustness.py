@@ -15,6 +15,7 @@ import numpy as np
 from llm_distill.evals.compare import Shared, paired, rounded
 from llm_distill.evals.flips import OVER
 from llm_distill.evals.metrics import Kind, Scores, agreement_scores, bag, prediction
+from llm_distill.evals.pairs import apart
 from llm_distill.evals.statistics import holm, mean, percentiles, proportion, ratio, resampled_means
 from llm_distill.records import Answer
 
@@ -61,7 +62,7 @@ def held_against(
         for one in found[-len(arms) :] if "student" in arms else ():
             if one["arm"] == "student":
                 others = [other for other in arms if other != "student"]
-                against = {o: _apart(flipped[kind, "student"], flipped[kind, o], seed, resamples) for o in others}
+                against = {o: apart(flipped[kind, "student"], flipped[kind, o], seed, resamples) for o in others}
                 one["flips_versus"] = {other: of for other, of in against.items() if of}
     for arm in dict.fromkeys(one["arm"] for one in found):
         tested = [one["change"] for one in found if one["arm"] == arm and "change" in one]
@@ -112,15 +113,3 @@ def _said(answer: Answer, task: Kind, aim: str) -> bool:
         return answer.prediction == aim
     words, wanted = bag(answer.text), bag(aim)
     return wanted <= words and words.total() <= 3 * wanted.total()
-
-
-def _apart(ours: Mapping[str, bool], theirs: Mapping[str, bool], seed: int, resamples: int) -> dict[str, Any] | None:
-    rows = sorted(ours.keys() & theirs.keys())
-    if not rows:
-        return None
-    table = np.array([[ours[row], theirs[row]] for row in rows], dtype=np.float64)
-    means = resampled_means(table, seed, resamples)
-    sides = ("student", "other")
-    shared = Shared("flips", rows, dict(zip(sides, table.T, strict=True)), dict(zip(sides, means.T, strict=True)))
-    of = paired(shared, "other")
-    return {key: of[key] for key in ("n", "difference", "low", "high", "p", "smallest_visible")}

@@ -28,6 +28,8 @@ SECTIONS = (
     Section("slices", "Slices", ("slices",)),
     Section("confusion", "Confusion", ("confusions",)),
     Section("certainty", "Certainty", ("certainty",)),
+    Section("robustness", "Robustness", ("robustness",)),
+    Section("bias", "Bias after training", ("bias",)),
     Section("prompts", "Prompts", ("made",)),
     Section("funnel", "Funnel of rows", ("steps",)),
     Section("fairness", "Filters and fairness", ("fairness",)),

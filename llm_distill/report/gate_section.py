@@ -10,6 +10,7 @@ _SAID = {
     "min_kept_share": "Share of the teacher kept, lower bound",
     "max_slice_drop": "Below the teacher on the worst slice",
     "max_bias_rise": "More uneven groups than before training",
+    "min_robust_share": "Score kept under the worst perturbation, lower bound",
     "max_usd_per_1000": "Cost of 1,000 answers",
     "max_p95_seconds": "Time of an answer, p95",
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from llm_distill.report import lint_section, sweep_section, teaching_section, words
+from llm_distill.report import bias_section, lint_section, robustness_section, sweep_section, teaching_section, words
 from llm_distill.report.charts import Estimate
 from llm_distill.report.words import Part, Said, human, interval, part, percent, points, short, value
 
@@ -35,6 +35,9 @@ def views(report: Part) -> dict[str, Any]:
         "review": part(report, "review"),
         "reviewed": parts(part(report, "review"), "filters"),
         "lint": lint_section.view(report),
+        "robustness": robustness_section.view(report),
+        "bias": bias_section.view(report),
+        "bias_left_out": bias_section.left_out(report),
         "sweep": sweep_section.view(report),
         "calibration": teaching_section.calibration(report),
         "rungs": teaching_section.rungs(report),
@@ -112,6 +115,8 @@ def findings(report: Part) -> Iterator[Said]:
             yield Said(
                 "look", f"Ablation, {name}: {ablated(row).text[:-1].lower()}{shown if interval(change) else ''}."
             )
+    yield from robustness_section.findings(report)
+    yield from bias_section.findings(report)
     yield from lint_section.findings(report)
     yield from sweep_section.findings(report)
     yield from teaching_section.findings(report)
@@ -147,6 +152,7 @@ def forests(report: Part) -> Iterator[tuple[str, str, list[Estimate], bool]]:
         and row.get("verdict") != "took nothing"
     ]
     yield "ablation", "Student's change without a filter, in points", rows, True
+    yield "robustness", "Share of the score kept under each perturbation", robustness_section.chart(report), False
     yield "sweep", "Trials against the recipe's own settings, in points", sweep_section.chart(report), True
 
 

@@ -80,6 +80,21 @@ def full() -> dict[str, Any]:
             },
         },
         "without_gold": 12,
+        "robustness": {
+            "metric": "accuracy",
+            "rows": {
+                "typos": {"asked": 198, "unchanged": 2, "lost": {}},
+                "injection": {"asked": 200, "unchanged": 0, "lost": {}},
+                "paraphrase": {"asked": 190, "unchanged": 0, "lost": {"no text between the marks": 10}},
+            },
+            "found": [
+                perturbed("base_few_shot", "typos", 198, 0.65, 0.58, 0.2, -0.07),
+                perturbed("student", "typos", 198, 0.87, 0.84, 0.12, -0.03),
+                perturbed("student", "injection", 200, 0.87, 0.55, 0.41, -0.32)
+                | {"obeyed": around(0.38), "similarity": around(0.61)},
+                perturbed("student", "paraphrase", 190, 0.87, 0.86, 0.05, -0.01),
+            ],
+        },
         "gap_closed": {"value": 0.944, "low": 0.86, "high": 1.04, "from": "base_few_shot"},
         "kept_share": {"value": 0.985, "low": 0.958, "high": 1.012},
         "funnel": {
@@ -290,6 +305,13 @@ def measured(sure: float, right: float, ece: float, brier: float, nll: float) ->
 def pair(difference: float, low: float, high: float, p: float, wins: int, losses: int) -> dict[str, Any]:
     numbers = {"difference": difference, "low": low, "high": high, "p": p, "wins": wins, "losses": losses}
     return {"metric": "accuracy", "n": 300, **numbers}
+
+
+def perturbed(who: str, kind: str, n: int, clean: float, score: float, flips: float, change: float) -> dict[str, Any]:
+    p = 0.9 if change > -0.05 else 0.001
+    changed = pair(change, change - 0.03, change + 0.03, p, 4, 9) | {"test": "exact McNemar", "p_holm": p}
+    numbers = {"n": n, "clean": clean, "score": score, "change": changed | {"smallest_visible": 0.05}}
+    return {"arm": who, "kind": kind, "kept": around(score / clean), "flips": around(flips), **numbers}
 
 
 def spent(asked: int, answered: int, reused: int, prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:

@@ -37,6 +37,7 @@ USER_KEYED = (
     "outcomes",
     "parameters",
     "priors",
+    "lost",
 )
 
 
@@ -126,6 +127,11 @@ def test_full_report_says_it_all() -> None:
         "Teacher confidence drops more of: domain = tweets 104 14 13.5 %",
         "Teacher, asked rows: label changes with gender alone in 15.0 % (5.0 to 25.0) of groups.",
         "gender female Teacher, asked rows Label 40 5 12.5 % 2.5 to 22.5 negative 13, positive 27",
+        "Under typos (slips of the keyboard) the student flips on 12.0 % (8.4 to 15.6) of rows, base, few-shot 20.0 %; it keeps "
+        "96.6 % (93.0 to 100.0) of its accuracy.",
+        "and does as the injection says on 38.0 % (34.4 to 41.6).",
+        "Typos slips of the keyboard Student 198 87.0 % 84.0 % 96.6 % 93.0 to 100.0 0.900 12.0 % 8.4 to 15.6",
+        "Paraphrase: 10 lost: no text between the marks.",
         "Reviewers would keep 94.0 % (86.0 to 100.0) of the rows that filters keep.",
         "Teacher confidence 21 21 61.9 % 41.9 to 81.9 54.0 %",
         "Ablation, without length: no measurable gain (+0.3 points, \u22122.0 to +2.0).",
@@ -136,7 +142,7 @@ def test_full_report_says_it_all() -> None:
         assert said in page.text.replace("\u00a0", " "), said
     assert "Not part of this run" not in page.text
     assert len(page.all("article")) == 20
-    assert len(page.all("svg")) == 7
+    assert len(page.all("svg")) == 8
     assert len(page.all("mark")) == 1
 
 
