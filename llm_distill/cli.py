@@ -93,7 +93,7 @@ def check(
     recipe: RecipeArg, overrides: Overrides = None, workspace: Workspace = Path("data"), as_json: AsJson = False
 ) -> None:
     """Read a recipe, find its mistakes, estimate what it would ask and cost. Spends nothing."""
-    from llm_distill import lineage
+    from llm_distill import lineage, rivals
     from llm_distill.estimate import estimate, missing_keys
     from llm_distill.recipe import load
     from llm_distill.sweep_space import space, trials
@@ -151,6 +151,7 @@ def check(
         *found["notes"],
         *(f"export {name}, which `run` will need" for name in found["missing_keys"]),
         *untrained.values(),
+        *rivals.missing(plan, workspace),
     ):
         print(f"  note       {note}")
 

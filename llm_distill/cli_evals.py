@@ -12,12 +12,22 @@ from llm_distill.cli_runs import AsJson, RunArg, Workspace, brief, folder_of
 from llm_distill.errors import FellShort, UserError
 
 
-def gate(run: RunArg, workspace: Workspace = Path("data"), as_json: AsJson = False) -> None:
+def gate(
+    run: RunArg,
+    ship: Annotated[
+        bool,
+        typer.Option("--ship", help="Where it holds, record that this student ships: WORKSPACE/shipped/NAME.json."),
+    ] = False,
+    workspace: Workspace = Path("data"),
+    as_json: AsJson = False,
+) -> None:
     """Say whether a run's student may ship, by the conditions under `ship:` in its recipe. Exit code 0: yes, 1: no.
 
     Each condition is printed with its number, its bound and whether it holds; one that cannot be judged fails and says why.
-    Conditions changed in the recipe count after the next `run`, which trains and asks nothing for them.
+    Conditions changed in the recipe count after the next `run`, which trains and asks nothing for them. A student recorded by
+    --ship is what `evaluate: {previous: shipped}` compares the next one with.
     """
+    from llm_distill import shipped
     from llm_distill.report.build import build
     from llm_distill.report.gate_section import lines
 
@@ -32,13 +42,16 @@ def gate(run: RunArg, workspace: Workspace = Path("data"), as_json: AsJson = Fal
             "`ship: {min_kept_share: 0.95}`, and run it again."
         )
     rows = lines(report)
+    record = str(shipped.ship(folder, workspace, report)) if ship and found["ships"] else None
     if as_json:
-        print(json.dumps({"run": str(folder.path), **found}, sort_keys=True))
+        print(json.dumps({"run": str(folder.path), **found} | ({"shipped": record} if record else {}), sort_keys=True))
     else:
         for one in rows:
             print(f"{'holds' if one.holds else 'FAILS'}  {one.what}: {brief(one.found)}, asked {brief(one.asked)}")
             print(f"       {brief(one.note, 400)}")
         print(f"Run: {folder.path}")
+        if record:
+            print(f"Shipped: {record}")
     if not found["ships"]:
         failed = "; ".join(f"{one.what.lower()} {one.found}, {one.asked} asked" for one in rows if not one.holds)
         raise FellShort(f"gate: the student does not ship ({failed}).")

@@ -1,7 +1,10 @@
-"""The evaluate stage: base, few-shot base, student and teacher answer the same held-out rows, and are compared."""
+"""The evaluate stage: base, few-shot base, student, students of other runs and teacher answer the same held-out rows, and are
+compared.
+"""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,7 +46,11 @@ def evaluate(run: Run) -> Outcome:
     if not prompts:
         raise UserError("evaluate: the held-out set is empty; raise held_out.share or name a file.")
     overlap = check_leaks(plan, prompts, run.folder.file("kept.parquet"))
-    panels = arms(run, prompts)
+    panels, rivals = arms(run, prompts), plan.rivals.all if plan.rivals else ()
+    for table in run.folder.path.glob("eval/*.parquet"):  # of an arm that is none any more
+        if table.stem not in panels:
+            table.unlink()
+            shutil.rmtree(table.with_suffix(""), ignore_errors=True)  # its logprobs
     answers: dict[str, list[Answer]] = {}
     for arm, panel in panels.items():
         run.watch.say(f"evaluate: {arm.replace('_', ' ')}")
@@ -52,11 +59,12 @@ def evaluate(run: Run) -> Outcome:
     numbers = compare(
         answers, plan.task.kind, plan.task.labels, seed=plan.seed, slices=plan.evaluate.slices,
         resamples=plan.evaluate.resamples, teachers=len(plan.teachers.roles), metric=plan.evaluate.metric,
-        measures=measures(plan.metrics, plan.answers.json_schema),
+        measures=measures(plan.metrics, plan.answers.json_schema), rivals=[one.arm for one in rivals],
     )  # fmt: skip
     ask = Errand(run, "evaluate")
     seen = Evaluation(run, prompts, panels, answers, ask, numbers)
-    store.write_json(run.folder.file("eval/comparison.json"), numbers | more(seen))
+    others = plan.rivals.described if plan.rivals else {}
+    store.write_json(run.folder.file("eval/comparison.json"), numbers | others | more(seen))
     notes = {"student": store.digest(run.folder.file("student")), "overlap": overlap, **ask.spent}
     owed = ask.owed + sum(a.owed for rows in answers.values() for a in rows)
     return Outcome(len(prompts), len(prompts), owed, notes)
@@ -75,6 +83,8 @@ def arms(run: Run, prompts: Sequence[Prompt]) -> dict[str, Panel]:
     if plan.trainer:
         student = run.model("student", **trained(run.folder.file("student")))
         found["student"] = alone("student", student, task.student_view, drawn)
+    for rival in plan.rivals.all if plan.rivals else ():  # served like the student, whatever it is
+        found[rival.arm] = alone("student", run.model("student", **rival.knobs), rival.view, drawn)
     if plan.answers.samples > 1:  # without chance they would all be the same
         chance = plan.evaluate.temperature or taught.temperature
         drawn = msgspec.structs.replace(drawn, temperature=chance, top_p=taught.top_p)

@@ -20,7 +20,8 @@ from llm_distill.recipe import Plan
 from llm_distill.records import Prompt
 from llm_distill.seeds import read_rows
 
-#: Who has seen rows: the student in training; the few-shot base and the teacher in the worked examples of their prompts.
+#: Who has seen rows: the student in training; the few-shot base and the teacher in the worked examples of their prompts; and
+#: students of other runs, each by the name of its arm, in their own training.
 PARTIES = ("training", "few_shot", "teacher")
 #: Overlaps of a party that are looked for at most: with so many nobody reads on, and a crowd of near rows costs its square.
 MOST = 1000
@@ -67,7 +68,8 @@ def _finder(held_out: Sequence[Prompt], near: float | None) -> Callable[[str, Se
 
 
 def check_leaks(plan: Plan, held_out: Sequence[Prompt], kept: Path) -> list[dict[str, Any]]:
-    """What overlaps and is allowed to: its party and how many held-out rows, `more` where it was not counted to the end.
+    """What overlaps and is allowed to: its party and how many held-out rows, `more` where it was not counted to the end; None
+    rows where nobody knows what the party has seen.
     UserError for what is not.
 
     kept: the table of the rows learnt from, read where a student is trained.
@@ -75,15 +77,26 @@ def check_leaks(plan: Plan, held_out: Sequence[Prompt], kept: Path) -> list[dict
     assert plan.evaluate is not None
     allowed = plan.evaluate.allow_overlap
     ids = {row.row_id for row in held_out}
+    parties = [*PARTIES, *(rival.arm for rival in (plan.rivals.all if plan.rivals else ()))]
     for name in allowed:
-        if name not in PARTIES and name not in ids:
+        if name not in parties and name not in ids:
             raise UserError(
-                f"evaluate.allow_overlap: no held-out row has the row_id {name!r}.{did_you_mean(name, PARTIES)}"
+                f"evaluate.allow_overlap: no held-out row has the row_id {name!r}.{did_you_mean(name, parties)}"
             )
     shown = {"few_shot": plan.task.few_shot, "teacher": plan.task.teacher_view}
     seen = {party: [row for file in view.examples for row in read_rows(file)] for party, view in shown.items() if view}
     if plan.trainer:
         seen = {"training": store.read_prompts(kept), **seen}
+    rivals = plan.rivals.all if plan.rivals else ()
+    for rival in rivals:
+        if rival.kept is not None:
+            seen[rival.arm] = store.read_prompts(rival.kept)
+        elif rival.arm not in allowed:
+            raise UserError(
+                f"evaluate: what {rival.arm} ({rival.named}) learnt from is not known here, so nobody can say whether it has "
+                "seen held-out rows. Name its run, or an export whose run is in the workspace; or allow it, "
+                f"`allow_overlap: [{rival.arm}]`: the report will say so."
+            )
     permitted: dict[str, set[str]] = {}
     found: dict[str, Leak] = {}
     uncounted: set[str] = set()
@@ -98,28 +111,33 @@ def check_leaks(plan: Plan, held_out: Sequence[Prompt], kept: Path) -> list[dict
                 uncounted.add(party)
                 break
     if found:
-        raise UserError(_refusal(list(found.values()), len(held_out)))
+        raise UserError(_refusal(list(found.values()), len(held_out), parties))
+    unknown = [{"with": rival.arm, "rows": None} for rival in rivals if rival.kept is None]
     return [
         {"with": party, "rows": len(ids)} | ({"more": True} if party in uncounted else {})
         for party, ids in permitted.items()
-    ]
+    ] + unknown
 
 
-def _refusal(found: Sequence[Leak], held_out: int) -> str:
+def _refusal(found: Sequence[Leak], held_out: int, parties: Sequence[str]) -> str:
     said = {
         "training": "a row learnt from",
         "few_shot": "a worked example of few_shot",
         "teacher": "one of the teacher's",
     }
+
+    def seen(leak: Leak) -> str:
+        return said.get(leak.party) or f"a row that {leak.party} learnt from"
+
     named = [
-        f"{leak.row_id} {'is' if leak.exact else 'nearly equals'} {said[leak.party]}, {leak.text[:60]!r}"
+        f"{leak.row_id} {'is' if leak.exact else 'nearly equals'} {seen(leak)}, {leak.text[:60]!r}"
         for leak in found[:_NAMED]
     ]
     more = f"; and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
-    parties = ", ".join(sorted({leak.party for leak in found}))
+    involved = ", ".join(sorted({leak.party for leak in found}))
     return (
-        f"evaluate: {len(found)} of {held_out:,} held-out rows overlap what was seen before ({parties}): "
+        f"evaluate: {len(found)} of {held_out:,} held-out rows overlap what was seen before ({involved}): "
         f"{'; '.join(named)}{more}. Take them out of one side; or allow them by name, `evaluate: {{allow_overlap: [...]}}`, with "
         "their row_ids or one of "
-        f"{', '.join(PARTIES)}: the report will say so."
+        f"{', '.join(parties)}: the report will say so."
     )

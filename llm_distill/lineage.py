@@ -99,15 +99,16 @@ def latest(workspace: Path, name: str) -> Graduate | None:
     """The student of the latest run of a recipe that has trained one, arms of its ablation and trials of its sweep aside."""
     for path in sorted(workspace.glob(f"runs/{name}/*/run.json"), key=lambda p: p.stat().st_mtime, reverse=True):
         run = store.RunFolder(path.parent)
-        stamp, student = run.stamp("train"), run.file("student")
-        if "arm" in run.record or not stamp or stamp["owed"]:
-            continue
-        if store.digest(student) == stamp["outputs"]["student"]:
-            return _graduate(run, student)
+        if "arm" not in run.record and (found := graduate(run)) is not None:
+            return found
     return None
 
 
-def _graduate(run: store.RunFolder, student: Path) -> Graduate:
+def graduate(run: store.RunFolder) -> Graduate | None:
+    """The student of a run, as training wrote it; None where there is none that is whole."""
+    stamp, student = run.stamp("train"), run.file("student")
+    if not stamp or stamp["owed"] or store.digest(student) != stamp["outputs"]["student"]:
+        return None
     records = {name: Record.model_validate(words) for name, words in run.record.get("terms", {}).items()}
     rows = store.read_table(run.file("kept.parquet"), ["terms"])
     terms = sorted({name for row in rows for name in (row["terms"] or UNKNOWN).split("+")})

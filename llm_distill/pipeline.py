@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_distill import __version__, lineage, review, store
+from llm_distill import __version__, lineage, review, rivals, store
 from llm_distill.errors import FellShort, Interrupted, UserError
 from llm_distill.evaluating import evaluate
 from llm_distill.ledger import Ledger
@@ -109,6 +109,8 @@ def run(
     if first is not None and first not in names:
         raise UserError(f"--from {first}: this run has no such stage; it has {', '.join(names)}.")
     plan = lineage.settled(plan, workspace)
+    if "evaluate" in names:
+        plan = rivals.settled(plan, workspace)
     try:
         folder = store.RunFolder.of(workspace, plan.name, plan.digest)
         folder.path.mkdir(parents=True, exist_ok=True)
@@ -201,6 +203,8 @@ def _inputs(job: Run, name: str) -> str:
         more = [*([store.digest(template)] if template else []), *plan.trainer_files]
     elif name == "filter":
         more += [plan.trainer is not None, review.digest(job.folder)]  # which decide what there is to learn
+    elif name == "evaluate" and plan.rivals:
+        more.append(plan.rivals.identity)
     elif name == "report":
         more.append(plan.digest)
     words = plan.slice(stage.keys, stage.asks(plan))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cronsim import CronSim, CronSimError
 from pydantic import BaseModel, Field, ValidationError, field_validator
@@ -36,6 +36,9 @@ from llm_distill.teachers import Teachers
 from llm_distill.terms import Policy, Record, shipped, with_name
 from llm_distill.trainers import TRAINERS
 from llm_distill.trainers.calibration_evidence import Calibrating
+
+if TYPE_CHECKING:
+    from llm_distill.rivals import Rivals
 
 _T = TypeVar("_T", bound=BaseModel)
 #: Keys that bound what asking may cost: raising one goes on with the same account.
@@ -119,6 +122,7 @@ class Plan:
     digest: str
     account: str
     sources: tuple[str, ...]
+    rivals: Rivals | None = None  # the students of other runs in `evaluate`, once they are found
 
     @property
     def writers(self) -> tuple[str, ...]:

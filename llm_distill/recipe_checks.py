@@ -99,6 +99,7 @@ def check_across(plan: Plan) -> None:
             )
     check_asking(plan)
     _check_attach(plan)
+    _check_rivals(plan)
     _check_ship(plan)
     recipe_probes.check_recipe(plan)
     sft_checks.check_recipe(plan)
@@ -164,6 +165,22 @@ def _check_attach(plan: Plan) -> None:
         )
 
 
+def _check_rivals(plan: Plan) -> None:
+    how = plan.evaluate
+    if how is None or not (how.students or how.previous):
+        return
+    key = "students" if how.students else "previous"
+    student = plan.models.get("student")
+    if student is None or "adapter" not in student.knobs:
+        found = "there is no models.student" if student is None else f"models.student is {student.spec.name}"
+        raise UserError(
+            f"evaluate.{key}: other students are served as models.student says, and {found}; add `student: {{transformers: "
+            "{model: ...}}`, or a `vllm` one."
+        )
+    if twice := [name for name in how.students if how.students.count(name) > 1]:
+        raise UserError(f"evaluate.students: {twice[0]!r} is named twice; remove one.")
+
+
 def _check_ship(plan: Plan) -> None:
     ship = plan.ship
     if ship is None:
@@ -176,6 +193,11 @@ def _check_ship(plan: Plan) -> None:
     if ship.max_slice_drop is not None and not plan.evaluate.slices:
         raise UserError(
             "ship.max_slice_drop: there are no slices to compare; name tags in evaluate.slices, e.g. `slices: [product]`."
+        )
+    if ship.min_gain_on_previous is not None and plan.evaluate.previous is None:
+        raise UserError(
+            "ship.min_gain_on_previous: there is no previous student to compare with; add `previous: shipped` to evaluate, or "
+            "name one there."
         )
     held_against = [key for key in ("min_kept_share", "max_slice_drop") if getattr(ship, key) is not None]
     if held_against and plan.evaluate.metric == "agreement_with_teacher":

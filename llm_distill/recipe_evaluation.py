@@ -16,12 +16,16 @@ class Evaluate(Strict):
     allow_overlap: held-out rows, by row_id, that may overlap what the student or a prompt has seen; or `training`, `few_shot`,
     `teacher`: whatever overlaps the rows learnt from, or the worked examples.
     metric: the one that the verdict is about; null is the task kind's own. metrics: those of texts that are measured besides.
+    students: of other runs, that answer the same rows: recipes' names, run folders, exports, .gguf files. previous: the one that
+    this student would follow, likewise; `shipped` is the last one that `gate --ship` recorded.
     """
 
     metric: str | None = None
     metrics: list[str | dict[str, Any]] = Field([])
     slices: list[str] = Field([])
     allow_overlap: list[str] = Field([])
+    students: list[str] = Field([])
+    previous: str | None = None
     temperature: float = Field(0.0, ge=0)
     max_tokens: int | None = Field(None, ge=1)
     resamples: int = Field(10_000, ge=100)
@@ -40,13 +44,16 @@ class Ship(Strict):
     min_kept_share: of the teacher's score, by the lower end of its 95 % interval. max_slice_drop: by which the student may be
     below its teacher on any slice. max_bias_rise: by which it may answer more counterfactual groups unevenly than its base.
     min_robust_share: of its own score, under the perturbation of `evaluate.robustness` that costs it most, by the lower end.
-    max_usd_per_1000: answers, at what was paid for tokens and machine_usd_per_hour. max_p95_seconds: an answer.
+    min_gain_on_previous: over the student in evaluate.previous, by the lower end of the interval of the difference: -0.02 lets
+    it be worse by two points at most. max_usd_per_1000: answers, at what was paid for tokens and machine_usd_per_hour.
+    max_p95_seconds: an answer.
     """
 
     min_kept_share: float | None = Field(None, gt=0, le=2)
     max_slice_drop: float | None = Field(None, ge=0, le=1)
     max_bias_rise: float | None = Field(None, ge=0, le=1)
     min_robust_share: float | None = Field(None, gt=0, le=2)
+    min_gain_on_previous: float | None = Field(None, ge=-1, le=1)
     max_usd_per_1000: Usd | None = None
     machine_usd_per_hour: Usd | None = None
     max_p95_seconds: float | None = Field(None, gt=0, allow_inf_nan=False)

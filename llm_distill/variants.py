@@ -83,7 +83,8 @@ def measured(
     here: Sequence[RowScores], other: Sequence[RowScores], plan: Plan, resamples: int, metric: str | None = None
 ) -> dict[str, Any]:
     """A variant's score over its trainings, and its change against another on the same rows, None where it is that one."""
-    from llm_distill.evals.compare import paired, rounded, share
+    from llm_distill.evals.compare import rounded, share
+    from llm_distill.evals.pairs import paired
     from llm_distill.evals.statistics import mean
 
     shared = share({"student": mean_of(here), "other": mean_of(other)}, plan.task.kind, plan.seed, resamples, metric)

@@ -204,7 +204,7 @@ def test_a_run_with_groups_says_whether_its_student_is_less_even(desk: Desk) -> 
 def test_what_cannot_be_measured_is_refused(desk: Desk, how: dict[str, Any], more: dict[str, Any], said: str) -> None:
     desk.seeds(ROWS)
     models = {"teacher": TEACHER, "student": {"transformers": {"model": "org/student"}}}
-    keys = {"models": models, "held_out": {"share": 0.3}, "train": "sft", "evaluate": {"bias": how}}
+    keys: dict[str, Any] = {"models": models, "held_out": {"share": 0.3}, "train": "sft", "evaluate": {"bias": how}}
     with pytest.raises(UserError, match=said):
         load(desk.recipe(**keys | more))
 

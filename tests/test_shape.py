@@ -46,7 +46,7 @@ RANKS = [
     ["merging", "teachers"],
     ["recipe_checks", "recipe_evaluation", "recipe_keys", "recipe_probes"],
     ["recipe"],
-    ["sieve", "collect", "lineage", "attach"],
+    ["sieve", "collect", "shipped", "lineage", "rivals", "attach"],
     ["splits", "leaks", "errand", "fairness", "review"],
     ["taught", "perturbing", "bias_after", "estimate_probes"],
     ["stages", "estimate"],

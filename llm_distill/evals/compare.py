@@ -9,9 +9,9 @@ percentiles, `bca` the bias-corrected and accelerated interval from the same dra
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -30,54 +30,20 @@ from llm_distill.evals.metrics import (
     check_predictions,
     gold_scores,
 )
+from llm_distill.evals.pairs import Shared, student_pairs
 from llm_distill.evals.probabilities import probability_numbers
 from llm_distill.evals.reasons import undefined
-from llm_distill.evals.slice_tests import by_slice, places
+from llm_distill.evals.slice_tests import places
 from llm_distill.evals.statistics import (
-    FEWEST,
-    Floats,
-    bca,
     percentiles,
     ratio,
     resampled_means,
-    rows_needed,
-    sign_test,
-    smallest_visible,
-    with_imagined,
 )
 from llm_distill.records import Answer
 
 ARMS = ("base_zero_shot", "base_few_shot", "student", "teacher")
 PAIRS = ("base_few_shot", "base_zero_shot", "teacher")  # what the student is compared with
 SHORT = {"base_few_shot": "few-shot", "base_zero_shot": "zero-shot"}
-SLICE_RESAMPLES = 2_000  # of each slice: enough for 95 % percentiles (Efron & Tibshirani 1993)
-
-
-class Shared(NamedTuple):
-    """Scores (n,) per arm on the rows that all scored arms share, in row_id order, and resampled means (resamples,)."""
-
-    metric: str | None
-    rows: list[str]
-    scores: dict[str, Floats]
-    means: dict[str, Floats]
-
-    def has(self, *arms: str) -> bool:
-        """Whether all these arms are scored."""
-        return all(arm in self.scores for arm in arms)
-
-    def some(self, places: Sequence[int], seed: int, resamples: int) -> Shared:
-        """The same of some of the rows alone, drawn anew."""
-        scores = {arm: of[places] for arm, of in self.scores.items()}
-        means = resampled_means(np.stack(list(scores.values()), axis=1), seed, resamples)
-        rows = [self.rows[place] for place in places]
-        return Shared(self.metric, rows, scores, {arm: means[:, i] for i, arm in enumerate(scores)})
-
-    def bca(self, arms: Sequence[str], value: float, of: Callable[..., Any]) -> dict[str, float]:
-        """The BCa interval of a function of these arms' means."""
-        rows = with_imagined(np.stack([self.scores[arm] for arm in arms], axis=1))
-        draws = of(*(self.means[arm] for arm in arms))
-        found = bca(value, draws, rows, lambda means: of(*np.moveaxis(means, -1, 0)), len(self.rows))
-        return {"low": found.low, "high": found.high}
 
 
 def compare(
@@ -91,11 +57,13 @@ def compare(
     teachers: int = 1,
     metric: str | None = None,
     measures: Mapping[str, Measure] = MappingProxyType({}),
+    rivals: Sequence[str] = (),
 ) -> dict[str, Any]:
     """All numbers of the comparison, ready for JSON; equal answers in any order give equal bytes.
 
     `teachers`: how many models the teacher's arm stands for. `metric`: the one that paired numbers are about, by default the
-    task kind's own. `measures`: metrics by name beyond those, a score for each row that they can measure.
+    task kind's own. `measures`: metrics by name beyond those, a score for each row that they can measure. `rivals`: arms that
+    are students of other runs; each is compared with the student by itself, so that no number depends on how many there are.
 
     Keys: `headline`; `metric`, `teachers`, `paired_rows`, `without_gold` (rows); `arms` (see `arm_numbers` and
     `probability_numbers`; `undefined` says why a metric has no value); `paired` (see `paired`; `slices` with `p_holm`);
@@ -103,9 +71,10 @@ def compare(
 
     UserError for a gold label the task does not have and for a slice that no row has. Undefined numbers are None.
     """
-    present = {arm: sorted(arms[arm], key=lambda a: a.prompt.row_id) for arm in ARMS if arm in arms}
+    order = (*ARMS[:-1], *rivals, ARMS[-1])
+    present = {arm: sorted(arms[arm], key=lambda a: a.prompt.row_id) for arm in order if arm in arms}
     if strange := set(arms) - set(present):
-        raise ValueError(f"unknown arms {sorted(strange)}; known: {ARMS}")
+        raise ValueError(f"unknown arms {sorted(strange)}; known: {order}")
     for arm, answers in present.items():
         if len({a.prompt.row_id for a in answers}) < len(answers):
             raise ValueError(f"{arm} has more than one answer for a row")
@@ -121,15 +90,14 @@ def compare(
         unmeasured[arm] = {name: lost for name, (_, lost) in more.items() if lost}
         scores[arm] = gold_scores(answers, kind) | {name: of for name, (of, _) in more.items()}
         scores[arm][AGREEMENT] = agreement_scores(answers, judge, kind)
-    _none_gains(scores, present, measures)
-    shared = share(scores, kind, seed, resamples, metric)
+    _none_gains(scores, present, measures, {"student", *rivals})
+    shared = share({arm: of for arm, of in scores.items() if arm in ARMS}, kind, seed, resamples, metric)
     base = stronger_base(shared)
-    pairs = {f"student_vs_{other}": paired(shared, other) for other in PAIRS if shared.has("student", other)}
-    if pairs and shared.rows:
-        prompts = {a.prompt.row_id: a.prompt for a in present["student"]}
-        where = places(shared.rows, prompts, slices)
-        for name, of in by_slice(where, lambda rows: slice_pairs(shared, rows, seed, resamples)).items():
-            pairs[name]["slices"] = of
+    prompts = {a.prompt.row_id: a.prompt for a in present.get("student", ())}
+    pairs = student_pairs(shared, PAIRS, places(shared.rows, prompts, slices) if prompts else {}, seed, resamples)
+    for rival in rivals if prompts else ():
+        two = share({arm: scores[arm] for arm in ("student", rival)}, kind, seed, resamples, shared.metric)
+        pairs |= student_pairs(two, [rival], places(two.rows, prompts, slices), seed, resamples)
     measured: dict[str, dict[str, Any]] = {}
     teacher = present.get("teacher", [])
     for arm, answers in present.items():
@@ -159,15 +127,18 @@ def compare(
 
 
 def _none_gains(
-    scores: Mapping[str, dict[str, Scores]], arms: Mapping[str, Sequence[Answer]], metrics: Iterable[str]
+    scores: Mapping[str, dict[str, Scores]],
+    arms: Mapping[str, Sequence[Answer]],
+    metrics: Iterable[str],
+    students: Container[str],
 ) -> None:
-    """A row that a metric can measure of others is wrong where an arm failed on it, or it cannot be measured of the student."""
+    """A row that a metric can measure of others is wrong where an arm failed on it, or it cannot be measured of a student."""
     for metric in metrics:
         anywhere = set().union(*(of[metric] for of in scores.values()))
         for arm, answers in arms.items():
             own = scores[arm][metric]
             missing = (a for a in answers if a.prompt.row_id in anywhere and a.prompt.row_id not in own)
-            own |= {a.prompt.row_id: 0.0 for a in missing if arm == "student" or a.status == "failed"}
+            own |= {a.prompt.row_id: 0.0 for a in missing if arm in students or a.status == "failed"}
 
 
 def without_gold(arms: Mapping[str, Sequence[Answer]], kind: Kind) -> int:
@@ -201,47 +172,6 @@ def stronger_base(shared: Shared) -> str | None:
     """The base arm that is harder to beat on the shared rows: few-shot, unless zero-shot scores higher."""
     bases = [arm for arm in ("base_few_shot", "base_zero_shot") if shared.has(arm)]
     return max(bases, key=lambda arm: float(shared.scores[arm].mean())) if bases else None
-
-
-def paired(shared: Shared, other: str) -> dict[str, Any]:
-    """The student less another arm, with a paired bootstrap interval and an exact test.
-
-    The test is McNemar's for right-or-wrong scores and the sign test over rows that differ otherwise. `rows_needed`: how many
-    rows like these would mostly show the difference seen, as these do one of `smallest_visible` or more.
-    """
-    differences = shared.scores["student"] - shared.scores[other]
-    wins, losses = int((differences > 0).sum()), int((differences < 0).sum())
-    value = float(differences.mean())
-    interval = percentiles(value, shared.means["student"] - shared.means[other], len(differences))
-    return {
-        "metric": shared.metric,
-        "test": "exact McNemar" if set(np.unique(np.abs(differences))) <= {0.0, 1.0} else "sign test",
-        "n": interval.n,
-        "difference": interval.value,
-        "low": interval.low,
-        "high": interval.high,
-        "bca": shared.bca(("student", other), value, np.subtract),
-        "p": sign_test(wins, losses),
-        "wins": wins,
-        "losses": losses,
-        "smallest_visible": smallest_visible(differences),
-        "rows_needed": rows_needed(differences),
-    }
-
-
-def slice_pairs(shared: Shared, places: Sequence[int], seed: int, resamples: int) -> dict[str, dict[str, Any]]:
-    """The student's comparisons on one slice, `n` and `difference` alone where no outcome could be called a difference."""
-    others = [other for other in PAIRS if shared.has("student", other)]
-    keys = ("n", "difference", "low", "high", "p", "wins", "losses")
-    if len(places) >= FEWEST:
-        some = shared.some(places, seed, min(resamples, SLICE_RESAMPLES))
-        full = {other: paired(some, other) for other in others}
-        return {f"student_vs_{other}": {key: of[key] for key in keys} for other, of in full.items()}
-    means = {arm: float(of[list(places)].mean()) for arm, of in shared.scores.items()}
-    return {
-        f"student_vs_{other}": dict.fromkeys(keys) | {"n": len(places), "difference": means["student"] - means[other]}
-        for other in others
-    }
 
 
 def gap_closed(shared: Shared, base: str | None) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from llm_distill.evals.metrics import prediction
 from llm_distill.records import Answer
 
 if TYPE_CHECKING:
-    from llm_distill.evals.compare import Shared
+    from llm_distill.evals.pairs import Shared
 
 QUOTAS = {"win": 7, "loss": 7, "both_wrong": 3, "both_right": 3}  # of twenty examples, where there are that many
 

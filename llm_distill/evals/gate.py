@@ -24,10 +24,13 @@ Arms = Mapping[str, Sequence[Answer]]
 
 
 class Judged(NamedTuple):
-    """A number and what it is about; None: it cannot be judged, and `note` says why and what to do."""
+    """A number and what it is about; None: it cannot be judged, and `note` says why and what to do. `idle`: there is nothing to
+    judge yet, and that is no fault of the student's.
+    """
 
     value: float | None
     note: str
+    idle: bool = False
 
 
 def gate(ship: Numbers, numbers: Numbers, arms: Arms, unfit: str | None = None) -> dict[str, Any]:
@@ -45,7 +48,7 @@ def gate(ship: Numbers, numbers: Numbers, arms: Arms, unfit: str | None = None) 
         judged = Judged(None, unfit) if unfit else judge(ship, numbers, arms)
         least = name.startswith("min_")
         value = None if judged.value is None or not np.isfinite(judged.value) else float(judged.value)
-        holds = value is not None and (value >= bound if least else value <= bound)
+        holds = judged.idle if value is None else value >= bound if least else value <= bound
         value = None if value is None else float(f"{value:.6g}")
         bounds = {"min" if least else "max": float(bound)}
         found.append({"name": name, "unit": unit, "value": value, **bounds, "holds": holds, "note": judged.note})
@@ -145,6 +148,27 @@ def robust_share(_ship: Numbers, numbers: Numbers, _arms: Arms) -> Judged:
     return Judged(*worst)
 
 
+def gain_on_previous(_ship: Numbers, numbers: Numbers, arms: Arms) -> Judged:
+    """The lower end of the interval of the student's score less that of the student before it, row by row."""
+    previous = numbers.get("previous")
+    if previous is None:
+        return Judged(None, "no previous student was evaluated; add `previous: shipped` to evaluate, and run again")
+    if not previous["found"]:
+        return Judged(
+            None, "no student of this recipe has shipped before, so there is none to be worse than", idle=True
+        )
+    if owing := _owed(arms, "previous"):
+        return owing
+    pair = numbers["paired"].get("student_vs_previous")
+    if pair is None:
+        return Judged(None, "they share no held-out row to score both by; give the rows labels or references")
+    if pair["n"] < FEWEST or pair["low"] is None:
+        return Judged(None, f"{pair['n']} rows are too few for a lower bound; hold more out")
+    who = numbers["students"]["previous"]["run"] or previous["named"]
+    span = f"{points(pair['low'])} to {points(pair['high'])}"
+    return Judged(pair["low"], f"{points(pair['difference'])} points ({span}) above {who}, on {pair['n']} rows")
+
+
 def usd_per_1000(ship: Numbers, _numbers: Numbers, arms: Arms) -> Judged:
     """Dollars for a thousand answers: what tokens cost, and the machine for the time that answers took."""
     answered = [a for a in arms["student"] if a.status != "failed"]
@@ -192,6 +216,7 @@ CONDITIONS: dict[str, tuple[Unit, Callable[[Numbers, Numbers, Arms], Judged]]] =
     "max_slice_drop": ("points", slice_drop),
     "max_bias_rise": ("points", bias_rise),
     "min_robust_share": ("share", robust_share),
+    "min_gain_on_previous": ("points", gain_on_previous),
     "max_usd_per_1000": ("usd", usd_per_1000),
     "max_p95_seconds": ("seconds", p95_seconds),
 }

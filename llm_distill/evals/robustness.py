@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from llm_distill.evals.compare import Shared, paired, rounded
+from llm_distill.evals.compare import rounded
 from llm_distill.evals.flips import OVER
 from llm_distill.evals.metrics import Kind, Scores, agreement_scores, bag, prediction
-from llm_distill.evals.pairs import apart
+from llm_distill.evals.pairs import Shared, apart, paired
 from llm_distill.evals.statistics import holm, mean, percentiles, proportion, ratio, resampled_means
 from llm_distill.records import Answer
 

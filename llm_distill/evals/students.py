@@ -18,10 +18,11 @@ from pydantic import TypeAdapter
 
 from llm_distill import store
 from llm_distill.errors import UserError
-from llm_distill.evals.compare import Shared, paired, rounded
+from llm_distill.evals.compare import rounded
 from llm_distill.evals.headline import percent, points, said
 from llm_distill.evals.measures import bind_metrics, measures
 from llm_distill.evals.metrics import AGREEMENT, PRIMARY, RIGHT_OR_WRONG, Kind, Scores, gold_scores
+from llm_distill.evals.pairs import Shared, paired
 from llm_distill.evals.statistics import FEWEST, holm, mean, proportion, resampled_means
 from llm_distill.plugs import Reading, Spec
 from llm_distill.records import Answer, Prompt

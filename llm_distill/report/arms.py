@@ -9,7 +9,8 @@ from llm_distill.report import words
 from llm_distill.report.sections import MOST
 from llm_distill.report.words import Part, Said, human, part, percent, short, value
 
-RIVALS = ("teacher", "base_few_shot", "base_zero_shot")  # in the order in which a reviewer asks
+BASES = ("base_few_shot", "base_zero_shot")
+RIVALS = ("teacher", "previous", *BASES)  # in the order in which a reviewer asks; students of other runs come last
 
 
 def measured(arms: Mapping[str, Part]) -> list[str]:

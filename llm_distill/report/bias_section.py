@@ -85,11 +85,11 @@ def findings(report: Part) -> Iterator[Said]:
             yield Said("look", f"Bias after training, against {name}: amplified in {listed}{more}.")
         elif pairs:
             margin = percent(value(part(report, "bias"), "margin"), 0)
-            text = f"Bias after training, against {name}: nothing was seen to rise. Of {words.count(len(pairs))} measures "
+            text = (
+                f"Bias after training, against {name}: nothing was seen to rise. Of {words.count(len(pairs))} measures "
+            )
             text += f"{counts['kept']} were kept (within {margin}) and {counts['reduced']} reduced"
-            seen = [
-                value(pair, "smallest_visible") for _, pair in pairs if pair["verdict"] == "not told apart"
-            ]
+            seen = [value(pair, "smallest_visible") for _, pair in pairs if pair["verdict"] == "not told apart"]
             if seen:
                 text += f"; for {len(seen)} there are too few rows to say"
                 known = [of for of in seen if of is not None]

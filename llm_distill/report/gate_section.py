@@ -11,6 +11,7 @@ _SAID = {
     "max_slice_drop": "Below the teacher on the worst slice",
     "max_bias_rise": "More uneven groups than before training",
     "min_robust_share": "Score kept under the worst perturbation, lower bound",
+    "min_gain_on_previous": "Above the previous student, lower bound",
     "max_usd_per_1000": "Cost of 1,000 answers",
     "max_p95_seconds": "Time of an answer, p95",
 }
@@ -38,7 +39,7 @@ def _line(one: Part) -> Line:
     number = value(one)
     return Line(
         _SAID.get(str(one.get("name")), human(one.get("name"))),
-        "cannot be judged" if number is None else _shown(number, unit),
+        _shown(number, unit) if number is not None else "nothing to judge" if one.get("holds") else "cannot be judged",
         f"at {'least' if end == 'min' else 'most'} {_shown(value(one, end) or 0.0, unit)}",
         one.get("holds") is True,
         short(one.get("note") or "", 400),

@@ -15,7 +15,7 @@ from jinja2 import ChainableUndefined, Environment, PackageLoader, Template
 from markupsafe import Markup
 
 from llm_distill.report import charts, contents, gate_section, sections, words
-from llm_distill.report.arms import RIVALS, asked_first, measured, slices, unmeasured, weakest_slice, worse_slices
+from llm_distill.report.arms import BASES, asked_first, measured, slices, unmeasured, weakest_slice, worse_slices
 from llm_distill.report.sections import MOST
 from llm_distill.report.words import Part, Said, human, interval, measure, part, percent, points, short, value
 
@@ -67,7 +67,8 @@ def render(report: Part) -> str:
 def results(report: Part) -> tuple[dict[str, Part], str, dict[str, Part]]:
     """What both the page and report.md lead with: the arms in order, the metric that counts, the comparisons."""
     named = part(report, "arms")
-    arms = {a: part(named, a) for a in [*words.ARMS, *(a for a in named if a not in words.ARMS)] if part(named, a)}
+    others = [a for a in named if a not in words.ARMS]
+    arms = {a: part(named, a) for a in [*list(words.ARMS)[:-1], *others, *list(words.ARMS)[-1:]] if part(named, a)}
     wanted = (str(report.get("metric") or ""), *PRIMARY)
     primary = next((m for m in wanted if any(value(part(a, m)) is not None for a in arms.values())), PRIMARY[0])
     pairs = {p: part(part(report, "paired"), p) for p in part(report, "paired")}
@@ -109,7 +110,7 @@ def tiles(report: Part, arms: Mapping[str, Part], primary: str, pairs: Mapping[s
         found.append((measure(value(student), primary), f"student's {metric}", student, primary, beside))
     if (kept := value(part(report, "kept_share"))) is not None:
         found.append((percent(kept), f"of the teacher's {metric} kept", part(report, "kept_share"), "", ""))
-    for rival in RIVALS[1:]:
+    for rival in BASES:
         if pair := pairs.get(f"student_vs_{rival}"):
             beside = f"same model, {human(rival).partition(', ')[2] or human(rival)}, before training"
             found.append((points(pair["difference"]), "points gained", pair, "difference", beside))
@@ -152,12 +153,11 @@ def verdict(name: str, pair: Part) -> Said:
 
 def findings(report: Part, arms: Mapping[str, Part], primary: str, pairs: Mapping[str, Part]) -> Iterator[Said]:
     """What a reviewer should know before the student ships, a sentence each, from the numbers alone."""
-    for rival in RIVALS:
-        if pair := pairs.get(name := f"student_vs_{rival}"):
-            tone, text = verdict(name, pair)
-            rows = f", {words.count(pair['n'])} rows" if pair.get("n") else ""
-            between = f" ({interval(pair, 'difference')}{rows})" if interval(pair, "difference") else ""
-            yield Said(tone, f"{human(name)}: {points(pair['difference'])} points{between}. {text}")
+    for name, pair in pairs.items():
+        tone, text = verdict(name, pair)
+        rows = f", {words.count(pair['n'])} rows" if pair.get("n") else ""
+        between = f" ({interval(pair, 'difference')}{rows})" if interval(pair, "difference") else ""
+        yield Said(tone, f"{human(name)}: {points(pair['difference'])} points{between}. {text}")
     if reason := part(report, "gap_closed").get("reason"):
         yield Said("same", f"Share of the gap to the teacher: not stated, {short(reason, 300)}.")
     if missing := value(report, "without_gold"):

@@ -81,10 +81,14 @@ def findings(report: Part) -> Iterator[Said]:
     if aside := value(part(report, "prompts"), "set_aside"):
         yield Said("same", f"{words.count(aside)} prompts nearly equalled held-out rows and were set aside unasked.")
     for one in parts(report, "overlap"):
-        seen = {"training": "rows learnt from", "few_shot": "few-shot examples"}.get(
-            str(one.get("with")), "the teacher's examples"
-        )
-        rows = value(one, "rows") or 0
+        named = {"training": "rows learnt from", "few_shot": "few-shot examples", "teacher": "the teacher's examples"}
+        seen = named.get(party := str(one.get("with"))) or f"rows that {human(party)} learnt from"
+        if (rows := value(one, "rows")) is None:
+            yield Said(
+                "look",
+                f"{human(party)}: nobody knows what it learnt from, as the recipe allows: what was measured of it may be memory.",
+            )
+            continue
         yield Said(
             "look",
             f"{words.count(rows)}{' or more' if one.get('more') else ''} held-out "

@@ -15,6 +15,7 @@ ARMS = {
     "base_zero_shot": "Base, zero-shot",
     "base_few_shot": "Base, few-shot",
     "student": "Student",
+    "previous": "Previous student",
     "teacher": "Teacher",
 }
 NAMES = {
