@@ -19,8 +19,9 @@ from llm_distill.evals.students import unfit
 from llm_distill.plugs import Spec
 from llm_distill.records import Answer
 from llm_distill.report.data import about_data
-from llm_distill.report.html import render
+from llm_distill.report.html import render, results
 from llm_distill.report.pull_request import brief
+from llm_distill.report.rows import browsed
 from llm_distill.terms import Policy, Record, Source, row_sources, shipped, verdicts
 
 #: Of report.json, as `schema.json` describes it.
@@ -87,8 +88,12 @@ def build(folder: store.RunFolder) -> dict[str, Any]:
 def write(folder: store.RunFolder) -> Path:
     """Write report.json, report.md and report.html of a run; gives the page's path."""
     report = build(folder)
+    recipe = json.loads(folder.file("recipe.resolved.json").read_text(encoding="utf-8"))
+    arms, metric, _ = results(report)
+    tables = {arm: table for arm in arms if (table := folder.file(f"eval/{arm}.parquet")).exists()}
+    rows = browsed(folder, recipe, metric, {arm: store.read_answers(table) for arm, table in tables.items()})
     store.write_json(folder.file("report/report.json"), report)
-    for name, text in (("report.md", brief(report)), ("report.html", render(report))):
+    for name, text in (("report.md", brief(report)), ("report.html", render(report, rows))):
         with store.replacing(folder.file(f"report/{name}")) as temporary:
             temporary.write_text(text, encoding="utf-8")
     return folder.file("report/report.html")

@@ -41,6 +41,7 @@ SECTIONS = (
     Section("ablation", "Ablation", ("ablation",)),
     Section("cost", "Cost and time", ("stages",)),
     Section("examples", "Side by side", ("report.examples",)),
+    Section("rows", "Rows", ("rows",), usual=False),
     Section("terms", "Licences and terms", ("report.terms", "report.policy")),
     Section("provenance", "Provenance", ("report.provenance",)),
 )

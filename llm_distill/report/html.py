@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from llm_distill.report import charts, contents, gate_section, sections, words
 from llm_distill.report.arms import BASES, asked_first, measured, slices, unmeasured, weakest_slice, worse_slices
+from llm_distill.report.rows import block
 from llm_distill.report.sections import MOST
 from llm_distill.report.words import Part, Said, human, interval, measure, part, percent, points, short, value
 
@@ -33,8 +34,8 @@ class Tile(NamedTuple):
     note: str
 
 
-def render(report: Part) -> str:
-    """The whole page. `report` is report.json's object; only `name` and `headline` are required."""
+def render(report: Part, rows: Part | None = None) -> str:
+    """The whole page. `report` is report.json's object; only `name` and `headline` are required. `rows`: as `rows.browsed`."""
     arms, primary, pairs = results(report)
     view: dict[str, Any] = dict(
         report=report,
@@ -58,6 +59,7 @@ def render(report: Part) -> str:
         charts=drawn(report, arms, primary, pairs),
         most=MOST,
         gate=gate_section.lines(report),
+        rows=block(rows or {}),
         **sections.views(report),
     )
     view["sections"], view["missing"] = contents.listed(view)

@@ -20,6 +20,7 @@ from tests.conftest import Desk
 from tests.finished import made
 from tests.report.example_report import full
 from tests.report.test_html import HOSTILE, poisoned
+from tests.report.test_rows import rows_of
 
 SCHEMA = json.loads(files("llm_distill.report").joinpath("schema.json").read_text(encoding="utf-8"))
 GATE = {
@@ -68,9 +69,14 @@ def check(report: Any) -> list[str]:
     return [error.json_path for error in Draft202012Validator(SCHEMA).iter_errors(report)]
 
 
-def test_a_finished_run_is_as_the_schema_says(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_finished_run_shows_its_rows_and_is_as_the_schema_says(tmp_path_factory: pytest.TempPathFactory) -> None:
     Draft202012Validator.check_schema(SCHEMA)
-    report = json.loads((made(tmp_path_factory.mktemp("made"), "lora") / "report/report.json").read_text())
+    run = made(tmp_path_factory.mktemp("made"), "lora")
+    data = rows_of((run / "report/report.html").read_text(encoding="utf-8"))
+    assert [arm for arm, _ in data["arms"]] == ["base_zero_shot", "student", "teacher"]
+    assert sum(len(table["rows"]) for table in data["tables"].values()) == 60
+    assert all(row["arms"]["teacher"]["score"] == 1 for row in data["tables"]["held_out"]["rows"])
+    report = json.loads((run / "report/report.json").read_text())
     assert check(report) == []
     assert check(report | {"gate": GATE}) == []
     described = set(SCHEMA["properties"])

@@ -15,7 +15,7 @@ from llm_distill.report import words
 from llm_distill.report.html import render, verdict
 from tests.report.example_report import full, pair, spent
 
-VOID = {"meta", "link", "br"}
+VOID = {"meta", "link", "br", "input"}
 INLINE = {"b", "bdi", "span", "mark", "i"}
 HOSTILE = (
     "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>]]></title></style></svg><!-- $\\frac{1}{0}$ {{ 7*7 }} & "
@@ -70,7 +70,7 @@ class Page(HTMLParser):
             self.words.append(" ")
 
     def handle_data(self, data: str) -> None:
-        if not self.open or self.open[-1] != "style":
+        if not self.open or self.open[-1] not in ("style", "script"):
             self.words.append(data)
 
     def all(self, tag: str) -> list[dict[str, str | None]]:

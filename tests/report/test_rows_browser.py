@@ -1,0 +1,144 @@
+"""The rows browser in a real Chromium: searched, filtered and turned by keyboard, with texts of others inert."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm_distill.report.html import render
+from tests.report.chromium import EXECUTABLE, Page, chromium
+from tests.report.example_report import full
+from tests.report.many_rows import browse
+from tests.report.test_browser import WIDER
+from tests.report.test_rows import CLEAN
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(EXECUTABLE is None, reason="no Chromium on PATH: apt-get install chromium"),
+]
+HELD = "document.querySelectorAll('#rows-filters select')"
+
+
+@pytest.fixture(scope="module")
+def page() -> Iterator[Page]:
+    with chromium() as page:
+        yield page
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("many")
+    file = home / "report.html"
+    file.write_text(render(full(), browse(home, 2000, 2000)), encoding="utf-8")
+    return file
+
+
+def typed(page: Page, text: str) -> None:
+    page.evaluate("(box => { box.value = ''; box.focus() })(document.getElementById('rows-query'))")
+    page.send("Input.insertText", text=text)
+
+
+def pressed(page: Page, key: str, code: int) -> None:
+    for kind in ("keyDown", "keyUp"):
+        text = {"text": "\r"} if key == "Enter" and kind == "keyDown" else {}
+        page.send("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **text)
+
+
+def chosen(page: Page, place: int, option: str) -> Any:
+    return page.evaluate(
+        f"(s => {{ s.selectedIndex = [...s.options].findIndex(o => o.text === '{option}'); "
+        f"s.dispatchEvent(new Event('change')); return s.selectedIndex }})({HELD}[{place}])"
+    )
+
+
+def said(page: Page) -> Any:
+    return page.evaluate("document.getElementById('rows-count').textContent")
+
+
+def quiet(page: Page, file: Path, width: int) -> None:
+    assert page.evaluate(WIDER) == []
+    assert page.evaluate("[innerWidth, document.documentElement.scrollWidth]") == [width, width]
+    assert page.complaints() == []
+    assert [url for url in page.requests() if url != "data:,"] == [file.as_uri()]
+
+
+@pytest.mark.parametrize(("width", "dark"), [(390, True), (1200, False)], ids=["phone", "desktop"])
+def test_two_thousand_rows_are_searched_and_filtered(page: Page, many: Path, width: int, dark: bool) -> None:
+    assert many.stat().st_size < 5_000_000
+    page.open(many, width, dark=dark)
+    assert said(page) == "2,000 of 2,000 rows, 1 to 20 shown"
+    typed(page, "HELD 55:")
+    assert said(page) == "20 of 2,000 rows", "55, 155, 255 and so on to 1955"
+    assert chosen(page, 0, "Student wrong and teacher right") == 1
+    assert said(page) == "18 of 2,000 rows", "a fifth is wrong, of 55 + 100 k all; 2 of these the teacher has wrong too"
+    assert "Student wrong" in page.evaluate("document.querySelector('#rows-list li').textContent")
+    typed(page, "no such words")
+    assert said(page) == "0 of 2,000 rows"
+    typed(page, "")
+    page.evaluate("document.getElementById('rows-query').dispatchEvent(new Event('input'))")
+    assert chosen(page, 1, "films") > 0
+    assert said(page).startswith("181 of 2,000 rows")
+    quiet(page, many, width)
+    took = page.evaluate(
+        "(box => { const start = performance.now(); for (const text of ['battery', 'the clock', 'positive', 'x']) { "
+        "box.value = text; box.dispatchEvent(new Event('input')) } return performance.now() - start })"
+        "(document.getElementById('rows-query'))"
+    )
+    assert took < 4 * 250, "one search in ms, with leave for a busy machine"
+
+
+def test_tables_and_pages_are_turned_by_keyboard(page: Page, many: Path) -> None:
+    page.open(many, 1200)
+    page.evaluate("document.getElementById('rows-after').focus()")
+    pressed(page, "Enter", 13)
+    assert said(page) == "2,000 of 2,000 rows, 21 to 40 shown"
+    assert page.evaluate("document.activeElement.id") == "rows-list", "reading goes on at the new rows"
+    assert page.evaluate("document.getElementById('rows-page').textContent") == "Page 2 of 100"
+    page.evaluate(
+        "(s => { s.selectedIndex = 1; s.dispatchEvent(new Event('change')) })(document.getElementById('rows-table'))"
+    )
+    assert said(page) == "2,000 of 2,000 rows, 1 to 20 shown"
+    assert chosen(page, 0, "Dropped by sure") == 3
+    assert said(page) == "286 of 2,000 rows, 1 to 20 shown"
+    assert "sure score0.61: too unsure" in page.evaluate("document.querySelector('#rows-list li').textContent")
+    controls = "[...document.querySelectorAll('#rows input, #rows select, #rows button')]"
+    assert page.evaluate(f"{controls}.filter(e => !e.labels?.length && !e.textContent).length") == 0, "each has a name"
+    assert page.evaluate("document.getElementById('rows-count').getAttribute('aria-live')") == "polite"
+    quiet(page, many, 1200)
+
+
+@pytest.mark.parametrize(
+    "text", [f"{CLEAN}</script><script>alert(1)</script>", "W" * 5000], ids=["hostile", "unbroken"]
+)
+def test_texts_of_others_are_inert(page: Page, tmp_path: Path, text: str) -> None:
+    file = tmp_path / "report.html"
+    file.write_text(render({"name": "n", "headline": "h"}, browse(tmp_path, 30, 30, text)), encoding="utf-8")
+    page.open(file, 360)
+    assert said(page) == "30 of 30 rows, 1 to 20 shown"
+    assert page.evaluate("document.querySelectorAll('script').length") == 2
+    assert page.evaluate("document.querySelectorAll('img, iframe, style ~ script, [onerror], [src]').length") == 0
+    assert text[:30].replace("\x00", "") in page.evaluate("document.querySelector('#rows-list bdi').textContent")
+    quiet(page, file, 360)
+
+
+def test_nothing_but_its_own_script_may_run(page: Page, tmp_path: Path) -> None:
+    file = tmp_path / "report.html"
+    html = render({"name": "n", "headline": "h"}, browse(tmp_path, 3, 3))
+    file.write_text(html.replace("</body>", "<script>document.title = 'taken'</script></body>"), encoding="utf-8")
+    page.open(file, 360)
+    assert page.evaluate("document.title") != "taken"
+    assert any("Content Security Policy" in line for line in page.complaints())
+
+
+def test_without_scripts_the_page_says_where_the_rows_are(page: Page, many: Path) -> None:
+    page.send("Emulation.setScriptExecutionDisabled", value=True)
+    try:
+        page.open(many, 390)
+        shown = page.send("Runtime.evaluate", expression="document.querySelector('#rows').innerText")["result"]["value"]
+    finally:
+        page.send("Emulation.setScriptExecutionDisabled", value=False)
+    assert "llm-distill show RUN kept" in shown
+    assert "Search" not in shown.split("To search them")[1]
