@@ -34,13 +34,16 @@ Sized = tuple[Iterable[tuple[str, Request]], int]
 
 @dataclass(frozen=True)
 class Panel:
-    """Who answers a table's rows, by role, and how they are asked. `who` gives the roles of one row, sorted."""
+    """Who answers a table's rows, by role, and how they are asked. `who` gives the roles of one row, sorted. fresh: no answer
+    counts but those to questions that were asked under the same word.
+    """
 
     models: Mapping[str, Model]
     who: Callable[[Prompt], Sequence[str]]
     view: View
     sampling: Sampling
     samples: int = 1
+    fresh: str | None = None
 
 
 def teachers(run: Run, prompts: Sequence[Prompt], sampling: Sampling) -> Panel:
@@ -157,7 +160,7 @@ class _Seat:
         self.run, self.role, self.panel, self.prompts = run, role, panel, prompts
         self.model = panel.models[role]
         self._keys: list[list[str]] = []  # of each row, as far as it was asked for
-        self._salt = salt(run, self.model)
+        self._salt = f"{self.model.identity}#{panel.fresh}" if panel.fresh else salt(run, self.model)
 
     def _questions(self, prompt: Prompt) -> list[Request]:
         panel = self.panel

@@ -12,6 +12,7 @@ from llm_distill.estimate_probes import BYTES_PER_TOKEN, perturbing, priced
 from llm_distill.generators import AtMost
 from llm_distill.plugs import Plug, find
 from llm_distill.prices import FREE
+from llm_distill.probe import alone_greedy, frozen
 from llm_distill.recipe import Plan
 from llm_distill.recipe_checks import kindred_judges, known_prices, open_terms, price_source
 from llm_distill.records import Prompt
@@ -50,6 +51,7 @@ def estimate(plan: Plan) -> dict[str, Any]:
         teachers[role] = _asked(plan, role, own, round(unseen * share), each)
     others = _writing(plan, found) + _judging(plan, kept) + _training(plan, kept) + _calibrating(plan, prompts)
     others += perturbing(plan, held_out)
+    others += _probing(plan, held_out)
     costs = [asked["cost_usd_at_most"] for asked in (*teachers.values(), *others)]
     return {
         "prompts": len(prompts),
@@ -108,6 +110,17 @@ def _calibrating(plan: Plan, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
         own += [emptied(prompts[0], text) for text in CONTENT_FREE if how.calibration in ("auto", "contextual")]
         asked = _asked(plan, role, own, 0, 0)
         found.append({"plug": "calibration", "roles": [role], **{key: asked[key] for key in _COUNTED}})
+    return found
+
+
+def _probing(plan: Plan, held_out: Sequence[Prompt]) -> list[dict[str, Any]]:
+    """What the frozen rows come to; of held-out rows that are yet to be written, nothing is known."""
+    if plan.probe is None or not (plan.probe.file or held_out):
+        return []
+    rows, plain, found = frozen(plan, held_out), alone_greedy(plan), []
+    for role in plan.teachers.roles:
+        asked = _asked(plain, role, [prompt for prompt in rows if role in plan.teachers.of(prompt)], 0, 0)
+        found.append({"plug": "probe", "roles": [role], **{key: asked[key] for key in _COUNTED}})
     return found
 
 

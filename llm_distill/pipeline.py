@@ -1,6 +1,6 @@
-"""The table of contents: six stages, in order, each reading what the one before left on disk.
+"""The table of contents: six stages (and a probe, where asked for), in order, each reading what those before left on disk.
 
-    prompts -> answers -> filter -> train -> evaluate -> report
+    prompts (-> probe) -> answers -> filter -> train -> evaluate -> report
 
 A finished stage leaves a stamp: a digest of the recipe's words it depends on, of the files it read, and of the files it
 wrote. While all three still hold there is nothing to do, so running a recipe again costs nothing, and whatever was
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_distill import __version__, lineage, review, rivals, store
+from llm_distill import __version__, lineage, probe, review, rivals, store
 from llm_distill.errors import FellShort, Interrupted, UserError
 from llm_distill.evaluating import evaluate
 from llm_distill.ledger import Ledger
@@ -31,6 +31,7 @@ from llm_distill.stages import (
     filter_answers,
     gate_training,
     make_prompts,
+    probe_teacher,
     train_student,
     write_report,
 )
@@ -48,6 +49,7 @@ class Stage:
     wanted: Callable[[Plan], bool] = lambda _plan: True
     asks: Callable[[Plan], tuple[str, ...]] = lambda _plan: ()  # the roles whose models it needs
     gate: Callable[[Run], None] = lambda _run: None  # refuses what the recipe's policy forbids, done before or not
+    own: bool = False  # it speaks of its own run, and is never taken over from another
 
 
 STAGES = {
@@ -56,6 +58,10 @@ STAGES = {
         make_prompts, ("seed", "prompts", "mix", "held_out", "task", "teachers", "evaluate"),
         (), ("prompts.parquet", "held_out.parquet"),
         asks=lambda plan: plan.writers,
+    ),
+    "probe": Stage(
+        probe_teacher, ("seed", "task", "teachers", "answers", "probe"), ("held_out.parquet",), ("probe",),
+        lambda plan: plan.probe is not None, lambda plan: plan.teachers.roles, own=True,
     ),
     "answers": Stage(
         ask_teacher, ("task", "teachers", "answers"),
@@ -80,7 +86,8 @@ STAGES = {
     ),
     "report": Stage(
         write_report, ("name", "report", "policy", "models", "prompts", "filter", "train", "ship"),
-        ("prompts.parquet", "answers.parquet", "kept.parquet", "dropped.parquet", "student", "eval"), ("report",),
+        ("prompts.parquet", "answers.parquet", "kept.parquet", "dropped.parquet", "student", "eval", "probe"), ("report",),
+        own=True,
     ),
 }  # fmt: skip
 
@@ -142,7 +149,7 @@ def _step(job: Run, name: str, *, forced: bool) -> dict[str, Any]:
         STAGES[name].gate(job)
         due = forced or not holds(job, name)
         job.watch.stage(name, "running" if due else "kept")
-        if due and (forced or name == "report" or not _adopt(job, name)):  # a report speaks of its own run
+        if due and (forced or STAGES[name].own or not _adopt(job, name)):
             do(job, name)
         stamp = job.folder.stamp(name)
         if due:
@@ -207,5 +214,7 @@ def _inputs(job: Run, name: str) -> str:
         more.append(plan.rivals.identity)
     elif name == "report":
         more.append(plan.digest)
+    elif name == "probe":
+        more += probe.inputs(plan)
     words = plan.slice(stage.keys, stage.asks(plan))
     return content_id([__version__, store.FORMAT, words, files, more])

@@ -28,7 +28,7 @@ from llm_distill.plugs import Plug, Reading, Spec, bind, one_line
 from llm_distill.recipe_checks import check_across
 from llm_distill.recipe_evaluation import Evaluate, Ship
 from llm_distill.recipe_file import override, read_recipe
-from llm_distill.recipe_keys import Answers, HeldOut, Report, Strict, Sweep
+from llm_distill.recipe_keys import Answers, HeldOut, Probe, Report, Strict, Sweep
 from llm_distill.records import Sampling, content_id
 from llm_distill.scorers import SCORERS, Filter, Pick, bind_filters, bind_pick
 from llm_distill.tasks import Task
@@ -72,6 +72,7 @@ class _Recipe(BaseModel):
     ship: Ship | None = None
     report: Report = Report()
     sweep: dict[str, Any] | None = None
+    probe: dict[str, Any] | None = None
 
     @field_validator("name")
     @classmethod
@@ -119,6 +120,7 @@ class Plan:
     ship: Ship | None
     report: Report
     sweep: Sweep | None
+    probe: Probe | None
     digest: str
     account: str
     sources: tuple[str, ...]
@@ -226,8 +228,9 @@ def load(path: Path, overrides: Sequence[str] = (), raw: Mapping[str, Any] | Non
         metrics=_metrics(recipe, kind.name, reading),
         ship=recipe.ship,
         report=recipe.report,
-        # What a sweep reads is no part of the run: its files are noted elsewhere.
+        # What a sweep or a probe reads decides nothing that a run makes: its files are noted elsewhere.
         sweep=None if recipe.sweep is None else _checked(Sweep, recipe.sweep, "sweep", {**reading, "files": set()}),
+        probe=None if recipe.probe is None else _checked(Probe, recipe.probe, "probe", {**reading, "files": set()}),
         digest="",
         account="",
         sources=(),
@@ -237,7 +240,7 @@ def load(path: Path, overrides: Sequence[str] = (), raw: Mapping[str, Any] | Non
     if plan.answers.json_schema:  # it may come from code
         files.append(content_id(plan.answers.json_schema))
     # With other trials, judged by another gate or drawn by another tracker, it is the same run.
-    run = _without(_deciding(raw, plan.trainer), ["sweep", "ship"])
+    run = _without(_deciding(raw, plan.trainer), ["sweep", "ship", "probe"])
     words = run | {"answers": _without(raw.get("answers") or {}, _BOUNDS)}
     sources = (*files, store.digest(templates.BUILT_IN))  # an edited text of ours is no other recipe
     return replace(plan, digest=content_id([run, files]), account=content_id([words, files]), sources=sources)

@@ -183,6 +183,10 @@ def _check_rivals(plan: Plan) -> None:
 
 def _check_ship(plan: Plan) -> None:
     ship = plan.ship
+    if plan.probe and plan.probe.file is None and plan.held_out is None:
+        raise UserError(
+            "probe: there are no held-out rows to ask; add `held_out: {share: 0.1}`, or name rows: `probe: {file: rows.jsonl}`."
+        )
     if ship is None:
         return
     if not plan.trainer or not plan.evaluate:

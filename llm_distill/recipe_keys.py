@@ -91,6 +91,23 @@ class Answers(Strict):
         return tuple(b for b in found if b.usd is not None or b.tokens is not None)
 
 
+class Probe(Strict):
+    """Frozen rows that the teachers are asked anew by every run, to notice when one of them has moved.
+
+    rows: of the held-out ones, where no file is named. min_agreement: of the answers with earlier ones, in shares; 0.9 of labels
+    unless given, and of texts no bound.
+    """
+
+    file: InputFile | None = None
+    rows: int = Field(50, ge=2, le=10_000)
+    min_agreement: float | None = Field(None, gt=0, le=1)
+
+    def model_post_init(self, _context: Any) -> None:
+        """Not both."""
+        if self.file is not None and "rows" in self.model_fields_set:
+            raise ValueError("write either `file: rows.jsonl` or `rows: 50`")
+
+
 class Report(Strict):
     """What the report says besides the numbers."""
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from llm_distill import review, store
+from llm_distill import probe, review, store
 from llm_distill.attach import attach
 from llm_distill.collect import collect, teachers
 from llm_distill.coverage import embedding
@@ -104,6 +104,12 @@ def make_prompts(run: Run) -> Outcome:
     store.write_table(run.folder.file("held_out.parquet"), map(store.prompt_row, rows.held_out), "prompts")
     notes = {"made": rows.made, "set_aside": rows.aside, **ask.spent}
     return Outcome(len(rows.asked) + len(rows.held_out), len(rows.asked), ask.owed, notes)
+
+
+def probe_teacher(run: Run) -> Outcome:
+    """probe/: what the teachers say now about rows that every run asks anew."""
+    found = probe.take(run)
+    return Outcome(found["rows"], found["rows"] - found["owed"], found["owed"], {"spent": found["spent"]})
 
 
 def ask_teacher(run: Run) -> Outcome:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ class Work:
             folder.path.mkdir(parents=True, exist_ok=True)
             folder.record["arm"] = name  # so that it is not taken for the recipe's own latest run
             folder.save()
+            plan = replace(plan, probe=None)  # the recipe's own run asks it
         start = time.perf_counter()
         summary = pipeline.run(plan, self.workspace, self.watch, ledger_url=self.ledger_url, last=last)
         spent = self.spent.setdefault(name, {"seconds": 0.0, "cost_usd": 0.0})

@@ -45,6 +45,7 @@ class MockApi:
         self.places: int | None = None  # more than so many in flight are turned away
         self.per_second: float | None = None  # a token bucket of one second, stated in headers
         self._level, self._filled = 0.0, 0.0
+        self.version = "2026-01-01"  # of the models behind its names
         self.url = ""
 
     def last_line(self, prompt: str) -> str:
@@ -154,7 +155,12 @@ class MockApi:
                 choice["token_ids"] = [LABELS.index(text)]
             choice["logprobs"] = {"content": content}
         usage = {"prompt_tokens": len(prompt.split()), "completion_tokens": len(text.split())}
-        whole = {"id": "x", "model": body["model"] + "-2026-01-01", "system_fingerprint": "fp_1", "choices": [choice]}
+        whole = {
+            "id": "x",
+            "model": f"{body['model']}-{self.version}",
+            "system_fingerprint": "fp_1",
+            "choices": [choice],
+        }
         return whole if fault == "no_usage" else whole | {"usage": usage}
 
 

@@ -47,7 +47,7 @@ RANKS = [
     ["recipe_checks", "recipe_evaluation", "recipe_keys", "recipe_probes"],
     ["recipe"],
     ["sieve", "collect", "shipped", "lineage", "rivals", "attach"],
-    ["splits", "leaks", "errand", "fairness", "review"],
+    ["splits", "leaks", "errand", "fairness", "review", "probe"],
     ["taught", "perturbing", "bias_after", "estimate_probes"],
     ["stages", "estimate"],
     ["evaluating"],

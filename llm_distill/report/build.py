@@ -58,6 +58,7 @@ def build(folder: store.RunFolder) -> dict[str, Any]:
             "dropped_by_review": (folder.stamp("filter").get("review") or {}).get("dropped", 0),
             "kept": kept,
         },
+        "probe": _probe(folder),
         **about_data(folder, answers, arms, task.name),
         "overlap": folder.stamp("evaluate").get("overlap", []),
         "answered_by": _answered_by(answers),
@@ -117,6 +118,12 @@ def _training(folder: store.RunFolder, recipe: dict[str, Any]) -> dict[str, Any]
     }
 
 
+def _probe(folder: store.RunFolder) -> dict[str, Any] | None:
+    """The last finished tick of the run's probe, without the ids that pair its rows."""
+    known = [about for path in sorted(folder.path.glob("probe/*.json")) if (about := _json(path)).get("done")]
+    return {key: of for key, of in known[-1].items() if key not in ("questions", "done", "owed")} if known else None
+
+
 def _answered_by(answers: Sequence[Answer]) -> dict[str, Any]:
     """Per role (or roles that made labels together): its rows, and how far their several answers agree."""
     found = {}
@@ -129,7 +136,7 @@ def _answered_by(answers: Sequence[Answer]) -> dict[str, Any]:
 
 def _cost(folder: store.RunFolder, asked: Mapping[str, Sequence[Answer]]) -> dict[str, Any]:
     """What each table's answers came to, and the questions that generators and scorers had of their own."""
-    own = ("prompts", "filter", "evaluate")
+    own = ("prompts", "probe", "filter", "evaluate")
     stages = {name: spent for name in own if (spent := folder.stamp(name).get("spent"))}
     for name, answers in asked.items():
         costs = [a.cost_usd for a in answers if not a.owed or a.cost_usd is not None]

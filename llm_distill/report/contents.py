@@ -30,6 +30,7 @@ SECTIONS = (
     Section("certainty", "Certainty", ("certainty",)),
     Section("robustness", "Robustness", ("robustness",)),
     Section("bias", "Bias after training", ("bias",)),
+    Section("probe", "The teacher, then and now", ("probe",), usual=False),
     Section("prompts", "Prompts", ("made",)),
     Section("funnel", "Funnel of rows", ("steps",)),
     Section("fairness", "Filters and fairness", ("fairness",)),

@@ -8,7 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from llm_distill.report import bias_section, lint_section, robustness_section, sweep_section, teaching_section, words
+from llm_distill.report import (
+    bias_section,
+    lint_section,
+    probe_section,
+    robustness_section,
+    sweep_section,
+    teaching_section,
+    words,
+)
 from llm_distill.report.charts import Estimate
 from llm_distill.report.words import Part, Said, human, interval, part, percent, points, short, value
 
@@ -34,6 +42,7 @@ def views(report: Part) -> dict[str, Any]:
         "ablated": [(row, ablated(row)) for row in parts(ablation, "arms")],
         "review": part(report, "review"),
         "reviewed": parts(part(report, "review"), "filters"),
+        "probe": probe_section.view(report),
         "lint": lint_section.view(report),
         "robustness": robustness_section.view(report),
         "bias": bias_section.view(report),
@@ -121,6 +130,7 @@ def findings(report: Part) -> Iterator[Said]:
             )
     yield from robustness_section.findings(report)
     yield from bias_section.findings(report)
+    yield from probe_section.findings(report)
     yield from lint_section.findings(report)
     yield from sweep_section.findings(report)
     yield from teaching_section.findings(report)
