@@ -19,10 +19,12 @@ from llm_distill.ngrams import portions
 from llm_distill.recipe import Plan
 from llm_distill.records import Prompt
 from llm_distill.seeds import read_rows
+from llm_distill.trainers.calibration_evidence import PARTY
 
-#: Who has seen rows: the student in training; the few-shot base and the teacher in the worked examples of their prompts; and
-#: students of other runs, each by the name of its arm, in their own training.
-PARTIES = ("training", "few_shot", "teacher")
+#: Who has seen rows: the student in training; the few-shot base and the teacher in the worked examples of their prompts; what
+#: mends the teacher's probabilities before the student learns them (`calibrate_on`); and students of other runs, each by the
+#: name of its arm, in their own training.
+PARTIES = ("training", "few_shot", "teacher", PARTY)
 #: Overlaps of a party that are looked for at most: with so many nobody reads on, and a crowd of near rows costs its square.
 MOST = 1000
 #: Rows that a message names.
@@ -87,6 +89,8 @@ def check_leaks(plan: Plan, held_out: Sequence[Prompt], kept: Path) -> list[dict
     seen = {party: [row for file in view.examples for row in read_rows(file)] for party, view in shown.items() if view}
     if plan.trainer:
         seen = {"training": store.read_prompts(kept), **seen}
+    if (how := plan.calibrating) and how.calibrate_on:
+        seen[PARTY] = list(read_rows(how.calibrate_on))
     rivals = plan.rivals.all if plan.rivals else ()
     for rival in rivals:
         if rival.kept is not None:
@@ -124,6 +128,7 @@ def _refusal(found: Sequence[Leak], held_out: int, parties: Sequence[str]) -> st
         "training": "a row learnt from",
         "few_shot": "a worked example of few_shot",
         "teacher": "one of the teacher's",
+        PARTY: "a row that the teacher's probabilities are calibrated on",
     }
 
     def seen(leak: Leak) -> str:

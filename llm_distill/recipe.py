@@ -150,7 +150,9 @@ class Plan:
     @property
     def pupils(self) -> tuple[str, ...]:
         """The roles whose models training loads or asks."""
-        asked = self.teachers.roles if self.calibrating and self.calibrating.asks else ()
+        labels = self.task.kind == "classify" and self.calibrating is not None and self.calibrating.asks
+        local = self.trained_by("auto") is not None  # which may learn from the teacher's weights, where they are here
+        asked = [r for r in self.teachers.roles if labels or (local and self.models[r].spec.name == "transformers")]
         return ("student", *(self.trainer.roles if self.trainer else ()), *asked)
 
     def trained_by(self, name: str) -> dict[str, Any] | None:

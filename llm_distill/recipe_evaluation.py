@@ -14,7 +14,7 @@ class Evaluate(Strict):
     """How the arms are compared. Sampling defaults to the answers' own, greedy.
 
     allow_overlap: held-out rows, by row_id, that may overlap what the student or a prompt has seen; or `training`, `few_shot`,
-    `teacher`: whatever overlaps the rows learnt from, or the worked examples.
+    `teacher`, `calibration`: whatever overlaps the rows learnt from, the worked examples, or the rows of `calibrate_on`.
     metric: the one that the verdict is about; null is the task kind's own. metrics: those of texts that are measured besides.
     students: of other runs, that answer the same rows: recipes' names, run folders, exports, .gguf files. previous: the one that
     this student would follow, likewise; `shipped` is the last one that `gate --ship` recorded.

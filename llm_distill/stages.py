@@ -31,7 +31,7 @@ from llm_distill.sieve import earlier_scores, scorer_identity, sieve
 from llm_distill.splits import check_rows, gather
 from llm_distill.taught import taught
 from llm_distill.terms import gate
-from llm_distill.trainers import TrainingJob, processes
+from llm_distill.trainers import TrainingJob, calibration_evidence, processes
 
 if TYPE_CHECKING:
     from llm_distill.ledger import Ledger
@@ -202,6 +202,7 @@ def train_student(run: Run, look: Path | None = None) -> Outcome:
     what would have been learnt.
     """
     plan, ask = run.plan, Errand(run, "train", logprobs=True)
+    calibration_evidence.check_taught(plan, store.read_prompts(run.folder.file("held_out.parquet")))
     run.make_room()
     samples = []
     for answer in store.read_answers(run.folder.file("kept.parquet")):

@@ -81,7 +81,23 @@ def given(plan: Plan, held_out: Sequence[Prompt]) -> list[Prompt]:
             f"sweep.dev.file: {len(both)} of {len(rows)} rows of {file} are also held out or nearly equal held-out rows, the "
             f"first: {both[0].text[:80]!r}. Settings picked on them would be picked on the evaluation; remove them."
         )
+    _check_calibration(plan, rows, f"rows of {file}")
     return rows
+
+
+def _check_calibration(plan: Plan, rows: Sequence[Prompt], what: str) -> None:
+    """UserError where the rows that decide have calibrated what trials learn: they would favour those that learn most of it."""
+    how = plan.calibrating
+    if how is None or how.calibrate_on is None:
+        return
+    known = list(read_rows(how.calibrate_on))
+    gists, near = {row.gist for row in known}, _near_to(known, plan)
+    if both := [row for row in rows if row.gist in gists or near(row)]:
+        raise UserError(
+            f"sweep.dev: {len(both)} of {len(rows)} {what} equal or nearly equal rows of train.calibrate_on "
+            f"({how.calibrate_on}), the first: {both[0].text[:80]!r}. What the teacher's probabilities are calibrated on "
+            "cannot judge who learnt them; remove them from one side."
+        )
 
 
 def part(plan: Plan, kept: Sequence[Answer], file: Sequence[Prompt]) -> Dev:
@@ -102,6 +118,7 @@ def part(plan: Plan, kept: Sequence[Answer], file: Sequence[Prompt]) -> Dev:
             )
         decide = _share([a.prompt for a in kept], {a.prompt.row_id for a in fit}, sweep.dev.share, plan)
         taught = [a for a in fit if a.prompt.row_id in decide]
+        _check_calibration(plan, [a.prompt for a in taught], "of the kept rows that decide")
         found = Dev(metric, [a.prompt for a in taught], taught, decide, len(kept) - len(decide))
     if len(found.prompts) < FEWEST or not found.learnt:
         raise UserError(

@@ -59,6 +59,22 @@ def test_a_row_learnt_from_is_found_and_named(desk: Desk, text: str, how: str) -
     assert check_leaks(plan_of(desk), held_out, kept(desk, "x y z")) == []
 
 
+def test_what_calibrates_the_teacher_is_a_party(desk: Desk) -> None:
+    desk.seeds([{"prompt": NEARLY, "label": "negative"}, {"prompt": "fine", "label": "positive"}], "dev.jsonl")
+    keys: dict[str, Any] = {
+        "task": {"classify": {"labels": ["positive", "negative"]}},
+        "answers": {"top_logprobs": 5},
+        "train": {"logit_kd": {"calibrate_on": "dev.jsonl"}},
+    }
+    held = rows(OTHER, HELD)
+    with pytest.raises(
+        UserError, match=rf"1 of 2 held-out rows .*\(calibration\): {held[1].row_id} nearly equals a row that"
+    ):
+        check_leaks(plan_of(desk, **keys), held, kept(desk, "x y z"))
+    plan = plan_of(desk, **keys, evaluate={"allow_overlap": ["calibration"]})
+    assert check_leaks(plan, held, kept(desk, "x y z")) == [{"with": "calibration", "rows": 1}]
+
+
 def test_what_is_allowed_hides_nothing_that_is_not(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many overlaps one party is allowed, those of the next are looked for, and rows that no name allows."""
     monkeypatch.setattr("llm_distill.leaks.MOST", 2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import msgspec
 from pydantic import Field
 
-from llm_distill import store
 from llm_distill.errors import UserError
+from llm_distill.near import near_index
 from llm_distill.plugs import Group, InputFile
 from llm_distill.records import Answer, Message, Prompt
 from llm_distill.trainers import TrainingJob
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from llm_distill.evals.statistics import Floats, Ints
     from llm_distill.recipe import Plan
 
+#: What `evaluate.allow_overlap` calls the rows of `calibrate_on`.
+PARTY = "calibration"
 #: In place of a row's text (Zhao et al. 2021).
 CONTENT_FREE = ("N/A", "", "[MASK]")
 #: What tells how right a teacher is, and what at least how steady.
@@ -92,9 +94,7 @@ def evidence(job: TrainingJob, rows: Sequence[Answer], how: Calibrating) -> Evid
     assert job.task is not None
     answers = list(rows)
     if how.calibrate_on:
-        held = job.answers / "held_out.parquet" if job.answers else None
-        unseen = {row.gist for row in store.read_prompts(held)} if held and held.exists() else set()
-        answers = _ask(job, labelled(how.calibrate_on, job.task.labels, unseen), how.orders)
+        answers = _ask(job, labelled(how.calibrate_on, job.task.labels), how.orders)
     fit = [a for a in answers if a.prompt.label in job.task.labels and a.label_probs and a.prediction is not None]
     if len(fit) >= c.ENOUGH:
         gold = np.array([job.task.labels.index(a.prompt.label or "") for a in fit])
@@ -112,8 +112,8 @@ def evidence(job: TrainingJob, rows: Sequence[Answer], how: Calibrating) -> Evid
     return Evidence(None, ())
 
 
-def labelled(path: Path, labels: Sequence[str], held_out: Collection[str]) -> list[Prompt]:
-    """The rows of `calibrate_on`; UserError for one without a label of the task, or one that is held out, by `gist`."""
+def labelled(path: Path, labels: Sequence[str]) -> list[Prompt]:
+    """The rows of `calibrate_on`; UserError for one without a label of the task."""
     from llm_distill.evals.gold import check_labels
     from llm_distill.seeds import numbered, read_rows
 
@@ -123,11 +123,6 @@ def labelled(path: Path, labels: Sequence[str], held_out: Collection[str]) -> li
             f"train.calibrate_on: {len(bare)} rows of {path} have no `label`, the first: {bare[0].text[:80]!r}."
         )
     check_labels(rows, labels)
-    if both := [row for row in rows if row.gist in held_out]:
-        raise UserError(
-            f"train.calibrate_on: {len(both)} of {len(rows)} rows of {path} are held out, the first: {both[0].text[:80]!r}. The "
-            "student would be fitted to its own evaluation; remove them."
-        )
     return rows
 
 
@@ -158,13 +153,24 @@ def check_recipe(plan: Plan) -> None:
 
 
 def check_taught(plan: Plan, held_out: Sequence[Prompt]) -> None:
-    """UserError for rows of `calibrate_on` that training would refuse after all answers are paid for."""
+    """UserError for rows of `calibrate_on` that cannot be used, or that are held out or nearly equal a held-out row."""
     how = plan.calibrating
     if how is None or how.calibrate_on is None:
         return
     from llm_distill.evals.calibration import ENOUGH  # brings scipy
 
-    rows = labelled(how.calibrate_on, plan.task.labels, {row.gist for row in held_out})
+    rows = labelled(how.calibrate_on, plan.task.labels)
+    allowed = plan.evaluate.allow_overlap if plan.evaluate else ()
+    apart = [] if PARTY in allowed else [row for row in held_out if row.row_id not in allowed]
+    gists, index = {row.gist for row in apart}, None
+    if apart and plan.held_out and plan.held_out.near is not None:
+        index = near_index([row.text for row in apart], plan.held_out.near)
+    if both := [row for row in rows if row.gist in gists or (index and index.near(row.text))]:
+        raise UserError(
+            f"train.calibrate_on: {len(both)} of {len(rows)} rows of {how.calibrate_on} are held out or nearly equal held-out "
+            f"rows, the first: {both[0].text[:80]!r}. The student would be fitted to its own evaluation; remove them, or "
+            f"allow it by name, `evaluate: {{allow_overlap: [{PARTY}]}}`: the report will say so."
+        )
     if len(rows) < ENOUGH:
         raise UserError(
             f"train.calibrate_on: {how.calibrate_on} has {len(rows)} rows; fewer than {ENOUGH} cannot tell one calibration from "

@@ -13,10 +13,11 @@ import msgspec
 import numpy as np
 import pytest
 
-from llm_distill import store
 from llm_distill.errors import UserError
 from llm_distill.evals.calibration import tempered
+from llm_distill.recipe import load
 from llm_distill.records import Answer, Message, Prompt, Sample, make_prompt
+from llm_distill.sweep_rows import given
 from llm_distill.tasks import Task
 from llm_distill.trainers import TrainingJob
 from llm_distill.trainers.calibrate import calibrated
@@ -191,9 +192,6 @@ def test_labelled_rows_of_a_file_decide(tmp_path: Path) -> None:
     refused("\n".join(lines[:20]), "20 rows of .*; fewer than 50")
     refused('{"prompt": "x"}', "1 rows of .* have no `label`")
     refused('{"prompt": "x", "label": "god"}', "Did you mean 'good'")
-    held = [make_prompt((Message("user", "Row  3"),))]
-    store.write_table(tmp_path / "held_out.parquet", map(store.prompt_row, held), "prompts")
-    refused("\n".join(lines), "1 of 120 rows of .* are held out, the first: 'row 3'", answers=tmp_path)
     file.write_text("\n".join(lines), encoding="utf-8")
     with pytest.raises(UserError, match="they cannot be asked"):
         calibrated(job(rows), Calibrating(calibrate_on=file))
@@ -250,6 +248,62 @@ def test_through_the_whole_road(desk: Desk, api: MockApi, student: Path) -> None
     again = desk.here(recipe, first="train")
     assert again["stages"]["train"]["ran"]
     assert api.asked.total() == asked, "all of it is in the ledger"
+
+
+def test_rows_that_are_held_out_calibrate_nothing_unless_it_is_allowed_by_name(desk: Desk, student: Path) -> None:
+    """Named after the answers are there, exact or nearly: refused before training, and used where it is allowed by name."""
+    words = "the hotel by the lake was far too loud for the five of"
+    desk.seeds([{"prompt": f"text {i}"} for i in range(10)])
+    desk.seeds([{"prompt": f"{words} us", "label": "positive"}, {"prompt": "fine", "label": "negative"}], "held.jsonl")
+    dev = [{"prompt": f"dev {i} {chr(97 + i % 26) * 9}", "label": "positive"} for i in range(60)]
+    desk.seeds([*dev, {"prompt": f"{words} them", "label": "positive"}], "dev.jsonl")
+    recipe = desk.recipe(
+        models={"teacher": {"scripted": {"default": "positive"}}, "student": {"transformers": {"model": str(student)}}},
+        held_out={"file": "held.jsonl"},
+        answers={"top_logprobs": 5},
+        train={"logit_kd": {"epochs": 1}},
+        evaluate={},
+    )
+    desk.here(recipe, last="filter")
+    calibrated_on = "train.logit_kd.calibrate_on=dev.jsonl"
+    said = r"1 of 61 rows of .*dev.jsonl are held out or nearly equal held-out rows, the first: .*allow_overlap: \[calibration\]"
+    with pytest.raises(UserError, match=said):
+        desk.here(recipe, calibrated_on)
+    summary = desk.here(recipe, calibrated_on, "evaluate.allow_overlap=[calibration]", last="train")
+    assert summary["status"] == "done", summary
+    assert summary["stages"]["train"]["ran"]
+
+
+def test_rows_that_a_sweep_is_decided_on_calibrate_nothing(desk: Desk) -> None:
+    rows = [{"prompt": f"dev {i} {chr(97 + i % 26) * 9}", "label": "positive"} for i in range(60)]
+    desk.seeds([{"prompt": "x"}])
+    desk.seeds(rows, "calibrate.jsonl")
+    desk.seeds([*rows[:2], *({"prompt": f"apart {i}", "label": "positive"} for i in range(8))], "dev.jsonl")
+    student = {"transformers": {"model": "org/name"}}
+    plan = load(
+        desk.recipe(
+            models={"teacher": {"scripted": {"default": "positive"}}, "student": student},
+            answers={"top_logprobs": 5},
+            train={"logit_kd": {"calibrate_on": "calibrate.jsonl"}},
+            sweep={"over": {"train.logit_kd.alpha": [0.1, 0.5]}, "dev": {"file": "dev.jsonl"}},
+        )
+    )
+    with pytest.raises(UserError, match=r"sweep.dev: 2 of 10 rows of .*dev.jsonl equal or nearly equal rows of train"):
+        given(plan, [])
+
+
+def test_teachers_are_there_for_training_only_where_they_are_needed(desk: Desk) -> None:
+    def needed(task: Any, train: Any, **teacher: Any) -> tuple[str, ...]:
+        models = {"teacher": teacher or {"scripted": {"default": "positive"}}, "student": local}
+        return load(desk.recipe(task=task, models=models, answers={"top_logprobs": 5}, train=train)).pupils
+
+    desk.seeds([{"prompt": "x"}])
+    local = {"transformers": {"model": "org/name"}}
+    labels = {"classify": {"labels": ["positive", "negative"]}}
+    assert needed(labels, "logit_kd") == ("student", "teacher"), "who may be asked about nothing"
+    assert needed(labels, {"logit_kd": {"calibration": "none"}}) == ("student",)
+    assert needed("generate", "logit_kd") == needed("generate", "auto") == ("student",)
+    assert needed("generate", "auto", transformers={"model": "org/other"}) == ("student", "teacher"), "its weights"
 
 
 def test_check_counts_what_calibration_asks(desk: Desk) -> None:
