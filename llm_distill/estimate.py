@@ -12,7 +12,7 @@ from llm_distill.estimate_probes import BYTES_PER_TOKEN, perturbing, priced
 from llm_distill.generators import AtMost
 from llm_distill.plugs import Plug, find
 from llm_distill.prices import FREE
-from llm_distill.probe import alone_greedy, frozen
+from llm_distill.probe_rows import frozen, greedy
 from llm_distill.recipe import Plan
 from llm_distill.recipe_checks import kindred_judges, known_prices, open_terms, price_source
 from llm_distill.records import Prompt
@@ -117,7 +117,7 @@ def _probing(plan: Plan, held_out: Sequence[Prompt]) -> list[dict[str, Any]]:
     """What the frozen rows come to; of held-out rows that are yet to be written, nothing is known."""
     if plan.probe is None or not (plan.probe.file or held_out):
         return []
-    rows, plain, found = frozen(plan, held_out), alone_greedy(plan), []
+    rows, plain, found = frozen(plan, held_out), greedy(plan), []
     for role in plan.teachers.roles:
         asked = _asked(plain, role, [prompt for prompt in rows if role in plan.teachers.of(prompt)], 0, 0)
         found.append({"plug": "probe", "roles": [role], **{key: asked[key] for key in _COUNTED}})

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_distill import __version__, lineage, probe, review, rivals, store
+from llm_distill import __version__, lineage, probe_rows, review, rivals, store
 from llm_distill.errors import FellShort, Interrupted, UserError
 from llm_distill.evaluating import evaluate
 from llm_distill.ledger import Ledger
@@ -215,6 +215,6 @@ def _inputs(job: Run, name: str) -> str:
     elif name == "report":
         more.append(plan.digest)
     elif name == "probe":
-        more += probe.inputs(plan)
+        more += probe_rows.inputs(plan)
     words = plan.slice(stage.keys, stage.asks(plan))
     return content_id([__version__, store.FORMAT, words, files, more])

@@ -20,10 +20,9 @@ from uuid import uuid4
 
 from llm_distill import store
 from llm_distill.collect import Panel, collect, teachers
-from llm_distill.errors import UserError
+from llm_distill.probe_rows import frozen, greedy
 from llm_distill.recipe import Plan
-from llm_distill.records import Answer, Prompt, content_id
-from llm_distill.seeds import numbered, read_rows
+from llm_distill.records import Answer, content_id
 
 if TYPE_CHECKING:
     from llm_distill.stages import Run
@@ -49,35 +48,11 @@ class Tick:
         return store.read_answers(self.table)
 
 
-def frozen(plan: Plan, held_out: Sequence[Prompt]) -> list[Prompt]:
-    """The rows that are asked each time: a file's, or those of the held-out rows with the least ids, which are hashes; so most
-    of them stay the same where rows are added.
-    """
-    assert plan.probe is not None
-    if plan.probe.file is not None:
-        return list(numbered(read_rows(plan.probe.file)))
-    if not held_out:
-        raise UserError("probe: there are no held-out rows to ask; write `held_out`, or `probe: {file: rows.jsonl}`.")
-    chosen = {p.row_id for p in sorted(held_out, key=lambda p: p.row_id)[: plan.probe.rows]}
-    return [prompt for prompt in held_out if prompt.row_id in chosen]
-
-
-def alone_greedy(plan: Plan) -> Plan:
-    """The plan as the probe asks by it: one greedy answer a row, without logprobs."""
-    one = {"samples": 1, "temperature": 0.0, "top_p": 1.0, "top_logprobs": None, "attach": None, "best_by": None}
-    return replace(plan, answers=plan.answers.model_copy(update=one), pick=None)
-
-
-def inputs(plan: Plan) -> list[str]:
-    """What a probe depends on besides the recipe's words: its file."""
-    return [store.digest(plan.probe.file)] if plan.probe and plan.probe.file else []
-
-
 def take(run: Run) -> dict[str, Any]:
     """Ask the frozen rows: go on with the tick that was begun, or begin one. What it says, as its file has it; `owed` counts
     rows without an answer, for which a later call asks again, as part of this tick.
     """
-    plan, folder = alone_greedy(run.plan), run.folder.file("probe")
+    plan, folder = greedy(run.plan), run.folder.file("probe")
     assert plan.probe is not None
     prompts = frozen(plan, store.read_prompts(run.folder.file("held_out.parquet")))
     about = _begun(folder) or _begin(folder)
