@@ -10,6 +10,7 @@ import pytest
 
 from llm_distill import store
 from llm_distill.errors import UserError
+from llm_distill.evals.bias import How, bias
 from llm_distill.evals.compare import compare
 from llm_distill.evals.gate import CONDITIONS, gate
 from llm_distill.recipe import load
@@ -18,6 +19,7 @@ from llm_distill.records import Answer
 from tests.conftest import Desk
 from tests.evals.rows import LABELS, answer, arm, prompt, right_on
 from tests.finished import ROWS, TEACHER, WHOLE, finish
+from tests.test_bias_after import twins
 
 
 def judged(ship: dict[str, Any], arms: dict[str, list[Answer]], **more: Any) -> dict[str, Any]:
@@ -63,23 +65,25 @@ def test_what_cannot_be_judged_fails_and_says_what_to_do() -> None:
         found = judged(ship, arms)
         assert (found["holds"], found["value"]) == (False, None), ship
         assert why in found["note"], found
-    flips = [{"who": w, "attribute": "g", "of": "label", "variant": "*", "groups": 5, "flips": 0} for w in few]
-    assert "5 groups can show nothing" in judged({"max_bias_rise": 1.0}, few, flips=flips)["note"]
+    few |= {"student": twins(0, 5), "base_few_shot": twins(0, 5)}
+    bias = {"found": [], "against": []} | measured_bias(few)
+    assert "5 groups can show nothing" in judged({"max_bias_rise": 1.0}, few, bias=bias)["note"]
+
+
+def measured_bias(arms: dict[str, list[Answer]], base: str = "base_few_shot") -> dict[str, Any]:
+    return bias(arms, [base, "teacher"], "classify", LABELS, {}, None, How(["label"], resamples=500))
 
 
 def test_bias_is_held_against_the_base_that_is_harder_to_beat() -> None:
-    arms = {"student": right_on(50, 50), "base_few_shot": right_on(50, 25), "base_zero_shot": right_on(50, 1)}
-
-    def flips(student: int) -> list[dict[str, Any]]:
-        counts = {"student": student, "base_few_shot": 4, "base_zero_shot": 0}
-        shared = {"attribute": "gender", "of": "label", "variant": "*", "groups": 20}
-        return [{"who": who, "flips": n, **shared} for who, n in counts.items()]
-
-    found = judged({"max_bias_rise": 0.0}, arms, flips=flips(4))
+    arms = {"student": twins(4, 20), "base_few_shot": twins(4, 20), "base_zero_shot": twins(0, 20)}
+    found = judged({"max_bias_rise": 0.0}, arms, bias=measured_bias(arms))
     assert (found["holds"], found["value"]) == (True, 0.0)
-    found = judged({"max_bias_rise": 0.0}, arms, flips=flips(6))
+    assert not judged({"max_bias_rise": 0.0}, arms, bias=measured_bias(arms, "base_zero_shot"))["holds"]
+    arms["student"] = twins(6, 20)
+    found = judged({"max_bias_rise": 0.0}, arms, bias=measured_bias(arms))
     assert (found["holds"], found["value"]) == (False, pytest.approx(0.1))
-    assert "label by gender: 6 of 20 groups against 4 of 20 before training" in found["note"]
+    assert "label by gender: 30.0 % of 20 groups against 20.0 % before training" in found["note"]
+    assert "points, not told apart; so many would mostly show a rise of " in found["note"]
 
 
 def test_robustness_is_judged_under_the_worst_perturbation() -> None:
@@ -106,7 +110,19 @@ def test_the_worst_slice_is_named() -> None:
     arms = {"student": student, "teacher": [answer(p, "positive") for p in rows]}
     found = judged({"max_slice_drop": 0.4}, arms, slices=["of"])
     assert (found["holds"], found["value"]) == (False, 0.5)
-    assert found["note"] == "of b, 10 rows: 50.0 % against 100.0 %"
+    assert found["note"].startswith("of b, 10 rows: 50.0 % against 100.0 % (")
+    assert found["note"].endswith(" points below)")
+
+
+def test_slices_of_a_few_rows_are_judged_together() -> None:
+    rows = [prompt(f"row {i}", "positive", of="big" if i < 30 else f"small {i // 2}") for i in range(40)]
+    student = [answer(p, "negative" if i == 31 else "positive") for i, p in enumerate(rows)]
+    arms = {"student": student, "teacher": [answer(p, "positive") for p in rows]}
+    found = judged({"max_slice_drop": 0.4}, arms, slices=["of"])
+    assert (found["holds"], found["value"]) == (True, pytest.approx(0.1))  # and not half of the one slice's two rows
+    assert found["note"] == (
+        "of small 15, small 16, small 17 and 2 more (small slices together), 10 rows: 90.0 % against 100.0 %"
+    )
 
 
 def test_time_and_money() -> None:
@@ -240,5 +256,5 @@ def test_an_overfitted_student_is_stopped_for_what_it_cannot_do(tmp_path: Path) 
     assert kept.startswith("FAILS  Share of the teacher kept")
     assert worst.startswith("FAILS  Below the teacher on the worst slice: 100.0")
     assert speed.startswith("holds")
-    assert "kind bad, 30 rows: 0.0 % against 100.0 %" in out
+    assert "kind bad, 30 rows: 0.0 % against 100.0 % (" in out
     assert "the student does not ship" in err

@@ -15,7 +15,7 @@ import numpy as np
 
 from llm_distill.evals.headline import percent, points
 from llm_distill.evals.metrics import AGREEMENT
-from llm_distill.evals.statistics import FEWEST, difference
+from llm_distill.evals.statistics import FEWEST
 from llm_distill.records import Answer
 
 Unit = Literal["share", "points", "usd", "seconds"]
@@ -73,57 +73,82 @@ def kept(_ship: Numbers, numbers: Numbers, arms: Arms) -> Judged:
 
 
 def slice_drop(_ship: Numbers, numbers: Numbers, arms: Arms) -> Judged:
-    """By how much the student is below its teacher on the slice where it is furthest below."""
+    """By how much the student is below its teacher on the slice where it is furthest below.
+
+    That is what was seen, and not the end of an interval: an upper one would ask hundreds of rows of every slice, a lower one
+    would let any small slice pass. But one row cannot decide: a tag's slices of fewer than `FEWEST` rows are judged as one.
+    """
     if owing := _owed(arms, "teacher"):
         return owing
     metric, of = numbers.get("metric"), numbers["arms"]
     if metric in (None, AGREEMENT):
         return Judged(None, "no held-out row has gold to score both by; give the rows labels or references")
-    worst: tuple[float, str] | None = None
+    drops: list[tuple[float, str]] = []
     for tag, groups in of["student"]["slices"].items():
+        small: list[tuple[str, int, float, float]] = []
         for name, cell in groups.items():
             student, teacher = cell[metric], of["teacher"]["slices"][tag][name][metric]
             where = f"{tag} {name}"
             if student["value"] is None or teacher["value"] is None:
                 return Judged(None, f"no row of {where} has gold to score it by; give one a label or a reference")
-            shown = f"{where}, {student['n']} rows: {percent(student['value'])} against {percent(teacher['value'])}"
-            drop = (teacher["value"] - student["value"], shown)
-            worst = drop if worst is None else max(worst, drop)
-    return Judged(None, "there are no slices; name tags in evaluate.slices") if worst is None else Judged(*worst)
+            if student["n"] < FEWEST:
+                small.append((name, student["n"], student["value"], teacher["value"]))
+                continue
+            pair = (
+                (numbers.get("paired") or {}).get("student_vs_teacher", {}).get("slices", {}).get(tag, {}).get(name, {})
+            )
+            drops.append(_drop(where, student["n"], student["value"], teacher["value"], pair))
+        if rows := sum(n for _, n, _, _ in small):
+            student_at = sum(n * ours for _, n, ours, _ in small) / rows
+            teacher_at = sum(n * theirs for _, n, _, theirs in small) / rows
+            names = ", ".join(name for name, *_ in small[:3]) + (
+                f" and {len(small) - 3} more" if len(small) > 3 else ""
+            )
+            where = f"{tag} {names}" if len(small) == 1 else f"{tag} {names} (small slices together)"
+            drops.append(_drop(where, rows, student_at, teacher_at, {}))
+    return Judged(*max(drops)) if drops else Judged(None, "there are no slices; name tags in evaluate.slices")
+
+
+def _drop(where: str, rows: int, student: float, teacher: float, pair: Numbers) -> tuple[float, str]:
+    """How far below its teacher the student is, and in words, with the paired interval where there is one."""
+    low, high = pair.get("low"), pair.get("high")
+    span = "" if low is None or high is None else f" ({points(-high)} to {points(-low)} points below)"
+    return teacher - student, f"{where}, {rows} rows: {percent(student)} against {percent(teacher)}{span}"
 
 
 def bias_rise(_ship: Numbers, numbers: Numbers, arms: Arms) -> Judged:
     """How much oftener the student than its base answers the members of a counterfactual group differently, by the attribute
     and the measure where that rose most. The base is the one that is harder to beat: one that names no label never differs.
+
+    The rise is that of `evals.bias`, group by group, with its interval and verdict. What was seen is judged, and no end of
+    the interval: with as many groups as people write, an upper one would stop every student.
     """
-    base = (numbers.get("gap_closed") or {}).get("from") or next((arm for arm in arms if arm.startswith("base_")), None)
-    if base is None:
+    found = numbers.get("bias") or {}
+    base = next((arm for arm in found.get("against", ()) if arm.startswith("base_")), None)
+    if base is None and not any(arm.startswith("base_") for arm in arms):
         return Judged(None, "no base was evaluated to compare with")
-    for arm in ("student", base):
+    for arm in ("student", *([base] if base else [])):
         if owing := _owed(arms, arm):
             return owing
-    flips = {
-        who: {(f["attribute"], f["of"]): f for f in numbers.get("flips", []) if f["who"] == who and f["variant"] == "*"}
-        for who in ("student", base)
-    }
-    both = sorted(flips["student"].keys() & flips[base].keys())
-    if not both:
+    whole = [one for one in found.get("found", ()) if one["measure"] == "flips" and one["value"] == "*"]
+    rises = [(one, one["against"][base]) for one in whole if base in one["against"]]
+    if not rises:
         return Judged(
             None,
             "no held-out row belongs to a counterfactual group, so bias was not measured; add `counterfactual` to prompts, or "
             "rows with the tags group, attribute and variant to the held-out file",
         )
-    worst = (-np.inf, "")
-    for key in both:
-        ours, theirs = flips["student"][key], flips[base][key]
-        if min(ours["groups"], theirs["groups"]) < FEWEST:
-            few = min(ours["groups"], theirs["groups"])
-            return Judged(None, f"{key[0]}: {few} groups can show nothing; hold out {FEWEST} or more")
-        rise = difference(ours["flips"], ours["groups"], theirs["flips"], theirs["groups"])
-        shown = f"{ours['flips']} of {ours['groups']} groups against {theirs['flips']} of {theirs['groups']} before training"
-        span = f"{points(rise.low)} to {points(rise.high)} points"
-        worst = max(worst, (rise.value, f"{key[1]} by {key[0]}: {shown} ({span})"))
-    return Judged(*worst)
+    judged: list[tuple[float, str]] = []
+    for one, rise in rises:
+        if rise["n"] < FEWEST:
+            return Judged(None, f"{one['by']}: {rise['n']} groups can show nothing; hold out {FEWEST} or more")
+        ours, theirs = (percent(one["arms"][arm]["value"]) for arm in ("student", base))
+        shown = f"{one['of']} by {one['by']}: {ours} of {rise['n']} groups against {theirs} before training"
+        span = f"{points(rise['low'])} to {points(rise['high'])} points, {rise['verdict']}"
+        unseen = rise["smallest_visible"] if rise["verdict"] == "not told apart" else None
+        power = f"; so many would mostly show a rise of {points(unseen)}" if unseen else ""
+        judged.append((rise["difference"], f"{shown} ({span}{power})"))
+    return Judged(*max(judged))
 
 
 def robust_share(_ship: Numbers, numbers: Numbers, _arms: Arms) -> Judged:

@@ -95,6 +95,17 @@ def full() -> dict[str, Any]:
                 perturbed("student", "paraphrase", 190, 0.87, 0.86, 0.05, -0.01),
             ],
         },
+        "bias": {
+            "margin": 0.05,
+            "against": ["base_few_shot", "teacher"],
+            "few": {"recall of positive by religion": 9},
+            "found": [
+                uneven("flips", "label", "gender", "*", 0.1, 0.04, "not told apart"),
+                uneven("gap", "recall of positive", "gender", "*", 0.14, 0.02, "amplified"),
+                uneven("gap", "recall of positive", "gender", "female", 0.14, 0.02, "amplified"),
+                uneven("mentions", "words", "gender", "male", 0.05, 0.04, "kept"),
+            ],
+        },
         "gap_closed": {"value": 0.944, "low": 0.86, "high": 1.04, "from": "base_few_shot"},
         "kept_share": {"value": 0.985, "low": 0.958, "high": 1.012},
         "funnel": {
@@ -312,6 +323,15 @@ def perturbed(who: str, kind: str, n: int, clean: float, score: float, flips: fl
     changed = pair(change, change - 0.03, change + 0.03, p, 4, 9) | {"test": "exact McNemar", "p_holm": p}
     numbers = {"n": n, "clean": clean, "score": score, "change": changed | {"smallest_visible": 0.05}}
     return {"arm": who, "kind": kind, "kept": around(score / clean), "flips": around(flips), **numbers}
+
+
+def uneven(measure: str, of: str, by: str, value: str, ours: float, theirs: float, verdict: str) -> dict[str, Any]:
+    rise = ours - theirs
+    pair = {"n": 80, "difference": rise, "low": rise - 0.06, "high": rise + 0.06, "smallest_visible": 0.09}
+    same = {"n": 80, "difference": 0.0, "low": -0.02, "high": 0.02, "smallest_visible": 0.03, "verdict": "kept"}
+    arms = {"student": {"value": ours}, "base_few_shot": {"value": theirs}, "teacher": {"value": ours}}
+    against = {"base_few_shot": pair | {"verdict": verdict}, "teacher": same}
+    return {"measure": measure, "of": of, "by": by, "value": value, "arms": arms, "against": against}
 
 
 def spent(asked: int, answered: int, reused: int, prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
