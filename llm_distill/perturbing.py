@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from shutil import rmtree
 from typing import TYPE_CHECKING, Any
 
 from llm_distill import store
@@ -29,6 +30,9 @@ def robustness(seen: Evaluation) -> dict[str, Any]:
     assert plan.evaluate is not None
     assert plan.evaluate.robustness is not None
     how = plan.evaluate.robustness
+    rmtree(
+        run.folder.file("eval/robust"), ignore_errors=True
+    )  # of arms that are none any more; the ledger has all answers
     ways = Ways(plan.seed, read(how.texts), plan.task.labels, how.typo_share)
     rows = chosen(seen.prompts, how.rows, plan.seed)
     arms, metric = asked_arms(seen), seen.numbers["metric"]

@@ -18,6 +18,7 @@ from llm_distill.records import Message, Prompt, make_prompt
 from tests.conftest import Desk
 from tests.evals.rows import LABELS, answer, prompt, wrote
 from tests.mock_api import MockApi
+from tests.models.test_real_weights import SHA256, SMOLLM
 
 WAYS = Ways(7, read(SHIPPED), LABELS)
 HERE: list[Kind] = [kind for kind in KINDS if kind != "paraphrase"]
@@ -270,3 +271,29 @@ def test_what_cannot_be_asked_is_refused(scripted: Desk, robustness: dict[str, A
     (scripted.folder / "short.yaml").write_text("distractors: [a, b]", encoding="utf-8")
     with pytest.raises(UserError, match=said):
         load(scripted.recipe(**keys(**robustness)))
+
+
+@pytest.mark.weights
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(not SMOLLM.is_file(), reason="needs data/quickstart/prepare.py")
+def test_a_real_model_is_asked_what_the_tables_say(desk: Desk) -> None:
+    desk.seeds((SMOLLM.parent / "held_out.jsonl").read_text(encoding="utf-8").splitlines()[:24])
+    student = {"transformers": {"model": str(SMOLLM), "sha256": SHA256[SMOLLM], "dtype": "bfloat16"}}
+    recipe = desk.recipe(
+        models={"teacher": {"scripted": {"default": "positive"}}, "student": student},
+        held_out={"share": 0.6},
+        answers={"max_tokens": 4, "stop": ["\n"]},
+        evaluate={"resamples": 500, "robustness": {"kinds": ["typos", "injection"], "rows": 12, "arms": ["base"]}},
+    )
+    summary = desk.here(recipe)
+    found = {one["kind"]: one for one in reported(desk, summary)["robustness"]["found"]}
+    clean = {row["row_id"]: row for row in desk.rows(summary, "eval/base_zero_shot")}
+    for kind, one in found.items():
+        moved = desk.rows(summary, f"eval/robust/{kind}/base_zero_shot")
+        flips = sum(row["prediction"] != clean[row["row_id"]]["prediction"] for row in moved)
+        right = sum(row["prediction"] == row["label"] for row in moved)
+        assert one["flips"]["value"] == pytest.approx(flips / len(moved), rel=1e-4)
+        assert one["score"] == pytest.approx(right / len(moved), rel=1e-4)
+        assert all(row["messages"] != clean[row["row_id"]]["messages"] for row in moved)
+    assert any(row["text"] != clean[row["row_id"]]["text"] for row in moved), "an injection that moves no answer at all"
+    assert desk.here(recipe, first="evaluate")["asked"] == 0
