@@ -85,17 +85,9 @@ def check_leaks(plan: Plan, held_out: Sequence[Prompt], kept: Path) -> list[dict
             raise UserError(
                 f"evaluate.allow_overlap: no held-out row has the row_id {name!r}.{did_you_mean(name, parties)}"
             )
-    shown = {"few_shot": plan.task.few_shot, "teacher": plan.task.teacher_view}
-    seen = {party: [row for file in view.examples for row in read_rows(file)] for party, view in shown.items() if view}
-    if plan.trainer:
-        seen = {"training": store.read_prompts(kept), **seen}
-    if (how := plan.calibrating) and how.calibrate_on:
-        seen[PARTY] = list(read_rows(how.calibrate_on))
     rivals = plan.rivals.all if plan.rivals else ()
     for rival in rivals:
-        if rival.kept is not None:
-            seen[rival.arm] = store.read_prompts(rival.kept)
-        elif rival.arm not in allowed:
+        if rival.kept is None and rival.arm not in allowed:
             raise UserError(
                 f"evaluate: what {rival.arm} ({rival.named}) learnt from is not known here, so nobody can say whether it has "
                 "seen held-out rows. Name its run, or an export whose run is in the workspace; or allow it, "
@@ -105,7 +97,7 @@ def check_leaks(plan: Plan, held_out: Sequence[Prompt], kept: Path) -> list[dict
     found: dict[str, Leak] = {}
     uncounted: set[str] = set()
     look = _finder(held_out, plan.held_out.near if plan.held_out else None)
-    for party, rows in seen.items():
+    for party, rows in _seen(plan, kept).items():
         for n, leak in enumerate(look(party, rows), 1):
             if party in allowed or leak.row_id in allowed:
                 permitted.setdefault(party, set()).add(leak.row_id)
@@ -121,6 +113,18 @@ def check_leaks(plan: Plan, held_out: Sequence[Prompt], kept: Path) -> list[dict
         {"with": party, "rows": len(ids)} | ({"more": True} if party in uncounted else {})
         for party, ids in permitted.items()
     ] + unknown
+
+
+def _seen(plan: Plan, kept: Path) -> dict[str, list[Prompt]]:
+    """The rows that each party has seen, as far as they are known."""
+    shown = {"few_shot": plan.task.few_shot, "teacher": plan.task.teacher_view}
+    seen = {party: [row for file in view.examples for row in read_rows(file)] for party, view in shown.items() if view}
+    if plan.trainer:
+        seen = {"training": store.read_prompts(kept), **seen}
+    if (how := plan.calibrating) and how.calibrate_on:
+        seen[PARTY] = list(read_rows(how.calibrate_on))
+    rivals = plan.rivals.all if plan.rivals else ()
+    return seen | {rival.arm: store.read_prompts(rival.kept) for rival in rivals if rival.kept is not None}
 
 
 def _refusal(found: Sequence[Leak], held_out: int, parties: Sequence[str]) -> str:

@@ -46,15 +46,9 @@ RANKS = [
     ["merging", "teachers"],
     ["recipe_checks", "recipe_evaluation", "recipe_keys", "recipe_probes"],
     ["recipe"],
-<<<<<<< HEAD
     ["sieve", "collect", "shipped", "lineage", "rivals", "attach"],
-    ["splits", "leaks", "errand", "fairness", "review", "probe"],
-    ["taught", "perturbing", "bias_after", "estimate_probes"],
-=======
-    ["sieve", "collect", "lineage", "attach"],
     ["splits", "leaks", "errand", "fairness", "review", "probe_rows", "probe"],
-    ["taught"],
->>>>>>> 6f3abde (Find out which rows a probe asks without what asks them)
+    ["taught", "perturbing", "bias_after", "estimate_probes"],
     ["stages", "estimate"],
     ["evaluating"],
     ["provenance"],
