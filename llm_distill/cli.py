@@ -171,8 +171,8 @@ def fetch(recipe: RecipeArg, overrides: Overrides = None, workspace: Workspace =
 
 for command in (
     cli_runs.runs, cli_runs.show, cli_runs.report, cli_runs.refilter, cli_runs.review, cli_runs.ablate,
-    cli_attach.attach, cli_sweep.sweep, cli_evals.gate, cli_evals.compare, cli_students.export, cli_students.serve,
-    cli_training.lint, cli_training.train,
+    cli_attach.attach, cli_sweep.sweep, cli_evals.gate, cli_evals.compare, cli_evals.measure, cli_students.export,
+    cli_students.serve, cli_training.lint, cli_training.train,
 ):  # fmt: skip
     app.command()(command)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -55,6 +56,56 @@ def gate(
     if not found["ships"]:
         failed = "; ".join(f"{one.what.lower()} {one.found}, {one.asked} asked" for one in rows if not one.holds)
         raise FellShort(f"gate: the student does not ship ({failed}).")
+
+
+def measure(
+    run: RunArg,
+    rows: Annotated[int | None, typer.Option(help="Asked one at a time, of each arm.", show_default=False)] = None,
+    most_concurrency: Annotated[
+        int | None, typer.Option(help="At most so many at a time; 1 measures no throughput beyond.", show_default=False)
+    ] = None,
+    arm: Annotated[
+        list[str] | None,
+        typer.Option(help="An arm to measure, for example student. May be repeated.", show_default=False),
+    ] = None,
+    machine_usd_per_hour: Annotated[
+        float | None, typer.Option(help="Of the machine that local models run on.", show_default=False)
+    ] = None,
+    workspace: Workspace = Path("data"),
+    as_json: AsJson = False,
+) -> None:
+    """Measure how fast a run's arms answer held-out rows, and what an answer costs. The report is built again with it.
+
+    Time of an answer one at a time, time to first token, throughput at saturation, peak memory, size on disk, tokens, dollars,
+    energy; student against teacher with intervals. What is not stated here is as in `evaluate.speed`. Everything is asked anew,
+    paid for, and bounded by the recipe's budgets.
+    """
+    from rich.console import Console
+
+    from llm_distill.measure_run import measure_run
+    from llm_distill.report.markdown import table
+    from llm_distill.report.speed_section import claim_rows, table_of
+    from llm_distill.screen import Screen
+
+    given = {
+        "rows": rows,
+        "most_concurrency": most_concurrency,
+        "arms": arm or None,
+        "machine_usd_per_hour": machine_usd_per_hour,
+    }
+    words = {key: value for key, value in given.items() if value is not None}
+    with Screen(Console(stderr=True)) as screen:
+        ledger = os.environ.get("LLM_DISTILL_LEDGER")
+        found = measure_run(folder_of(run, workspace), workspace, words, screen, ledger)
+    if as_json:
+        print(json.dumps(found, sort_keys=True))
+        return
+    shown = json.loads((Path(found["run"]) / "report" / "report.json").read_text(encoding="utf-8"))
+    header, lines = table_of(shown)
+    print(table(header, lines))
+    print()
+    print(table(["Claim", "Claimed", "Measured", "Verdict"], claim_rows(shown)))
+    print(f"Report: {Path(found['run']) / 'report' / 'report.html'}")
 
 
 def compare(

@@ -52,6 +52,7 @@ def estimate(plan: Plan) -> dict[str, Any]:
     others = _writing(plan, found) + _judging(plan, kept) + _training(plan, kept) + _calibrating(plan, prompts)
     others += perturbing(plan, held_out)
     others += _probing(plan, held_out)
+    others += _clocked(plan, held_out)
     costs = [asked["cost_usd_at_most"] for asked in (*teachers.values(), *others)]
     return {
         "prompts": len(prompts),
@@ -122,6 +123,29 @@ def _probing(plan: Plan, held_out: Sequence[Prompt]) -> list[dict[str, Any]]:
         asked = _asked(plain, role, [prompt for prompt in rows if role in plan.teachers.of(prompt)], 0, 0)
         found.append({"plug": "probe", "roles": [role], **{key: asked[key] for key in _COUNTED}})
     return found
+
+
+def _clocked(plan: Plan, held_out: Sequence[Prompt]) -> list[dict[str, Any]]:
+    """What the measurement of speed asks anew, by role."""
+    how = plan.evaluate.speed if plan.evaluate else None
+    roles = {"teacher": plan.teachers.roles} if len(plan.teachers.roles) == 1 else {}
+    found: dict[str, dict[str, Any]] = {}
+    for arm in how.arms if how and held_out else ():
+        for role in roles.get(arm, () if arm == "teacher" else ("student",)):
+            plug = plan.models.get(role)
+            if plug is None or getattr(plug.function, "batches", False):
+                continue
+            assert how is not None
+            requests = how.most(int(plug.knobs.get("concurrency") or how.most_concurrency))
+            asked = _asked(plan, role, list(held_out), 0, 0)
+            share = requests / max(1, asked["requests"])
+            scaled = {key: None if asked[key] is None else asked[key] * share for key in _COUNTED}
+            new = {key: of if of is None or key == "cost_usd_at_most" else round(of) for key, of in scaled.items()}
+            before = found.get(role, {"plug": "speed", "roles": [role], **dict.fromkeys(_COUNTED, 0)})
+            found[role] = before | {
+                key: None if of is None or before[key] is None else before[key] + of for key, of in new.items()
+            }
+    return list(found.values())
 
 
 def _errand(plan: Plan, plug: Plug, most: AtMost | None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from llm_distill import bias_after, store
+from llm_distill import bias_after, speed, store
 from llm_distill.collect import Panel, alone, collect, teachers
 from llm_distill.errand import Errand
 from llm_distill.errors import UserError
@@ -100,4 +100,7 @@ def more(seen: Evaluation) -> dict[str, object]:
         found["robustness"] = robustness(seen)
     if bias_after.wanted(seen):
         found["bias"] = bias_after.bias_after(seen)
+    if asked and asked.speed:
+        table = seen.run.folder.file("eval/speed.json")
+        found["speed"] = speed.measure(seen.run, seen.prompts, seen.panels, asked.speed, table)
     return found

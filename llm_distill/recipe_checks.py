@@ -9,6 +9,7 @@ from llm_distill import recipe_probes
 from llm_distill.errors import UserError, did_you_mean
 from llm_distill.plugs import Plug
 from llm_distill.prices import FREE, Prices, listing
+from llm_distill.recipe_evaluation import ARMS
 from llm_distill.scorers import Filter, Pick, check_needs
 from llm_distill.teachers import check_asking
 from llm_distill.terms import judge, named_sources
@@ -100,6 +101,7 @@ def check_across(plan: Plan) -> None:
     check_asking(plan)
     _check_attach(plan)
     _check_rivals(plan)
+    _check_speed(plan)
     _check_ship(plan)
     recipe_probes.check_recipe(plan)
     sft_checks.check_recipe(plan)
@@ -165,6 +167,14 @@ def _check_attach(plan: Plan) -> None:
         )
 
 
+def _check_speed(plan: Plan) -> None:
+    how = plan.evaluate and plan.evaluate.speed
+    for arm in how.arms if how else ():
+        if arm not in (*ARMS, "previous") and not arm.startswith("student_of_"):
+            known = [*ARMS, "previous", "student_of_<recipe>"]
+            raise UserError(f"evaluate.speed.arms: there is no arm {arm!r}.{did_you_mean(arm, known)}")
+
+
 def _check_rivals(plan: Plan) -> None:
     how = plan.evaluate
     if how is None or not (how.students or how.previous):
@@ -210,7 +220,10 @@ def _check_ship(plan: Plan) -> None:
             f"agreement_with_teacher, which no teacher has; name another metric, or remove {held_against[0]}."
         )
     free = known_prices(plan.models["student"]) in (None, FREE)
-    if ship.max_usd_per_1000 is not None and free and ship.machine_usd_per_hour is None:
+    hourly = ship.machine_usd_per_hour
+    if hourly is None and plan.evaluate.speed:
+        hourly = plan.evaluate.speed.machine_usd_per_hour
+    if ship.max_usd_per_1000 is not None and free and hourly is None:
         raise UserError(
             "ship.max_usd_per_1000: models.student runs on a machine of yours, and nothing says what that costs; add "
             "`machine_usd_per_hour` to ship (0 if it costs nothing)."

@@ -9,6 +9,48 @@ from pydantic import Field
 from llm_distill.recipe_keys import Strict, Usd
 from llm_distill.recipe_probes import Bias, Robustness
 
+#: Questions before the clock starts, when one is asked at a time: what is loaded, compiled, connected by the first is not speed.
+WARM = 2
+#: At least so many times as many answers as are asked at a time: the spread of a throughput is that of its blocks.
+BLOCKS = 4
+
+
+#: The arms of every evaluation, of which those are measured that there are.
+ARMS = ("base_zero_shot", "base_few_shot", "student", "teacher")
+
+
+class Speed(Strict):
+    """How fast and at what price the arms answer: held-out rows asked anew, never read from the ledger, and paid for within the
+    budgets.
+
+    rows: asked one at a time. most_concurrency: then twice as many at a time, and so on, until that answers no more a second, or
+    so many are; 1 leaves this out. most_seconds: an arm that has taken so long is not asked by more at a time.
+    machine_usd_per_hour: of the machine that local models run on.
+    """
+
+    arms: list[str] = Field(["base_zero_shot", "student", "teacher"], min_length=1)
+    rows: int = Field(30, ge=6)
+    most_concurrency: int = Field(16, ge=1)
+    most_seconds: float = Field(300.0, gt=0, allow_inf_nan=False)
+    machine_usd_per_hour: Usd | None = None
+
+    def levels(self, concurrency: int) -> list[tuple[int, int]]:
+        """(how many at a time, how many answers) beyond one at a time, of a model that takes so many at once."""
+        most, found, level = min(self.most_concurrency, concurrency), [], 2
+        while level <= most:
+            found.append((level, max(self.rows, BLOCKS * level)))
+            level *= 2
+        return found
+
+    def most(self, concurrency: int) -> int:
+        """The most questions that an arm is asked, those before the clock starts among them."""
+        return 2 * WARM + self.rows + self.streams + sum(level + answers for level, answers in self.levels(concurrency))
+
+    @property
+    def streams(self) -> int:
+        """How many questions are asked by a stream, where an endpoint has to be asked like this for its first token."""
+        return min(self.rows, 10)
+
 
 class Evaluate(Strict):
     """How the arms are compared. Sampling defaults to the answers' own, greedy.
@@ -26,6 +68,7 @@ class Evaluate(Strict):
     allow_overlap: list[str] = Field([])
     students: list[str] = Field([])
     previous: str | None = None
+    speed: Speed | None = None
     temperature: float = Field(0.0, ge=0)
     max_tokens: int | None = Field(None, ge=1)
     resamples: int = Field(10_000, ge=100)

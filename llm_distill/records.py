@@ -87,7 +87,8 @@ class Completion(msgspec.Struct, frozen=True):
     server gave apart from the text; what a text itself holds of it is found when it is read (`reasoning.separate`).
     `cached_tokens` of the prompt's came from the provider's prompt cache, `cache_write_tokens` went into it; None where it
     says nothing of them. `packed` are its logprobs in their compact bytes, in place of `logprobs`, where they were read in
-    another process.
+    another process. `first_token_s`: when its first token was there, in seconds from the beginning, where that was seen; of a
+    batch, the batch's.
     """
 
     text: str
@@ -103,6 +104,7 @@ class Completion(msgspec.Struct, frozen=True):
     seconds: float = 0.0
     reasoning: str | None = None
     packed: bytes | None = None
+    first_token_s: float | None = None
 
     @property
     def status(self) -> Status:

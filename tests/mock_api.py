@@ -13,7 +13,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from aiohttp import web
@@ -43,6 +43,8 @@ class MockApi:
         self.in_flight = self.most_in_flight = 0
         self.may_answer: Callable[[], bool] = lambda: True  # an answer is held back until then
         self.places: int | None = None  # more than so many in flight are turned away
+        self.lanes: asyncio.Semaphore | None = None  # what is worked on at a time; the others wait
+        self.streams = False  # answers as server-sent events, where that is asked for, a word at a time
         self.per_second: float | None = None  # a token bucket of one second, stated in headers
         self._level, self._filled = 0.0, 0.0
         self.version = "2026-01-01"  # of the models behind its names
@@ -74,7 +76,8 @@ class MockApi:
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         try:
-            await asyncio.sleep(self.latency_s)
+            async with self.lanes or nullcontext():
+                await asyncio.sleep(self.latency_s)
             while not self.may_answer():
                 await asyncio.sleep(0.01)
         finally:
@@ -110,11 +113,31 @@ class MockApi:
             return web.Response(body=json.dumps(whole).encode()[: len(json.dumps(whole)) // 2])
         if fault == "nan_logprob":
             return web.Response(body=json.dumps(whole).replace("-0.1", "NaN").encode())
+        if body.get("stream") and self.streams:
+            return await self._events(request, whole)
         self.paid[prompt] += fault != "empty"
         self.delivered.setdefault(prompt, time.monotonic())
         if fault == "text_plain":
             return web.Response(text=json.dumps(whole))
         return web.json_response(whole, headers=headers)
+
+    async def _events(self, request: web.Request, whole: dict[str, Any]) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        kept = {key: whole[key] for key in ("id", "model", "system_fingerprint")}
+        text, end = whole["choices"][0]["message"]["content"], whole["choices"][0]["finish_reason"]
+        for delta in [{"role": "assistant", "content": ""}, *({"content": word} for word in text.split(" "))]:
+            await response.write(
+                b"data: " + json.dumps({**kept, "choices": [{"index": 0, "delta": delta}]}).encode() + b"\n\n"
+            )
+            await asyncio.sleep(self.latency_s)
+        for more in (
+            {"choices": [{"index": 0, "delta": {}, "finish_reason": end}]},
+            {"choices": [], "usage": whole["usage"]},
+        ):
+            await response.write(b"data: " + json.dumps({**kept, **more}).encode() + b"\n\n")
+        await response.write(b"data: [DONE]\n\n")
+        return response
 
     def _rate(self) -> tuple[dict[str, str], bool]:
         if self.per_second is None:

@@ -194,11 +194,13 @@ def gain_on_previous(_ship: Numbers, numbers: Numbers, arms: Arms) -> Judged:
     return Judged(pair["low"], f"{points(pair['difference'])} points ({span}) above {who}, on {pair['n']} rows")
 
 
-def usd_per_1000(ship: Numbers, _numbers: Numbers, arms: Arms) -> Judged:
+def usd_per_1000(ship: Numbers, numbers: Numbers, arms: Arms) -> Judged:
     """Dollars for a thousand answers: what tokens cost, and the machine for the time that answers took."""
     answered = [a for a in arms["student"] if a.status != "failed"]
     if not answered:
         return Judged(None, "the student answered nothing")
+    if clocked := _clocked(numbers):
+        return _usd_by_clock(ship, clocked, numbers)
     paid = [a.cost_usd for a in arms["student"] if a.cost_usd is not None or a.status != "failed"]
     if None in paid:
         return Judged(None, "what its answers cost is unknown; add prices_usd to models.student")
@@ -209,10 +211,16 @@ def usd_per_1000(ship: Numbers, _numbers: Numbers, arms: Arms) -> Judged:
     return Judged(1000 * (tokens + seconds * hourly / 3600), note)
 
 
-def p95_seconds(_ship: Numbers, _numbers: Numbers, arms: Arms) -> Judged:
+def p95_seconds(_ship: Numbers, numbers: Numbers, arms: Arms) -> Judged:
     """The 95th percentile of the time an answer took. Of a batch, whose answers are each said to have taken an equal share of
     its time, the time of the whole batch: an answer alone takes no longer, so this is an upper bound.
     """
+    if (clocked := _clocked(numbers)) and clocked.get("p95_s") is not None:
+        spread = (clocked.get("spread") or {}).get("p95_s") or {}
+        between = f" ({spread['low']:.3g} to {spread['high']:.3g})" if spread else ""
+        return Judged(
+            clocked["p95_s"], f"{clocked['p95_s']:.3g} s{between}, one answer at a time, {clocked['n']} of them"
+        )
     shares = [a.seconds for a in arms["student"] if a.status != "failed"]
     if not shares:
         return Judged(None, "the student answered nothing")
@@ -223,6 +231,25 @@ def p95_seconds(_ship: Numbers, _numbers: Numbers, arms: Arms) -> Judged:
     many = max(together.values())
     how = "one answer at a time" if many == 1 else f"whole batches of up to {many} answers, so alone it is faster"
     return Judged(float(np.quantile(waits, 0.95)), f"timed over {how}")
+
+
+def _clocked(numbers: Numbers) -> Numbers | None:
+    """What was measured of the student with a clock, where it was and it is still that student."""
+    speed = numbers.get("speed") or {}
+    found: Numbers | None = None if speed.get("stale") else (speed.get("arms") or {}).get("student")
+    return found
+
+
+def _usd_by_clock(ship: Numbers, clocked: Numbers, numbers: Numbers) -> Judged:
+    """The same from a measurement: what a thousand answers cost one at a time, which is the dearest way to ask."""
+    hourly, stated = ship.get("machine_usd_per_hour"), numbers["speed"].get("machine_usd_per_hour")
+    tokens, seconds = clocked.get("token_usd_per_1000"), clocked.get("mean_s")
+    if tokens is None or seconds is None:
+        return Judged(None, "what its answers cost is unknown; add prices_usd to models.student")
+    hourly = (stated or 0.0) if hourly is None else hourly
+    seconds *= clocked["questions"]
+    note = f"{tokens:.4g} for tokens, and {seconds:.3g} s an answer, one at a time, at {hourly:g} an hour"
+    return Judged(tokens + 1000 * seconds * hourly / 3600, note)
 
 
 def _owed(arms: Arms, arm: str) -> Judged | None:

@@ -41,6 +41,14 @@ class Model:
         """Answer one request. Raises Unavailable (try again), Rejected (this row never), UserError (stop the run)."""
         raise NotImplementedError
 
+    async def streamed(self, request: Request) -> Completion:
+        """As `complete`, in a way that shows when the first token comes, where there is one."""
+        return await self.complete(request)
+
+    def disk_bytes(self) -> int | None:
+        """Bytes of the files that it is served from; None where they are not on this machine."""
+        return None
+
     async def close(self) -> None:
         """Release what belongs to the running event loop; the model may be asked again in another one."""
 

@@ -130,7 +130,7 @@ class Engine:
                 logits_processor=LogitsProcessorList([draw.choose]),
                 stopping_criteria=StoppingCriteriaList([draw.finished]),
             )
-        draw.settle((time.perf_counter() - began) / len(rows))
+        draw.settle((time.perf_counter() - began) / len(rows), draw.first - began)
 
     def _begun(self, batch: Batch, padding: list[int]) -> Any:
         """A cache that holds the shared beginning of right-aligned rows, or None where there is nothing to share."""
@@ -194,6 +194,7 @@ class Draw:
         self.ids: list[list[int]] = [[] for _ in rows]
         self.text = [bytearray() for _ in rows]
         self.reasons: list[str | None] = [None] * len(rows)
+        self.first = 0.0  # when the first tokens were there
         self.seen: list[list[np.ndarray]] = []  # a step: chosen (batch, 1), top and top ids (batch, k)
 
     def choose(self, _ids: Any, logits: Any) -> Any:
@@ -210,6 +211,7 @@ class Draw:
         for row, token in enumerate(chosen[:, 0].tolist()):
             if self.reasons[row] is None:
                 self._take(row, token)
+        self.first = self.first or time.perf_counter()
         return logits if greedy else torch.full_like(logits, -torch.inf).scatter(-1, chosen, 0.0)
 
     def _sample(self, logits: Any) -> Any:
@@ -251,7 +253,7 @@ class Draw:
         over = [self.reasons[row] is not None or self.rows[row].cancelled() for row in range(len(self.rows))]
         return torch.tensor(over, device=ids.device)
 
-    def settle(self, seconds: float) -> None:
+    def settle(self, seconds: float, first_token_s: float) -> None:
         """Turn what was kept into the rows' outcomes."""
         for place, row in enumerate(self.rows):
             if self.reasons[place] is None and row.cancelled():
@@ -265,6 +267,7 @@ class Draw:
                 fingerprint=self.engine.identity,
                 logprobs=self._logprobs(place) if self.seen else None,
                 seconds=seconds,
+                first_token_s=first_token_s,
             )
 
     def _logprobs(self, place: int) -> Logprobs:

@@ -22,7 +22,7 @@ from pydantic import Field
 
 from llm_distill.counting import counter
 from llm_distill.errors import Rejected, Unavailable, UserError, did_you_mean
-from llm_distill.models import Model, wire
+from llm_distill.models import Model, streaming, wire
 from llm_distill.models.vocabulary import Vocabulary
 from llm_distill.models.vocabulary_files import read_vocabulary
 from llm_distill.models.wire_process import Reading
@@ -199,14 +199,24 @@ class OpenAIModel(Model):
 
     async def complete(self, request: Request) -> Completion:
         """One chat completion. See Model.complete for the errors."""
+        return await self._completed(request, self.body(request))
+
+    async def streamed(self, request: Request) -> Completion:
+        """The same as server-sent events, where the endpoint sends them."""
+        return await self._completed(request, self.body(request) | streaming.ASKED)
+
+    async def _completed(self, request: Request, body: dict[str, Any]) -> Completion:
         import aiohttp
 
-        start = time.perf_counter()
-        data = msgspec.json.encode(self.body(request))
+        start, first = time.perf_counter(), None
+        data = msgspec.json.encode(body)
         try:
             url = f"{self._base_url}/completions" if request.raw else self._url
             async with self._open().post(url, data=data, proxy=self._proxy, allow_redirects=False) as response:
-                answer = await response.read()
+                if response.content_type == "text/event-stream":
+                    answer, first = await streaming.gathered(response.content)
+                else:
+                    answer = await response.read()
         except (aiohttp.ConnectionTimeoutError, aiohttp.ClientConnectorError) as error:
             raise Unavailable(f"connection: {type(error).__name__}", crowded=True) from None
         except TimeoutError:
@@ -219,6 +229,9 @@ class OpenAIModel(Model):
             await self._refused(response.status, response.headers.get("Retry-After"), answer, request)
         self._answered = True
         seconds = time.perf_counter() - start
+        if first is not None:
+            answered = wire.completion(answer, seconds)
+            return msgspec.structs.replace(answered, first_token_s=first - start)
         if request.sampling.top_logprobs is None:
             return wire.completion(answer, seconds, token_ids=self._token_ids)
         return await self._reading.completion(answer, seconds, self.pace.in_flight, token_ids=self._token_ids)

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from llm_distill.models import Model, weights
 from llm_distill.models.decoding import Batch, Engine, Row
+from llm_distill.models.footprint import disk_bytes
 from llm_distill.models.rounds import Rounds, Waiting, in_thread
 from llm_distill.plugs import Weights
 from llm_distill.prices import FREE
@@ -58,6 +59,10 @@ class TransformersModel(Model):
     def preflight(self) -> None:
         """Find the weights, check a .gguf's hash, and convert it if that was never done here."""
         weights.prepare(self._model, **self._pins)
+
+    def disk_bytes(self) -> int:
+        """Of its weights, tokenizer and adapter."""
+        return disk_bytes(self._model, **self._pins, adapter=self._adapter)
 
     def tokenizer(self) -> Any:
         """What text is to it, with its chat template."""

@@ -112,6 +112,10 @@ class VllmOfflineModel(Model):
         self._setup.check(request, self._max_logprobs)
         return await self._rounds.ask(request)
 
+    def disk_bytes(self) -> int:
+        """Of its weights, tokenizer and adapter."""
+        return self._setup.disk_bytes()
+
     async def close(self) -> None:
         """Stop answering; the engine stays for the next time."""
         await self._rounds.close()

@@ -148,6 +148,15 @@ class VllmModel(Model):
         self._setup.check(request, self._max_logprobs)
         return await (await self._ready()).complete(request)
 
+    async def streamed(self, request: Request) -> Completion:
+        """The same by a stream."""
+        self._setup.check(request, self._max_logprobs)
+        return await (await self._ready()).streamed(request)
+
+    def disk_bytes(self) -> int:
+        """Of its weights, tokenizer and adapter."""
+        return self._setup.disk_bytes()
+
     async def ready(self) -> OpenAIModel:
         """The running server, started if it is not there, for questions of another kind."""
         return await self._ready()

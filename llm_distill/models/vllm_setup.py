@@ -11,6 +11,7 @@ from typing import Any
 
 from llm_distill.errors import UserError
 from llm_distill.models import weights
+from llm_distill.models.footprint import disk_bytes
 from llm_distill.models.vocabulary import Vocabulary
 from llm_distill.models.vocabulary_files import read_vocabulary
 from llm_distill.records import Request, content_id
@@ -88,6 +89,10 @@ class Setup:
                 "with one as `chat_template`, or say `raw_only: true` and ask in `raw` text, or use a chat model."
             )
         return folder
+
+    def disk_bytes(self) -> int:
+        """Of its weights, tokenizer and adapter."""
+        return disk_bytes(self.model, self.sha256, self.revision, self.adapter)
 
     def tokenizer(self) -> Any:
         """What text is to it, with the chat template that it is served with."""

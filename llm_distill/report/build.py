@@ -22,6 +22,7 @@ from llm_distill.report.data import about_data
 from llm_distill.report.html import render, results
 from llm_distill.report.pull_request import brief
 from llm_distill.report.rows import browsed
+from llm_distill.report.speed_section import claims
 from llm_distill.terms import Policy, Record, Source, row_sources, shipped, verdicts
 
 #: Of report.json, as `schema.json` describes it.
@@ -81,6 +82,14 @@ def build(folder: store.RunFolder) -> dict[str, Any]:
         },
         **_terms(record, recipe, kept_rows),
     }
+    if (report.get("speed") or {}).get("stale") and "speed" in numbers:
+        report["speed"] = numbers["speed"]
+    if speed := report.get("speed"):
+        report["speed"] = speed | {"claims": claims(report)}
+        if spent := speed.get("spent"):
+            cost = report["cost"]
+            total = None if None in (cost["total_usd"], spent["cost_usd"]) else cost["total_usd"] + spent["cost_usd"]
+            report["cost"] = {"total_usd": total, "stages": cost["stages"] | {"evaluate speed": spent}}
     if ship := recipe.get("ship"):
         report["gate"] = gate(ship, report, arms, unfit(folder))
     return report

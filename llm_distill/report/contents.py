@@ -41,6 +41,7 @@ SECTIONS = (
     Section("sweep", "Sweep", ("sweep",)),
     Section("ablation", "Ablation", ("ablation",)),
     Section("cost", "Cost and time", ("stages",)),
+    Section("speed", "Speed and price of an answer", ("speed",), usual=False),
     Section("examples", "Side by side", ("report.examples",)),
     Section("rows", "Rows", ("rows",), usual=False),
     Section("terms", "Licences and terms", ("report.terms", "report.policy")),

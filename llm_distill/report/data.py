@@ -30,6 +30,7 @@ def about_data(
         "review": _review(filtered.get("review")),
         "ablation": _found_out(folder, "ablation.json"),
         "sweep": _found_out(folder, "sweep.json"),
+        "speed": _measured(folder),
     }
     return {name: part for name, part in parts.items() if part}
 
@@ -68,6 +69,15 @@ def _review(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
     filters = [named(of) for of in found["filters"]]
     return {**found, "filters": filters, "together": named(found["together"]), "kept": named(found["kept"])}
+
+
+def _measured(folder: store.RunFolder) -> dict[str, Any] | None:
+    """What `measure` left in a run's folder; `stale` where the student is another one now."""
+    with suppress(OSError, ValueError):
+        found = json.loads(folder.file("speed.json").read_text(encoding="utf-8"))
+        if isinstance(found, dict):
+            return found | {"stale": found.get("student") != store.digest(folder.file("student"))}
+    return None
 
 
 def _found_out(folder: store.RunFolder, name: str) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ Pure, like the page. Everything that others wrote is escaped: it reads as text o
 
 from __future__ import annotations
 
+from llm_distill.report import speed_section
 from llm_distill.report.gate_section import lines
 from llm_distill.report.html import findings, results
 from llm_distill.report.markdown import plain, table
@@ -49,6 +50,10 @@ def brief(report: Part) -> str:
             for name, pair in pairs.items()
         ]
         said.append(table(["Row by row, in points", "Difference", "95 % interval", "p", "Rows"], rows))
+    header, timed = speed_section.table_of(report)
+    if timed:
+        said += ["### Speed and price of an answer", table(header, timed)]
+        said.append(table(["Claim", "Claimed", "Measured", "Verdict"], speed_section.claim_rows(report)))
     if found := list(findings(report, arms, primary, pairs)):
         texts = [(tone, text.replace("set out below", "set out in report.html")) for tone, text in found]
         said += ["### What it says", "\n".join(f"- {_MARKS[tone]} {plain(text, 600)}" for tone, text in texts)]

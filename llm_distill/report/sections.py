@@ -13,6 +13,7 @@ from llm_distill.report import (
     lint_section,
     probe_section,
     robustness_section,
+    speed_section,
     sweep_section,
     teaching_section,
     words,
@@ -47,6 +48,7 @@ def views(report: Part) -> dict[str, Any]:
         "robustness": robustness_section.view(report),
         "bias": bias_section.view(report),
         "bias_left_out": bias_section.left_out(report),
+        "speed": speed_section.view(report),
         "sweep": sweep_section.view(report),
         "calibration": teaching_section.calibration(report),
         "rungs": teaching_section.rungs(report),
@@ -132,6 +134,7 @@ def findings(report: Part) -> Iterator[Said]:
     yield from bias_section.findings(report)
     yield from probe_section.findings(report)
     yield from lint_section.findings(report)
+    yield from speed_section.findings(report)
     yield from sweep_section.findings(report)
     yield from teaching_section.findings(report)
     clean = part(part(part(report, "review"), "kept"), "clean")

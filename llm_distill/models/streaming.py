@@ -1,0 +1,74 @@
+"""An answer as server-sent events, put together again: the body that would have come in one piece, and when it began.
+
+The events are those of `stream: true` in the OpenAI protocol (WHATWG HTML, 9.2, carries them): `data:` lines with chunks of
+`choices[0].delta`, the usage in a last chunk without choices, then `[DONE]`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+
+#: What asks for a stream, and for the usage at its end.
+ASKED = {"stream": True, "stream_options": {"include_usage": True}}
+
+
+class _Delta(msgspec.Struct):
+    content: str | None = None
+    refusal: str | None = None
+    reasoning_content: Any = None
+    reasoning: Any = None
+
+
+class _Choice(msgspec.Struct):
+    delta: _Delta = msgspec.field(default_factory=_Delta)
+    text: str | None = None  # of a completion of raw text
+    finish_reason: str | None = None
+
+
+class _Chunk(msgspec.Struct):
+    choices: list[_Choice] = []
+    usage: Any = None
+    model: str | None = None
+    system_fingerprint: str | None = None
+    error: Any = None
+
+
+_decode = msgspec.json.Decoder(_Chunk).decode
+_PARTS = ("content", "refusal", "reasoning_content", "reasoning")
+
+
+async def gathered(lines: AsyncIterator[bytes]) -> tuple[bytes, float | None]:
+    """(the whole body, when its first token came on the clock of `perf_counter`; None where none did).
+
+    A stream that breaks off before its finish_reason gives a body without choices, which nobody takes for an answer.
+    """
+    said: dict[str, list[str]] = {name: [] for name in (*_PARTS, "text")}
+    whole: dict[str, Any] = {"choices": []}
+    first, ended = None, None
+    async for line in lines:
+        data = line.strip()
+        if not data.startswith(b"data:") or (data := data[5:].strip()) == b"[DONE]":
+            continue
+        try:
+            chunk = _decode(data)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            return data, None
+        if chunk.error is not None:
+            return data, None
+        whole |= {k: v for k in ("usage", "model", "system_fingerprint") if (v := getattr(chunk, k)) is not None}
+        for choice in chunk.choices[:1]:
+            new = {name: getattr(choice.delta, name) for name in _PARTS} | {"text": choice.text}
+            for name, words in new.items():
+                if isinstance(words, str) and words:
+                    said[name].append(words)
+                    first = first or time.perf_counter()
+            ended = choice.finish_reason or ended
+    if ended is not None:
+        joined = {name: "".join(words) for name, words in said.items() if words}
+        text = {"text": joined.pop("text")} if "text" in joined else {}
+        whole["choices"] = [{"message": joined, "finish_reason": ended} | text]
+    return msgspec.json.encode(whole), first

@@ -1,0 +1,371 @@
+"""Speed and price: clocks that agree with known latencies, saturation that is found, costs that are counted, nothing reused.
+
+Times are compared where they must hold on a machine that does other things as well: never below the known latency, in the
+known order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llm_distill import speed, store
+from llm_distill.collect import alone
+from llm_distill.errors import Unavailable, UserError
+from llm_distill.evals import timing
+from llm_distill.evals.gate import gate
+from llm_distill.evals.timing import Level, Measured, Shot
+from llm_distill.ledger import Ledger
+from llm_distill.models import Model, streaming, wire
+from llm_distill.models.footprint import Energy
+from llm_distill.models.scripted import ScriptedModel
+from llm_distill.recipe import load
+from llm_distill.recipe_evaluation import Speed
+from llm_distill.records import Message, make_prompt
+from llm_distill.report.html import render
+from llm_distill.report.pull_request import brief
+from llm_distill.report.speed_section import claims
+from llm_distill.stages import Run
+from tests.conftest import Desk, Unwatched
+from tests.evals.rows import right_on
+from tests.finished import made
+from tests.mock_api import MockApi
+
+ROWS = [{"prompt": f"row {i}", "label": "positive"} for i in range(30)]
+
+
+def hosted(api: MockApi, **knobs: Any) -> dict[str, Any]:
+    prices = {"prompt": 1, "completion": 2}
+    return {
+        "openai_api": {"model": "mock-large", "base_url": api.url, "api_key_env": None, "prices_usd": prices} | knobs
+    }
+
+
+def timed(desk: Desk, api: MockApi, how: dict[str, Any], **keys: Any) -> Path:
+    """A recipe whose teacher's speed is measured."""
+    desk.seeds(ROWS)
+    evaluate = {"resamples": 100, "speed": {"rows": 6, "most_concurrency": 1} | how}
+    words: dict[str, Any] = {"models": {"teacher": hosted(api)}, "held_out": {"share": 0.4}, "evaluate": evaluate}
+    return desk.recipe(**words | keys)
+
+
+def speed_of(summary: dict[str, Any]) -> dict[str, Any]:
+    report = json.loads((Path(summary["run"]) / "report/report.json").read_text())
+    return report["speed"]  # type: ignore[no-any-return]
+
+
+def bench(desk: Desk, how: Speed, **models: Model) -> dict[str, Any]:
+    """The speed of some models as arms."""
+    desk.seeds(ROWS)
+    plan = load(desk.recipe())
+    folder = store.RunFolder(desk.folder / "run")
+    folder.path.mkdir()
+    ledger = Ledger(desk.folder / "ledger.sqlite")
+    prompts = [make_prompt((Message("user", f"row {i}"),)) for i in range(20)]
+    panels = {arm: alone(arm, model, plan.task.student_view, plan.drawn) for arm, model in models.items()}
+    try:
+        return speed.measure(Run(plan, folder, ledger, Unwatched()), prompts, panels, how, None)
+    finally:
+        ledger.close()
+
+
+def test_latencies_are_those_of_the_models_and_so_is_their_ratio(desk: Desk) -> None:
+    quick, slow = ScriptedModel(default="positive", latency_s=0.02), ScriptedModel(default="negative", latency_s=0.4)
+    found = bench(desk, Speed(rows=6, most_concurrency=1), student=quick, teacher=slow)
+    student, teacher = found["arms"]["student"], found["arms"]["teacher"]
+    assert (student["n"], teacher["n"], student["rows"], student["failed"]) == (6, 6, 6, 0)
+    assert student["p50_s"] >= 0.02
+    assert teacher["p50_s"] >= 0.4
+    assert teacher["p95_s"] >= teacher["p50_s"]
+    assert teacher["answers_per_s"] <= 2.6
+    ratio = found["ratios"]["p50_s"]
+    assert ratio["value"] == pytest.approx(student["p50_s"] / teacher["p50_s"], rel=1e-4)
+    assert ratio["low"] <= ratio["value"] <= ratio["high"]
+    assert ratio["value"] < 0.5 < 1 / 0.5 < found["ratios"]["answers_per_s"]["value"]
+    assert found["ratios"]["prompt_tokens"]["value"] == 1.0
+    assert student["missing"]["first_token_s"] == "this kind of model answers in one piece"
+
+
+def test_the_sweep_ends_where_more_at_a_time_are_no_faster(desk: Desk, api: MockApi) -> None:
+    api.latency_s, api.lanes = 0.1, asyncio.Semaphore(2)
+    found = speed_of(desk.here(timed(desk, api, {"most_concurrency": 32})))["arms"]["teacher"]
+    assert found["saturation"]["ended"] == "more at a time were answered no faster"
+    levels = found["levels"]
+    assert [level["concurrency"] for level in levels] == [1, 2, 4, 8, 16, 32][: len(levels)]
+    assert len(levels) < 6
+    assert found["saturation"]["concurrency"] >= 2
+    assert found["answers_per_s"] > levels[0]["answers_per_s"] * 1.1
+    assert max(level["answers_per_s"] for level in levels) < 1.5 * 2 / 0.1
+    assert found["p50_s"] >= 0.1
+    assert found["tokens_per_s"] == found["answers_per_s"]  # a word each
+
+
+def test_everything_is_asked_anew_counted_and_not_measured_twice(desk: Desk, api: MockApi) -> None:
+    recipe = timed(desk, api, {})
+    (asked,) = json.loads(desk.llm_distill("check", recipe, "--json"))["others"]
+    assert (asked["plug"], asked["roles"]) == ("speed", ["teacher"])
+    assert asked["cost_usd_at_most"] > 0
+    plain = desk.here(timed(desk, api, {}, name="plain", evaluate={"resamples": 100}))
+    before, paid = api.paid.total(), plain["cost_usd"]
+    first = desk.here(recipe)
+    # Every question of the comparison was paid for by the other run; those with a clock are asked all the same.
+    assert first["asked"] == api.paid.total() - before > 6
+    assert first["asked"] <= asked["requests"]
+    assert 0 < first["cost_usd"] <= asked["cost_usd_at_most"]
+    report = json.loads((Path(first["run"]) / "report/report.json").read_text())
+    assert report["cost"]["stages"]["evaluate speed"]["cost_usd"] == pytest.approx(first["cost_usd"])
+    assert report["cost"]["total_usd"] == pytest.approx(paid + first["cost_usd"])
+    again = desk.here(recipe, first="evaluate")
+    assert (again["asked"], speed_of(again)) == (0, report["speed"])
+    said = desk.llm_distill("measure", "job", "--rows", "7", "--most-concurrency", "1")
+    assert "Times as fast as the teacher" in said
+    assert speed_of(first)["arms"]["teacher"]["n"] == 7
+    assert api.paid.total() >= before + first["asked"] + 7
+    assert "no arm 'studnt'" in desk.llm_distill("measure", "job", "--arm", "studnt", code=2)
+    assert "rows" in desk.llm_distill("measure", "job", "--rows", "2", code=2)
+
+
+def test_a_budget_holds_for_clocks_too(desk: Desk, api: MockApi) -> None:
+    answers = {"max_tokens": 8, "budget_tokens": 800}
+    plain = desk.here(timed(desk, api, {}, evaluate={"resamples": 100}, answers=answers))
+    assert plain["status"] == "done"
+    summary = desk.here(timed(desk, api, {"rows": 300}, answers=answers))
+    assert summary["status"] == "fell_short"
+    assert "800 tokens a run is reached" in summary["reason"]
+    assert not store.RunFolder(Path(summary["run"])).stamp("evaluate")
+
+
+def test_the_first_token_of_a_stream_comes_before_its_last(desk: Desk, api: MockApi) -> None:
+    api.latency_s, api.streams = 0.05, True
+    api.says = lambda _body, _prompt: "positive and three more"
+    found = speed_of(desk.here(timed(desk, api, {})))["arms"]["teacher"]
+    assert found["first_token_s"] >= 0.05
+    assert "first_token_s" not in found["missing"]
+    streamed = [body for body in api.bodies if body.get("stream")]
+    assert len(streamed) == 8
+    assert all(body["stream_options"] == {"include_usage": True} for body in streamed)
+    assert not any("logprobs" in body for body in streamed)
+
+
+def _lines(*events: str) -> AsyncIterator[bytes]:
+    async def each() -> AsyncIterator[bytes]:
+        for event in events:
+            yield f"data: {event}\n".encode()
+            yield b"\n"
+
+    return each()
+
+
+def _gathered(*events: str) -> tuple[bytes, float | None]:
+    return asyncio.run(streaming.gathered(_lines(*events)))
+
+
+@given(st.lists(st.text(max_size=5), min_size=1, max_size=6).filter(any))
+@settings(max_examples=40, deadline=None)
+def test_a_stream_is_put_together_as_it_was_said(parts: list[str]) -> None:
+    chunks = [json.dumps({"choices": [{"delta": {"content": part}}]}) for part in parts]
+    end = json.dumps({"choices": [{"delta": {}, "finish_reason": "length"}]})
+    usage = json.dumps({"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 4}, "model": "m"})
+    body, first = _gathered(*chunks, end, usage, "[DONE]")
+    whole = wire.completion(body)
+    assert (whole.text, whole.finish_reason, first is not None) == ("".join(parts), "length", True)
+    assert (whole.prompt_tokens, whole.completion_tokens, whole.model) == (3, 4, "m")
+    with pytest.raises(Unavailable, match="no choices"):  # broken off before its end
+        wire.completion(_gathered(*chunks)[0])
+
+
+def test_a_stream_that_reports_an_error_is_one() -> None:
+    said = json.dumps({"error": {"message": "out of memory", "code": "500"}})
+    with pytest.raises(Unavailable, match="out of memory"):
+        wire.completion(_gathered(json.dumps({"choices": [{"delta": {"content": "a"}}]}), said)[0])
+    with pytest.raises(Unavailable):
+        wire.completion(_gathered("{not json")[0])
+
+
+def shots(seconds: list[float], usd: float | None = 0.001) -> list[Shot]:
+    ends = np.cumsum(seconds)
+    return [
+        Shot(f"r{i}", float(end - s), float(end), s / 2, 10, 5, usd)
+        for i, (s, end) in enumerate(zip(seconds, ends, strict=True))
+    ]
+
+
+def measured(seconds: list[float], *, here: bool = False, usd: float | None = 0.001, **more: Any) -> Measured:
+    each = shots(seconds, usd)
+    return Measured(1, here, each[1:], [], [Level(1, each)], "", **more)
+
+
+@given(st.lists(st.floats(0.01, 5), min_size=4, max_size=12), st.floats(0.1, 10))
+@settings(max_examples=30, deadline=None)
+def test_an_arm_so_many_times_as_slow_has_that_ratio_without_spread(seconds: list[float], factor: float) -> None:
+    student, teacher = measured(seconds), measured([factor * s for s in seconds])
+    numbers = {"student": timing.arm(student, None), "teacher": timing.arm(teacher, None)}
+    found = timing.ratios(student, teacher, numbers)
+    for name in ("p50_s", "p95_s", "first_token_s"):
+        assert found[name]["value"] == pytest.approx(1 / factor)
+        # Drawn from the same rows of both, the ratio does not spread, however much the times do.
+        assert (found[name]["low"], found[name]["high"]) == pytest.approx((1 / factor, 1 / factor))
+    assert found["answers_per_s"]["value"] == pytest.approx(factor)
+    assert found["answers_per_s"]["low"] <= factor * (1 + 1e-9)
+    assert found["usd_per_1000"]["value"] == pytest.approx(1)
+    assert numbers["student"]["answers_per_s"] == pytest.approx((len(seconds) - 1) / sum(seconds[1:]))
+
+
+def test_throughput_is_counted_in_blocks_after_the_first_are_through() -> None:
+    ends = [9.0] * 4 + [10.0] * 4 + [11.0] * 4 + [13.0] * 4  # in fours, after a long beginning
+    level = Level(4, [Shot(str(i), 0.0, end, None, 1, 3) for i, end in enumerate(ends)])
+    found = timing.rate(level)
+    assert found is not None
+    assert found.seconds.tolist() == [1.0, 1.0, 2.0]
+    assert timing.per_second(level) == 3.0
+    answers, tokens = found.draws(0)
+    assert tokens == pytest.approx(3 * answers)
+    assert timing.rate(Level(4, level.shots[:4])) is None
+
+
+def test_money_is_tokens_elsewhere_and_hours_here() -> None:
+    local, elsewhere = measured([0.5] * 9, here=True, usd=0.0), measured([0.5] * 9)
+    assert timing.arm(elsewhere, 3.6)["usd_per_1000"] == pytest.approx(1.0)
+    assert timing.arm(local, 3.6)["usd_per_1000"] == pytest.approx(0.5)  # a thousand half seconds at a mil each
+    assert timing.arm(local, None)["missing"]["usd_per_1000"] == "machine_usd_per_hour is not stated"
+    unknown = timing.arm(measured([0.5] * 9, usd=None), 1.0)
+    assert (unknown["usd_per_1000"], "add prices_usd" in unknown["missing"]["usd_per_1000"]) == (None, True)
+    both = {"student": timing.arm(local, 3.6), "teacher": timing.arm(elsewhere, 3.6)}
+    assert timing.ratios(local, elsewhere, both)["usd_per_1000"]["value"] == pytest.approx(0.5)
+
+
+def test_claims_stand_beside_what_was_measured() -> None:
+    def verdicts(p50: float, faster: tuple[float, float, float], kept: float | None) -> dict[str, str]:
+        ratio = dict(zip(("value", "high", "low"), (1 / x for x in faster), strict=True))
+        arms = {"student": {"p50_s": p50, "spread": {"p50_s": {"low": 0.9 * p50, "high": 1.1 * p50}}}}
+        report = {
+            "kept_share": {"value": kept, "low": kept, "high": kept},
+            "speed": {"arms": arms, "ratios": {"p50_s": ratio}},
+        }
+        return {one["name"]: one["verdict"] for one in claims(report)}
+
+    good = verdicts(0.05, (20, 12, 30), 0.95)
+    assert good == {"kept": "reached", "faster": "reached", "cheaper": "not measured", "seconds": "reached"}
+    found = verdicts(0.095, (6, 3, 9), 0.5)
+    assert (found["kept"], found["faster"], found["seconds"]) == (
+        "not reached",
+        "within the spread",
+        "within the spread",
+    )
+    found = verdicts(0.2, (2, 1, 3), None)
+    assert (found["kept"], found["faster"], found["seconds"]) == ("not measured", "not reached", "not reached")
+
+
+def test_the_gate_takes_the_clock_where_there_is_one() -> None:
+    arm = timing.arm(measured([0.2] * 21, here=True, usd=0.0), 3.6)
+    numbers: dict[str, Any] = {"speed": {"arms": {"student": arm}, "machine_usd_per_hour": 3.6}}
+    arms = {"student": right_on(10, 10)}
+
+    def judged(numbers: dict[str, Any], **ship: float) -> dict[str, Any]:
+        (condition,) = gate(ship, numbers, arms)["conditions"]
+        return condition  # type: ignore[no-any-return]
+
+    found = judged(numbers, max_p95_seconds=0.1)
+    assert (found["value"], found["holds"]) == (pytest.approx(0.2), False)
+    assert "one answer at a time, 20 of them" in found["note"]
+    assert judged(numbers, max_usd_per_1000=0.19)["value"] == pytest.approx(0.2)
+    assert judged(numbers, max_usd_per_1000=0.5, machine_usd_per_hour=7.2)["value"] == pytest.approx(0.4)
+    stale = {"speed": numbers["speed"] | {"stale": True}}
+    assert "one answer at a time, 20" not in judged(stale, max_p95_seconds=0.1)["note"]
+
+
+def test_energy_is_what_the_counters_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    monkeypatch.setattr("llm_distill.models.footprint.find_spec", lambda _name: None)
+    assert Energy(tmp_path).since() == (None, "no counter")
+    for name, joules in (("intel-rapl:0", 5.0), ("intel-rapl:0:0", 4.0), ("intel-rapl:1", 99.0)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "energy_uj").write_text(f"{round(joules * 1e6)}\n")
+        (tmp_path / name / "max_energy_range_uj").write_text(f"{round(100 * 1e6)}\n")
+    energy = Energy(tmp_path)
+    (tmp_path / "intel-rapl:0/energy_uj").write_text("8000000")
+    (tmp_path / "intel-rapl:1/energy_uj").write_text("1000000")  # it began again
+    found = energy.since()
+    assert (found.value, found.of) == (pytest.approx(3.0 + 2.0), "RAPL, all processor packages")
+    read = [7000, 9500]
+    counts = SimpleNamespace(
+        NVMLError=RuntimeError,
+        nvmlInit=lambda: None,
+        nvmlDeviceGetCount=lambda: 1,
+        nvmlDeviceGetHandleByIndex=lambda i: i,
+        nvmlDeviceGetTotalEnergyConsumption=lambda _gpu: read.pop(0),  # millijoules
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", counts)
+    monkeypatch.setattr("llm_distill.models.footprint.find_spec", lambda _name: object())
+    assert Energy(tmp_path).since() == (2.5, "NVML, all GPUs")
+
+
+def test_a_local_student_is_measured_with_its_memory_and_its_files(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    home = tmp_path_factory.getbasetemp()
+    made(home, "lora")
+    shutil.copytree(home / "finished-lora", tmp_path, dirs_exist_ok=True)
+    desk = Desk(tmp_path)
+    (run,) = (tmp_path / "data/runs/job").iterdir()
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(record | {"recipe_file": str(tmp_path / "job.yaml")}))
+    said = desk.llm_distill(
+        "measure", "job", "--rows", "6", "--most-concurrency", "4", "--machine-usd-per-hour", "0.5", "--json"
+    )
+    found = json.loads(said)
+    student, base = found["arms"]["student"], found["arms"]["base_zero_shot"]
+    assert student["here"]
+    assert 0 < student["first_token_s"] <= student["p95_s"]
+    weights = [*(tmp_path / "base").iterdir(), *(run / "student").glob("adapter_*")]
+    assert student["disk_bytes"] == sum(file.stat().st_size for file in weights)
+    assert student["disk_bytes"] > base["disk_bytes"]
+    assert student["peak_bytes"] > 10_000_000
+    assert student["usd_per_1000"] <= student["usd_per_1000_alone"]
+    assert student["usd_per_1000_alone"] == pytest.approx(1000 * student["mean_s"] * 0.5 / 3600, rel=1e-4)
+    assert student["completion_tokens"] >= 1
+    report = json.loads((run / "report/report.json").read_text())
+    assert report["speed"]["arms"] == found["arms"]
+    assert not report["speed"]["stale"]
+    page, md = render(report), brief(report)
+    for text in ("What is usually claimed of distilled models", "under 100", "Throughput at"):
+        assert text in page
+    assert "### Speed and price of an answer" in md
+    (run / "student" / "note.txt").write_text("another student")
+    from llm_distill.report.build import build
+
+    assert build(store.RunFolder(run))["speed"]["stale"]
+
+
+def test_who_has_no_speed_of_its_own_says_why(desk: Desk, api: MockApi) -> None:
+    desk.seeds(ROWS)
+    how = {"resamples": 100, "speed": {"rows": 6}}
+    both = {"a": hosted(api), "b": hosted(api, model="mock-small")}
+    report = speed_of(desk.here(desk.recipe(models=both, teachers=["a", "b"], held_out={"share": 0.4}, evaluate=how)))
+    assert "several models answer together" in report["unmeasured"]["teacher"]
+    assert not report["arms"]
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"arms": ["studnt"]}, "evaluate.speed.arms: there is no arm 'studnt'. Did you mean 'student'"),
+        ({"rows": 2}, "evaluate.speed.rows"),
+        ({"rowz": 9}, "rowz"),
+    ],
+)
+def test_a_measurement_that_cannot_be_meant_is_refused(desk: Desk, how: dict[str, Any], said: str) -> None:
+    desk.seeds(ROWS)
+    with pytest.raises(UserError, match=said):
+        load(desk.recipe(held_out={"share": 0.4}, evaluate={"speed": how}))
