@@ -296,8 +296,9 @@ def test_energy_is_what_the_counters_say(tmp_path: Path, monkeypatch: pytest.Mon
     energy = Energy(tmp_path)
     (tmp_path / "intel-rapl:0/energy_uj").write_text("8000000")
     (tmp_path / "intel-rapl:1/energy_uj").write_text("1000000")  # it began again
-    found = energy.since()
-    assert (found.value, found.of) == (pytest.approx(3.0 + 2.0), "RAPL, all processor packages")
+    spent = energy.since()
+    assert spent.of == "RAPL, all processor packages"
+    assert spent.value == pytest.approx(3.0 + 2.0)
     read = [7000, 9500]
     counts = SimpleNamespace(
         NVMLError=RuntimeError,
