@@ -172,7 +172,8 @@ def unfit(
         if spent or broken:
             return FellShort(
                 f"{tally.failed} of {ended} requests failed, more than max_failed = {limits.max_failed:g} allows; "
-                f"the last one: {entry.reason}. What was answered is kept."
+                f"the last one: {entry.reason}. What was answered is kept.",
+                passes="trouble",
             )
     elif item.request.sampling.top_logprobs is not None and not account.has_logprobs:
         account.has_logprobs = entry.logprobs is not None
@@ -190,7 +191,8 @@ def left_in_batches(rows: int) -> DistillError:
     """Why asking one by one stops where rows are in batches that nobody waits for."""
     return FellShort(
         f"{rows:,} rows are in batches at the provider, paid for there and waited for by no process; run a recipe that asks "
-        "this model through openai_batch to collect them."
+        "this model through openai_batch to collect them.",
+        passes="trouble",
     )
 
 
@@ -213,5 +215,6 @@ def no_budget(budget: Budget, held: Charge, least: Charge, tally: Tally, total: 
     return FellShort(
         f"{words} is reached: {spent:,} spent or reserved, and the next request may take {next_:,}.{more}"
         f"{'.' if more else ''} Everything answered is kept; raise the budget and run again to go on. (What a crash cut off "
-        "stays reserved, for it may be billed.)"
+        "stays reserved, for it may be billed.)",
+        passes=None if budget.per == "run" else budget.per,
     )

@@ -14,7 +14,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from llm_distill import __version__, cli_attach, cli_evals, cli_runs, cli_students, cli_sweep, cli_training
+from llm_distill import __version__, cli_attach, cli_evals, cli_jobs, cli_runs, cli_students, cli_sweep, cli_training
 from llm_distill.cli_runs import AsJson, Overrides, RecipeArg, Workspace, brief, headline
 from llm_distill.errors import DistillError, FellShort, Interrupted, UserError
 
@@ -175,6 +175,7 @@ for command in (
     cli_students.serve, cli_training.lint, cli_training.train,
 ):  # fmt: skip
     app.command()(command)
+app.add_typer(cli_jobs.jobs, name="jobs")
 
 
 @app.command()

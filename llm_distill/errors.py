@@ -2,6 +2,7 @@
 
     DistillError
     ├── UserError          the recipe, a file, a key or a model is wrong: one line, exit code 2, no traceback
+    │   └── Unreachable    nobody is there to be asked: wrong as it stands, and may be right in an hour
     ├── FellShort          the work ended but owes something (budget, failed rows): one line, exit code 1
     ├── Interrupted        the user asked to stop: everything answered is kept, exit code 130
     ├── Unavailable        a call may succeed later: retried, then recorded as the row's reason
@@ -24,8 +25,20 @@ class UserError(DistillError):
     """Something the user can repair; the message says what was found, what is allowed and the repair."""
 
 
+class Unreachable(UserError):
+    """Nobody answers where a model should be."""
+
+
 class FellShort(DistillError):
-    """The run stopped in good order before everything asked for was done."""
+    """The run stopped in good order before everything asked for was done.
+
+    passes: what may have changed if the same is run later: `trouble` of somebody else's (a provider that is down), or a
+    budget once its `day`, `week` or `month` is over; None where it would stop again.
+    """
+
+    def __init__(self, reason: str = "", *, passes: str | None = None) -> None:
+        super().__init__(reason)
+        self.passes = passes
 
 
 class Interrupted(DistillError):

@@ -62,6 +62,29 @@ BATCHES = sa.Table(
     sa.Column("lease_until", sa.Float),
     sa.Column("stray", sa.Text),  # counts of lines that told of none of its rows, as JSON
 )
+#: Scheduled jobs, since when each is known; and their ticks: see schedule.book. A job is known by its recipe's name.
+JOBS = sa.Table(
+    "jobs",
+    META,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("since", sa.Float, nullable=False),  # seconds since the epoch
+)
+TICKS = sa.Table(
+    "ticks",
+    META,
+    sa.Column("job", sa.Text, primary_key=True),
+    sa.Column("due", sa.BigInteger, primary_key=True),  # the scheduled time, seconds since the epoch
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("owner", sa.Text),  # who does it now
+    sa.Column("lease_until", sa.Float),
+    sa.Column("not_before", sa.Float),  # of a postponed one
+    sa.Column("started", sa.Float),
+    sa.Column("ended", sa.Float),
+    sa.Column("digest", sa.Text),  # of the recipe as it was done
+    sa.Column("run", sa.Text),  # its folder
+    sa.Column("notes", sa.Text, nullable=False),  # the reason, the counts, as JSON
+)
 FORMAT = sa.Table("format", META, sa.Column("version", sa.Integer, primary_key=True))
 VERSION = 2
 #: SQLite allows 32,766 variables a statement and plans long IN lists well up to about this size.

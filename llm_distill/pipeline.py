@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,11 +101,13 @@ def run(
     ledger_url: str | None = None,
     first: str | None = None,
     last: str | None = None,
+    each: Callable[[str, Callable[[], dict[str, Any]]], dict[str, Any]] = lambda _name, do: do(),
 ) -> dict[str, Any]:
     """Do what is left of a recipe; gives the summary that `--json` prints.
 
     `last` is the last stage to run; `first` is done again even if it is stamped, and what follows from it.
-    `status` is `done`, `fell_short` or `interrupted`, the latter two with a `reason`; a mistake of the user's is raised.
+    `each` is handed every stage by its name, to be done by calling it, again after it failed if need be. `status` is `done`,
+    `fell_short` or `interrupted`, the latter two with a `reason`; a mistake of the user's is raised.
     """
     if processes.count() > 1:
         raise UserError(
@@ -130,9 +133,10 @@ def run(
         if first or not all(holds(job, name) for name in names):
             describe(job, sorted({role for name in names for role in STAGES[name].asks(plan)}))
         for name in names:
-            summary["stages"][name] = _step(job, name, forced=name == first)
+            summary["stages"][name] = each(name, partial(_step, job, name, forced=name == first))
     except (FellShort, Interrupted) as stop:
         summary |= {"status": "fell_short" if isinstance(stop, FellShort) else "interrupted", "reason": str(stop)}
+        summary |= {"passes": stop.passes} if isinstance(stop, FellShort) and stop.passes else {}
     finally:
         job.make_room()  # no server outlives its run
         ledger.close()
@@ -206,7 +210,9 @@ def _inputs(job: Run, name: str) -> str:
     files = [store.digest(job.folder.file(file)) for file in stage.reads]
     plan, template = job.plan, job.plan.task.template
     more: list[Any] = [*plan.sources, plan.answers.reasoning]  # how all that models say is read
-    if name == "train":
+    if name == "prompts" and plan.tick is not None:
+        more.append(plan.tick)
+    elif name == "train":
         more = [*([store.digest(template)] if template else []), *plan.trainer_files]
     elif name == "filter":
         more += [plan.trainer is not None, review.digest(job.folder)]  # which decide what there is to learn

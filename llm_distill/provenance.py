@@ -46,6 +46,7 @@ def describe(job: Run, roles: Sequence[str]) -> None:
         "digest": plan.digest,
         "account": plan.account,
         "seed": plan.seed,
+        "tick": plan.tick,
         "versions": {"llm_distill": __version__, "python": python_version()} | _versions(),
         "models": models,
         "prompts_terms": [name for name in plan.prompt_terms if name],

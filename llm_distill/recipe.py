@@ -10,12 +10,10 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from datetime import datetime
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from cronsim import CronSim, CronSimError
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from llm_distill import store, templates
@@ -29,6 +27,7 @@ from llm_distill.recipe_checks import check_across
 from llm_distill.recipe_evaluation import Evaluate, Ship
 from llm_distill.recipe_file import override, read_recipe
 from llm_distill.recipe_keys import Answers, HeldOut, Probe, Report, Strict, Sweep
+from llm_distill.recipe_schedule import Keep, Notify, Schedule, Tick
 from llm_distill.records import Sampling, content_id
 from llm_distill.scorers import SCORERS, Filter, Pick, bind_filters, bind_pick
 from llm_distill.tasks import Task
@@ -43,6 +42,8 @@ if TYPE_CHECKING:
 _T = TypeVar("_T", bound=BaseModel)
 #: Keys that bound what asking may cost: raising one goes on with the same account.
 _BOUNDS = ("budget_usd", "budget_tokens", "per", "retries", "max_failed", "drain_s")
+#: Keys that change nothing of what a run makes.
+_BESIDE = ("sweep", "ship", "probe", "schedule", "keep", "notify")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -57,7 +58,10 @@ class _Recipe(BaseModel):
     model_config = Strict.model_config
     name: str
     seed: int = 0
-    schedule: str | None = None
+    schedule: Schedule | None = None
+    keep: Keep | None = None
+    notify: list[Notify] = []
+    tick: Tick | None = None
     policy: Policy | None = None
     task: str | dict[str, Any] = "generate"
     models: dict[str, str | dict[str, Any]]
@@ -79,16 +83,6 @@ class _Recipe(BaseModel):
     def _a_folder_name(cls, name: str) -> str:
         return checked_name(name)
 
-    @field_validator("schedule")
-    @classmethod
-    def _a_cron_line(cls, schedule: str | None) -> str | None:
-        if schedule is not None:
-            try:
-                CronSim(schedule, datetime(2000, 1, 1))  # only the syntax matters
-            except CronSimError as error:
-                raise ValueError(f"found {schedule!r}, not a cron line ({error}); for example '0 3 * * 1'") from None
-        return schedule
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -98,7 +92,10 @@ class Plan:
     raw: dict[str, Any]
     name: str
     seed: int
-    schedule: str | None
+    schedule: Schedule | None
+    keep: Keep | None
+    notify: tuple[Notify, ...]
+    tick: str | None  # the scheduled time that the run stands for
     policy: Policy | None
     task: Task
     models: dict[str, Plug]
@@ -187,6 +184,8 @@ def load(path: Path, overrides: Sequence[str] = (), raw: Mapping[str, Any] | Non
         override(raw, text)
     reading = Reading(folder=path.resolve().parent, files=set(), roles=[])
     recipe = _checked(_Recipe, raw, "", reading)
+    if recipe.tick is not None:
+        raw["tick"] = recipe.tick  # however it was written
     own: dict[str, Record] = {}  # the recipe's own records of terms
     specs = {role: with_name(Spec.read(value, f"models.{role}"), own, reading) for role, value in recipe.models.items()}
     prompts = [with_name(Spec.read(v, f"prompts[{i}]"), own, reading) for i, v in enumerate(recipe.prompts)]
@@ -207,6 +206,9 @@ def load(path: Path, overrides: Sequence[str] = (), raw: Mapping[str, Any] | Non
         name=recipe.name,
         seed=recipe.seed,
         schedule=recipe.schedule,
+        keep=recipe.keep,
+        notify=tuple(recipe.notify),
+        tick=recipe.tick,
         policy=recipe.policy,
         task=_checked(Task, {"kind": kind.name, **kind.knobs}, kind.where, reading),
         models={role: bind("model", spec, MODELS, reading) for role, spec in specs.items()},
@@ -241,8 +243,8 @@ def load(path: Path, overrides: Sequence[str] = (), raw: Mapping[str, Any] | Non
     files = sorted(_file_digest(f) for f in reading["files"] | trained_by)
     if plan.answers.json_schema:  # it may come from code
         files.append(content_id(plan.answers.json_schema))
-    # With other trials, judged by another gate or drawn by another tracker, it is the same run.
-    run = _without(_deciding(raw, plan.trainer), ["sweep", "ship", "probe"])
+    # With other trials, at other times, judged by another gate or drawn by another tracker, it is the same run.
+    run = _without(_deciding(raw, plan.trainer), _BESIDE)
     words = run | {"answers": _without(raw.get("answers") or {}, _BOUNDS)}
     sources = (*files, store.digest(templates.BUILT_IN))  # an edited text of ours is no other recipe
     return replace(plan, digest=content_id([run, files]), account=content_id([words, files]), sources=sources)

@@ -61,6 +61,12 @@ def last(workspace: Path, name: str, but: Path | None = None) -> store.RunFolder
     return None
 
 
+def places(workspace: Path) -> set[Path]:
+    """The folders of all runs whose students have shipped."""
+    files = sorted((workspace / "shipped").glob("*.json"))
+    return {(workspace / entry["run"]).resolve() for file in files for entry in _entries(file)}
+
+
 def _file(workspace: Path, name: str) -> Path:
     return workspace / "shipped" / f"{name}.json"
 

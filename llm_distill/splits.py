@@ -24,6 +24,7 @@ from llm_distill.ngrams import portions
 from llm_distill.plugs import Plug, find
 from llm_distill.recipe import Plan
 from llm_distill.recipe_keys import HeldOut
+from llm_distill.recipe_schedule import drawn
 from llm_distill.records import Ask, Prompt, make_prompt
 from llm_distill.seeds import numbered, read_rows
 from llm_distill.trainers import calibration_evidence, logit_kd_checks, sft_checks
@@ -71,7 +72,9 @@ def gather(
                 found.at_most.append((generator, most))
                 return []
         name = generator.spec.name
-        context = Context(before, plan.task, ask or _nobody, model or _nobody, say, plan.seed)
+        context = Context(
+            before, plan.task, ask or _nobody, model or _nobody, say, drawn(plan.seed, plan.tick), plan.seed
+        )
         new = iter(generator(context))
         return [row if name == "seeds" else _tagged(row, name) for row in new]
 

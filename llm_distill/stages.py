@@ -25,6 +25,7 @@ from llm_distill.fairness import fairness, unfair
 from llm_distill.limits import Tally
 from llm_distill.models import Model
 from llm_distill.recipe import Plan
+from llm_distill.recipe_schedule import anew
 from llm_distill.records import Answer, Entry, Request, Sample
 from llm_distill.scorers import Context
 from llm_distill.sieve import earlier_scores, scorer_identity, sieve
@@ -96,9 +97,10 @@ class Outcome:
 def make_prompts(run: Run) -> Outcome:
     """prompts.parquet and held_out.parquet: what will be asked, and what only evaluation will see."""
     ask = Errand(run, "prompts")
-    rows = gather(run.plan, ask, run.watch.say, embedding(), run.model)
+    rows = gather(run.plan, lambda role, q: ask(role, anew(q, run.plan.tick)), run.watch.say, embedding(), run.model)
     if ask.owed and not rows.asked:
-        raise FellShort(f"prompts: no row was made; {ask.owed:,} questions got no answer. Run again to ask for them.")
+        why = f"prompts: no row was made; {ask.owed:,} questions got no answer. Run again to ask for them."
+        raise FellShort(why, passes="trouble")
     check_rows(run.plan, rows.asked, rows.held_out)
     store.write_table(run.folder.file("prompts.parquet"), map(store.prompt_row, rows.asked), "prompts")
     store.write_table(run.folder.file("held_out.parquet"), map(store.prompt_row, rows.held_out), "prompts")
@@ -169,7 +171,8 @@ def filter_answers(run: Run) -> Outcome:
         what = "loosen a filter, or look with `llm-distill show`"
         if ask.owed:
             what = f"{ask.owed:,} questions of scorers got no answer, so run again to ask for them"
-        raise FellShort(f"filter: every row was dropped ({reasons}); {what}.")
+        passes = "trouble" if ask.owed else None
+        raise FellShort(f"filter: every row was dropped ({reasons}); {what}.", passes=passes)
     notes: dict[str, Any] = {"filters": sifted.funnel, "fairness": fairness(answers, sifted), **ask.spent}
     if said:
         verdicts = {

@@ -44,7 +44,7 @@ RANKS = [
     ["ask"],
     ["generators", "scorers", "trainers", "evals", "report"],
     ["merging", "teachers"],
-    ["recipe_checks", "recipe_evaluation", "recipe_keys", "recipe_probes"],
+    ["recipe_checks", "recipe_evaluation", "recipe_keys", "recipe_probes", "recipe_schedule"],
     ["recipe"],
     ["sieve", "collect", "shipped", "lineage", "rivals", "attach"],
     ["splits", "leaks", "errand", "fairness", "review", "probe_rows", "probe"],
@@ -68,12 +68,13 @@ RANKS = [
         "measure_run",
         "launch",
     ],
+    ["schedule"],
     ["screen", "tables", "starter", "doctor"],
     ["export"],
     ["serving_wire", "serving"],
     ["review_sheet"],
     ["cli_runs"],
-    ["cli_attach", "cli_evals", "cli_sweep", "cli_students", "cli_training"],
+    ["cli_attach", "cli_evals", "cli_sweep", "cli_students", "cli_training", "cli_jobs"],
     ["cli"],
 ]
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}

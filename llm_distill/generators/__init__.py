@@ -62,7 +62,7 @@ class Context:
 
     before: the rows of the entries above it. ask: the entries of a model's answers to questions, in their order, failed
     ones too. model: the model of a role, for those that need its chat template. say: one line for whoever watches. seed: the
-    recipe's, for `random.Random`; equal seeds must give equal rows.
+    recipe's, or its tick's, for `random.Random`; equal seeds must give equal rows. lasting: the recipe's in every tick.
     """
 
     before: Sequence[Prompt]
@@ -71,6 +71,7 @@ class Context:
     model: Callable[[str], Model] = _nobody
     say: Callable[[str], None] = lambda _line: None
     seed: int = 0
+    lasting: int = 0
 
     def tagged(self, parent: Prompt, **tags: str) -> Mapping[str, str]:
         """The tags of a row made from another: its parent's, where it came from, and what is new."""

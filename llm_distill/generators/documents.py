@@ -146,7 +146,8 @@ def from_documents(
     """
     most = _chunks_at_most(rows, per_chunk, limit)
     schema, counts, known, kept = _schema(per_chunk), Counter[str](), {row.gist for row in context.before}, 0
-    sampling = Sampling(temperature=temperature, max_tokens=max_tokens, seed=context.seed, schema=schema)
+    seed = context.seed if temperature else context.lasting  # or each tick would pay for equal answers
+    sampling = Sampling(temperature=temperature, max_tokens=max_tokens, seed=seed, schema=schema)
     found = _all_chunks(files, chunk_chars, overlap, encoding)
     chosen = iter(_drawn(found, most, context.seed)) if most else found
     while block := list(islice(chosen, _ROUND if rows is None else _round(rows - kept, per_chunk))):

@@ -21,7 +21,7 @@ import msgspec
 from pydantic import Field
 
 from llm_distill.counting import counter
-from llm_distill.errors import Rejected, Unavailable, UserError, did_you_mean
+from llm_distill.errors import Rejected, Unavailable, Unreachable, UserError, did_you_mean
 from llm_distill.models import Model, streaming, wire
 from llm_distill.models.vocabulary import Vocabulary
 from llm_distill.models.vocabulary_files import read_vocabulary
@@ -184,7 +184,7 @@ class OpenAIModel(Model):
                 break
             except aiohttp.ClientConnectorError as error:  # refused, no such host, no trust in its certificate
                 if wait_s is None:
-                    raise UserError(
+                    raise Unreachable(
                         f"cannot reach {self._base_url}: {error.os_error or error}; is base_url right, and does the "
                         "server run?"
                     ) from None

@@ -1,0 +1,239 @@
+"""The command line's commands on jobs: recipes with a schedule, which run by themselves."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llm_distill.cli_runs import AsJson, Workspace, brief
+from llm_distill.errors import FellShort, UserError
+
+if TYPE_CHECKING:
+    from llm_distill.recipe import Plan
+
+jobs = typer.Typer(help="Recipes that run by themselves.", invoke_without_command=True)
+Folder = Annotated[Path, typer.Option("--jobs", help="The folder of recipes.", envvar="LLM_DISTILL_JOBS")]
+JOBS = Path("jobs")
+#: Ends that are as they should be; the others make the exit code 1, 2 where it is the user's to repair.
+_FINE = ("done", "settled", "elsewhere", "busy", "skipped", "missed")
+
+
+@jobs.callback()
+def overview(
+    context: typer.Context, folder: Folder = JOBS, workspace: Workspace = Path("data"), as_json: AsJson = False
+) -> None:
+    """List the jobs: recipes with a schedule, their last and next run, what they have spent. A recipe runs by itself once
+    something calls `jobs run`: cron, systemd, Kubernetes (`jobs crontab`, ...), or Prefect (`jobs serve`).
+    """
+    if context.invoked_subcommand:
+        return
+    from llm_distill.schedule.jobs import recipes, standing
+    from llm_distill.schedule.night import opened
+
+    found = recipes(folder)
+    with opened(workspace, _ledger()) as book:
+        rows = [standing(one.plan, book, time.time()) for one in found if one.plan and one.plan.schedule]
+    wrong = [one.error for one in found if one.error]
+    if as_json:
+        print(json.dumps({"jobs": rows, "wrong": wrong}, sort_keys=True))
+        return
+    for row in rows:
+        print("\n".join(_lines(row)))
+    if not rows:
+        print(f"No recipe in {folder} has a schedule.")
+    for error in wrong:
+        print(f"wrong: {brief(error, 1000)}")
+
+
+def _lines(row: dict[str, Any]) -> list[str]:
+    spent = ", ".join(
+        f"${usd:,.4f}" + (f" of ${row['budget_usd'][per]:,.2f}" if per in row["budget_usd"] else "") + f" this {per}"
+        for per, usd in row["spent_usd"].items()
+    )
+    lines = [f"{row['job']}  {row['cron']} {row['timezone']}  next {row['next']}"]
+    if last := row["last"]:
+        lines.append(f"    last   {_tick(last)}")
+    lines += [f"    open   {_tick(tick)}" for tick in row["unfinished"] if tick != row["last"]]
+    if row["due"]:
+        lines.append(f"    due    {', '.join(row['due'])}")
+    return [*lines, f"    spent  {spent}"]
+
+
+def _tick(tick: dict[str, Any]) -> str:
+    rows = "" if tick.get("rows_kept") is None else f", {tick['rows_kept']:,} rows kept"
+    why = f": {brief(tick['reason'], 300)}" if tick.get("reason") else ""
+    return f"{tick['tick']}  {tick['state'].replace('_', ' ')}{rows}{why}"
+
+
+@jobs.command()
+def check(folder: Folder = JOBS, as_json: AsJson = False) -> None:
+    """Read every recipe of the folder and say what is wrong with it. Spends nothing."""
+    from llm_distill.recipe_schedule import iso
+    from llm_distill.schedule.jobs import recipes
+    from llm_distill.schedule.ticks import following
+
+    found = recipes(folder)
+    rows: list[dict[str, Any]] = []
+    for one in found:
+        schedule = one.plan.schedule if one.plan else None
+        upcoming = iso(following(schedule, time.time())) if schedule else None
+        unset = [name for name in _variables(one.plan) if not os.environ.get(name)] if one.plan else []
+        rows.append({"file": str(one.path), "error": one.error, "next": upcoming, "unset": unset})
+    if as_json:
+        print(json.dumps(rows, sort_keys=True))
+    for row in [] if as_json else rows:
+        said = row["error"] or (f"next {row['next']}" if row["next"] else "sound; it has no schedule")
+        print(f"{row['file']}: {brief(said, 1000)}")
+        for name in row["unset"]:
+            print(f"    note   export {name}, which its messages will need")
+    if wrong := sum(one.error is not None for one in found):
+        raise UserError(f"jobs check: {wrong} of {len(found)} recipes are wrong.")
+
+
+def _variables(plan: Plan) -> list[str]:
+    """What the messages of a job need of the environment."""
+    hooks = [one.webhook.url_env for one in plan.notify if one.webhook]
+    return [*hooks, *(one.email.password_env for one in plan.notify if one.email and one.email.password_env)]
+
+
+@jobs.command()
+def run(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Jobs, by file or name; all of the folder by default.", show_default=False),
+    ] = None,
+    tick: Annotated[
+        str | None,
+        typer.Option(help="This scheduled time alone, due or not, such as 2026-11-27T03:00Z; also one that failed."),
+    ] = None,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Stay until no tick is unfinished, postponed ones included.")
+    ] = False,
+    folder: Folder = JOBS,
+    workspace: Workspace = Path("data"),
+    as_json: AsJson = False,
+) -> None:
+    """Do what is due now. Whatever calls it, and however often, a tick is done once: any scheduler may.
+
+    Exit codes: 0 all that was due is done, or nothing was; 1 a tick fell short or is postponed; 2 a mistake in a recipe; 130
+    interrupted, and the tick goes on with the next call.
+    """
+    from rich.console import Console
+
+    from llm_distill.schedule.jobs import named, scheduled
+    from llm_distill.schedule.night import run_due, run_tick, stopped
+    from llm_distill.schedule.ticks import scheduled_time
+    from llm_distill.screen import Screen
+
+    plans = [named(name, folder) for name in names] if names else scheduled(folder)
+    if tick is not None and len(plans) != 1:
+        raise UserError("--tick: name one job, whose tick it is.")
+    found: list[dict[str, Any]] = []
+    with Screen(Console(stderr=True)) as screen:
+        for plan in plans:
+            assert plan.schedule is not None
+            if tick is not None:
+                at = scheduled_time(plan.schedule, tick)
+                found.append(run_tick(plan, at, workspace, screen, _ledger(), again=True))
+            else:
+                found += run_due(plan, workspace, screen, _ledger(), wait=wait)
+            if found and found[-1]["state"] == "interrupted":
+                break
+    if as_json:
+        print(json.dumps(found, sort_keys=True))
+    for one in [] if as_json else found:
+        print(f"{one['job']}  {_tick(one)}")
+    if not found and not as_json:
+        print("Nothing is due.")
+    stopped(found)
+    _exit(found)
+
+
+def _exit(found: list[dict[str, Any]]) -> None:
+    """Raise what the worst of the ends is."""
+    last = {(one["job"], one["tick"]): one for one in found}.values()  # a postponed tick may have been done after all
+    bad = [one for one in last if one["state"] not in _FINE]
+    if not bad:
+        return
+    first = next((one for one in bad if one["state"] == "failed"), bad[0])
+    more = f" ({len(bad) - 1} more did not end well.)" if len(bad) > 1 else ""
+    raise (UserError if first["state"] == "failed" else FellShort)(
+        f"{first['job']}, {first['tick']}: {first['state'].replace('_', ' ')}: {first.get('reason', '')}{more}"
+    )
+
+
+def _ledger() -> str | None:
+    return os.environ.get("LLM_DISTILL_LEDGER")
+
+
+Names = Annotated[
+    list[str] | None, typer.Argument(help="Jobs, by file or name; all of the folder by default.", show_default=False)
+]
+
+
+def _plans(names: list[str] | None, folder: Path) -> list[Plan]:
+    from llm_distill.schedule.jobs import named, scheduled
+
+    if plans := [named(name, folder) for name in names] if names else scheduled(folder):
+        return plans
+    raise UserError(f"no recipe in {folder} has a schedule.")
+
+
+def _program() -> str:
+    """This command, as another process would call it."""
+    import shutil
+    import sys
+
+    return shutil.which("llm-distill") or str(Path(sys.executable).with_name("llm-distill"))
+
+
+@jobs.command()
+def crontab(names: Names = None, folder: Folder = JOBS, workspace: Workspace = Path("data")) -> None:
+    """Print lines for `crontab -e`."""
+    from llm_distill.schedule.entries import crontab as lines
+
+    print(lines(_plans(names, folder), workspace, _program()), end="")
+
+
+@jobs.command()
+def systemd(
+    names: Names = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write the units into this folder, such as ~/.config/systemd/user.")
+    ] = None,
+    folder: Folder = JOBS,
+    workspace: Workspace = Path("data"),
+) -> None:
+    """Print a service and a timer for each job, or write them."""
+    from llm_distill.schedule.entries import systemd as units
+
+    for plan in _plans(names, folder):
+        for name, text in units(plan, workspace, _program()).items():
+            if out is None:
+                print(f"# {name}\n{text}")
+                continue
+            out.mkdir(parents=True, exist_ok=True)
+            (out / name).write_text(text, encoding="utf-8")
+            print(f"wrote {out / name}")
+
+
+@jobs.command()
+def kubernetes(
+    names: Names = None,
+    image: Annotated[str, typer.Option(help="The image that has llm-distill in it.")] = "llm-distill:latest",
+    claim: Annotated[
+        str, typer.Option(help="The volume claim with jobs/ and data/ in it, mounted at /work.")
+    ] = "llm-distill",
+    secret: Annotated[str | None, typer.Option(help="The secret whose keys are the environment.")] = None,
+    folder: Folder = JOBS,
+) -> None:
+    """Print a CronJob for each job, for `kubectl apply -f -`."""
+    from llm_distill.schedule.entries import as_yaml
+    from llm_distill.schedule.entries import kubernetes as cron_job
+
+    print("---\n".join(as_yaml(cron_job(plan, image, claim, secret)) for plan in _plans(names, folder)), end="")

@@ -1,0 +1,291 @@
+"""One tick, from its claim to its end; and all that is due of a job.
+
+Whatever happens to it, a tick ends in one of: done; postponed, to go on with the same run; fell short or failed, which is
+said; or nothing, where the machine went away, and then whoever looks next goes on with it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from llm_distill import pipeline
+from llm_distill.errors import DistillError, Interrupted, Unreachable, UserError
+from llm_distill.ledger import Ledger
+from llm_distill.recipe import Plan, load
+from llm_distill.recipe_schedule import Schedule, iso, moment
+from llm_distill.schedule.book import Row, TickBook
+from llm_distill.schedule.notify import tell
+from llm_distill.schedule.retention import prune
+from llm_distill.schedule.ticks import Due, decide, following
+from llm_distill.stages import Watch
+
+Each = Callable[[str, Callable[[], dict[str, Any]]], dict[str, Any]]
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_OVERLAP = "an earlier tick was unfinished when it came due (overlap: skip)"
+_MISSED = "nobody was there when it came due (catch_up: {})"
+
+
+def schedule_of(plan: Plan) -> Schedule:
+    """When a recipe runs; UserError where it says nothing of it."""
+    if plan.schedule is None:
+        raise UserError(f"{plan.path}: the recipe has no schedule; add one, such as `schedule: '0 3 * * *'`.")
+    return plan.schedule
+
+
+def at(plan: Plan, tick: str) -> Plan:
+    """The same recipe for a tick: a run of its own, whose generators draw anew."""
+    return load(plan.path, raw=plan.raw | {"tick": tick})
+
+
+@contextmanager
+def opened(workspace: Path, ledger_url: str | None) -> Iterator[TickBook]:
+    """The jobs of a workspace's ledger."""
+    ledger = Ledger(ledger_url or workspace / "ledger.sqlite")
+    try:
+        yield TickBook(ledger)
+    finally:
+        ledger.close()
+
+
+def due(plan: Plan, book: TickBook, now: float, *, record: bool = True) -> Due:
+    """What is to be done of a job now. record: write down what is skipped or missed."""
+    schedule = schedule_of(plan)
+    known = [row.known for row in book.ticks(plan.name)]
+    found = decide(schedule, now, book.since(plan.name, now), known)
+    if record:
+        book.pass_over(plan.name, found.skipped, "skipped", _OVERLAP)
+        book.pass_over(plan.name, found.missed, "missed", _MISSED.format(schedule.catch_up))
+    return found
+
+
+def run_due(
+    plan: Plan,
+    workspace: Path,
+    watch: Watch,
+    ledger_url: str | None = None,
+    *,
+    wait: bool = False,
+    clock: Callable[[], float] = time.time,
+    each: Each = lambda _name, do: do(),
+) -> list[dict[str, Any]]:
+    """Do all that is due of a job, one tick after the other; the summary of each that was begun, skipped or missed.
+
+    Where another scheduler is at one of its ticks, those that wait for it are done by it: it looks again at the end. wait:
+    stay until no tick is unfinished.
+    """
+    found: list[dict[str, Any]] = []
+    seen = set[int]()
+    while True:
+        with opened(workspace, ledger_url) as book:
+            now = due(plan, book, clock())
+        passed = (
+            ("skipped", now.skipped, _OVERLAP),
+            ("missed", now.missed, _MISSED.format(schedule_of(plan).catch_up)),
+        )
+        for state, ticks, why in passed:
+            told = [_passed_over(plan, tick, state, why) for tick in ticks]
+            for summary in told[-1:]:  # of many that were missed, the last is word enough
+                _tell(plan, summary, watch)
+            found += told
+        todo = [tick for tick in now.do if wait or tick not in seen]
+        if not todo and wait and (now.busy is not None or now.later is not None):
+            _sleep(now, clock())
+            continue
+        if not todo:
+            return found
+        seen.add(todo[0])
+        found.append(run_tick(plan, iso(todo[0]), workspace, watch, ledger_url, each=each))
+        if found[-1]["state"] == "interrupted" or (found[-1]["state"] in ("busy", "elsewhere") and not wait):
+            return found
+
+
+def _sleep(now: Due, clock: float) -> None:
+    """Wait for another process, or for a postponed tick; not long at a time, for clocks are set."""
+    time.sleep(2.0 if now.later is None else min(60.0, max(0.1, now.later - clock)))
+
+
+def _passed_over(plan: Plan, tick: int, state: str, why: str) -> dict[str, Any]:
+    return {"job": plan.name, "tick": iso(tick), "state": state, "reason": why}
+
+
+def run_tick(
+    plan: Plan,
+    tick: str,
+    workspace: Path,
+    watch: Watch,
+    ledger_url: str | None = None,
+    *,
+    again: bool = False,
+    each: Each = lambda _name, do: do(),
+) -> dict[str, Any]:
+    """Run a job's recipe for one tick, in a run of its own; gives its summary, with the `state` that the tick is left in.
+
+    `state` is done, postponed, fell_short, failed or interrupted; or elsewhere or busy (somebody is at it, or at another tick
+    of the job), or settled (it was done before; with `again`, one that fell short or failed goes on). A bug is recorded as
+    `failed` and raised. To be called in the main thread: `max_runtime` stops a run as Ctrl-C does.
+    """
+    schedule, due_ = schedule_of(plan), moment(tick)
+    run = at(plan, tick)
+    with opened(workspace, ledger_url) as book:
+        claim = book.claim(plan.name, due_, run.digest, again=again)
+        row = book.tick(plan.name, due_)
+        if claim != "mine":
+            return {"job": plan.name, "tick": tick, "state": claim} | _told(row)
+        assert row is not None
+        watch.say(f"{plan.name}: tick {tick}" + (f", try {row.attempts}" if row.attempts > 1 else ""))
+        with _Held(book, plan.name, due_, schedule.max_runtime) as held:
+            try:
+                summary = pipeline.run(run, workspace, watch, ledger_url=ledger_url, each=each)
+                held.leave()
+                ending = _ending(summary)
+            except KeyboardInterrupt:
+                held.leave()
+                ending = {"state": "interrupted", "reason": "stopped"}
+            except UserError as error:
+                passes = "trouble" if isinstance(error, Unreachable) else None
+                ending = {"state": "failed", "reason": str(error), "passes": passes}
+            except OSError as error:
+                if error.errno not in _NO_ROOM:
+                    _failed(book, plan, due_, error, watch)
+                    raise
+                ending = {"state": "failed", "reason": f"the disk is full: {error}", "passes": "trouble"}
+            except Exception as error:
+                _failed(book, plan, due_, error, watch)
+                raise
+            ending = _postponed(ending, held, schedule, row)
+            state, later = ending["state"], ending.get("not_before")
+            notes = {key: value for key, value in ending.items() if key not in ("state", "run", "stages", "not_before")}
+            kept = book.end(
+                plan.name, due_, "postponed" if state == "interrupted" else state, notes,
+                run=ending.get("run"), not_before=later, counts=state != "interrupted",
+            )  # fmt: skip
+            if not kept:
+                watch.say(f"{plan.name}: this process stood still so long that another one took the tick {tick}")
+    found = {"job": plan.name, "tick": tick, **ending}
+    if untold := _tell(plan, found, watch):
+        with opened(workspace, ledger_url) as book:
+            book.note(plan.name, due_, untold=untold)
+    if state == "done" and plan.keep:
+        for folder in prune(plan, workspace, time.time()):
+            watch.say(f"keep: removed {folder}")
+    return found
+
+
+def _told(row: Row | None) -> dict[str, Any]:
+    return {} if row is None else {"run": row.run, "was": row.state, **row.notes}
+
+
+def _ending(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """How a run ended, as a tick's state, with what came of it."""
+    kept = {key: value for key, value in summary.items() if key != "status"}
+    stages: Mapping[str, Any] = summary["stages"]
+    if "filter" in stages:
+        kept["rows_kept"] = stages["filter"]["rows_out"]
+    return kept | {"state": summary["status"]}
+
+
+def _postponed(ending: dict[str, Any], held: _Held, schedule: Schedule, row: Row) -> dict[str, Any]:
+    """The same, to go on later where that may help."""
+    passes, now = ending.pop("passes", None), time.time()
+    if ending["state"] == "interrupted" and held.over:
+        later = float(following(schedule, now))
+        reason = f"it ran for {schedule.max_runtime:g} s, which is max_runtime; it goes on at {iso(later)}"
+    elif passes == "trouble":
+        later = now + schedule.postpone.wait_s(row.attempts)
+        reason = f"{ending['reason']} It goes on at {iso(later)}."
+    elif passes:
+        later = next_period(passes, now)
+        reason = f"{ending['reason']} It goes on when the {passes} is over, at {iso(later)}."
+    else:
+        return ending
+    if row.attempts > schedule.postpone.times:
+        state = "fell_short" if ending["state"] == "interrupted" else ending["state"]
+        given_up = f" Given up after {row.attempts} tries; `llm-distill jobs run` with --tick goes on."
+        return ending | {"state": state, "reason": f"{ending['reason']}{given_up}"}
+    return ending | {"state": "postponed", "reason": reason, "not_before": later}
+
+
+def next_period(per: str, now: float) -> float:
+    """When the next day, week or month begins, in UTC, as budgets count them."""
+    today = datetime.fromtimestamp(now, UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    if per == "month":
+        return (today.replace(day=1) + timedelta(days=32)).replace(day=1).timestamp()
+    days = 7 - today.weekday() if per == "week" else 1
+    return (today + timedelta(days=days)).timestamp()
+
+
+def _failed(book: TickBook, plan: Plan, due_: int, error: Exception, watch: Watch) -> None:
+    """Write down a bug, whose traceback is for whoever sees it raised."""
+    reason = f"{type(error).__name__}: {error}" if isinstance(error, DistillError) else f"a bug: {type(error).__name__}"
+    book.end(plan.name, due_, "failed", {"reason": reason})
+    _tell(plan, {"job": plan.name, "tick": iso(due_), "state": "failed", "reason": reason}, watch)
+
+
+def _tell(plan: Plan, found: Mapping[str, Any], watch: Watch) -> list[str]:
+    """Tell whoever wants to know; gives who could not be told, and why."""
+    problems = tell(plan.notify, found)
+    for problem in problems:
+        watch.say(f"notify: {problem}")
+    return problems
+
+
+class _Held:
+    """A claimed tick: its lease is renewed, and its run stopped at its time, as by Ctrl-C, or when another took the tick."""
+
+    def __init__(self, book: TickBook, job: str, due_: int, max_runtime: float | None) -> None:
+        self._book, self._job, self._due = book, job, due_
+        self._until = None if max_runtime is None else time.monotonic() + max_runtime
+        self._done, self._turn = threading.Event(), threading.Lock()
+        self._thread = threading.Thread(target=self._keep, daemon=True)
+        self.over = self.lost = False
+
+    def __enter__(self) -> _Held:
+        if self._until is not None and threading.current_thread() is not threading.main_thread():
+            raise RuntimeError("a tick with max_runtime is run in the main thread, which alone can be interrupted")
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.leave()
+        self._thread.join()
+
+    def leave(self) -> None:
+        """Stop nothing any more."""
+        with self._turn:
+            self._done.set()
+
+    def _keep(self) -> None:
+        pause = self._book.ledger.lease_s / 3
+        while True:
+            left = float("inf") if self._until is None else self._until - time.monotonic()
+            if self._done.wait(max(0.0, min(pause, left))):
+                return
+            if self._until is not None and time.monotonic() >= self._until:
+                self._until, self.over = None, True
+                self._stop()
+            try:
+                if not self._book.renew(self._job, self._due) and not self.lost:
+                    self.lost = True
+                    self._stop()
+            except Exception:  # noqa: BLE001, S112  the ledger is locked or away: the lease has time for two more looks
+                continue
+
+    def _stop(self) -> None:
+        with self._turn:
+            if not self._done.is_set():
+                os.kill(os.getpid(), signal.SIGINT)
+
+
+def stopped(summaries: list[dict[str, Any]]) -> None:
+    """Interrupted, where the last of them was stopped by hand."""
+    if summaries and summaries[-1]["state"] == "interrupted":
+        raise Interrupted("stopped; everything answered is kept, and the tick goes on when jobs are run again.")
