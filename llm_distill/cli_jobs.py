@@ -185,7 +185,7 @@ def _plans(names: list[str] | None, folder: Path) -> list[Plan]:
 
 
 def _program() -> str:
-    """This command, as another process would call it."""
+    """Our command, as another process would call it."""
     import shutil
     import sys
 
