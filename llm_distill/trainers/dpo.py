@@ -31,8 +31,10 @@ from llm_distill.trainers.batch_check import preview
 from llm_distill.trainers.checkpoints import fingerprint, last_whole
 from llm_distill.trainers.course import GOES_ON, Desk, Lesson, finish, lora_config, stoppable, train
 from llm_distill.trainers.curve import Curve, reading_order
+from llm_distill.trainers.findings import as_json, refuse
 from llm_distill.trainers.hyper import Count, Hyperparameters
-from llm_distill.trainers.lint import check_rows
+from llm_distill.trainers.lint import Shelf, check_rows
+from llm_distill.trainers.lint_pairs import lint_pairs, samples_of
 from llm_distill.trainers.preferences import REASONS, Comparison, Pair, Round, make_pairs, prefer
 from llm_distill.trainers.trackers import tracked
 
@@ -188,7 +190,14 @@ def _train_round(course: _Course, number: int, before: Path | None, found: Round
             "raise it, or lower train.dpo.max_tokens."
         )
     chosen = [pair.chosen for pair in pairs]
-    checks = check_rows(chosen, desk.tokenizer, chosen[0].input_ids[-1])
+    end = chosen[0].input_ids[-1]
+    shelf = Shelf(samples_of(pairs, job.samples), desk.tokenizer, end, hyper.max_length, None, job.task)
+    findings = lint_pairs(pairs, counts["too_long"], shelf)
+    refuse(findings)
+    for finding in findings:
+        if finding.level == "warning":
+            job.say(f"lint: round {number}: {finding.name}: {finding.line}")
+    checks = check_rows(chosen, desk.tokenizer, end)
     if before and lora is not None:
         model, lora = weights.with_trainable_adapter(model, str(before)), None
     settings = {**desk.settings, **course.settings, "learning_rate": course.settings["round_rate"]}
@@ -219,6 +228,7 @@ def _train_round(course: _Course, number: int, before: Path | None, found: Round
         "steps": curve.steps,
         "trained_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         "checks": checks,
+        "lint": [{**one, "found": f"Round {number}: {one['found']}"} for one in as_json(findings)],
         "example": preview(chosen[order[0]], desk.tokenizer),
         "pairs": found.story | counts,
         "versions": loop.versions(),
@@ -234,10 +244,10 @@ def _publish(course: _Course, last: int) -> None:
     """Move the last round's student into `job.out`, with the curve of all rounds and the story of each."""
     out, chosen = course.job.out, course.folder(last)
     story = json.loads((chosen / "training.json").read_text("utf-8")) | {"rounds": course.rounds}
-    if course.over(0):  # what the linter said of the teacher's answers, which rounds prefer
-        story["lint"] = json.loads((course.folder(0) / "training.json").read_text("utf-8"))["lint"]
-    curve = []
+    curve, story["lint"] = [], []  # of the teacher's answers, where there was a warm-up, then of each round's pairs
     for number in range(last + 1):
+        if course.over(number):
+            story["lint"] += json.loads((course.folder(number) / "training.json").read_text("utf-8"))["lint"]
         path = course.folder(number) / "metrics.jsonl"
         lines = path.read_text("utf-8").splitlines() if path.exists() else []
         curve += [json.dumps({"round": number, **json.loads(line)}) for line in lines]

@@ -26,7 +26,7 @@ _WORDS = "words 5"
 _RARE = 0.2
 #: More rows than this whose text merges across the end of the prompt speak of the template, not of a few odd answers.
 _MERGED = 0.5
-_SHOWN_ROWS = 3
+SHOWN_ROWS = 3
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class Shelf:
 def lint(rows: Sequence[Row], shelf: Shelf) -> list[Finding]:
     """All that rows and their samples tell by themselves, without a model."""
     return [
-        *_malformed(rows, shelf.tokenizer, shelf.end),
-        _bos(rows, shelf),
-        *_template(shelf),
+        *malformed(rows, shelf.tokenizer, shelf.end),
+        bos_tokens(rows, shelf),
+        *template_once(shelf),
         _prefix(shelf),
         _length(rows, shelf),
         *_context(rows, shelf),
@@ -64,11 +64,11 @@ def lint(rows: Sequence[Row], shelf: Shelf) -> list[Finding]:
 
 def check_rows(rows: Sequence[Row], tokenizer: Any, end: int) -> dict[str, Any]:
     """What the rows hold, for training.json. A malformed row is a UserError."""
-    refuse(_malformed(rows, tokenizer, end))
+    refuse(malformed(rows, tokenizer, end))
     return counts(rows, tokenizer, end)
 
 
-def _malformed(rows: Sequence[Row], tokenizer: Any, end: int) -> Iterator[Finding]:
+def malformed(rows: Sequence[Row], tokenizer: Any, end: int) -> Iterator[Finding]:
     """One end token, at the end; something to learn before it; something to predict it from; one BOS."""
     found: dict[str, list[tuple[Row, str]]] = {}
     for row in rows:
@@ -92,7 +92,7 @@ def _malformed(rows: Sequence[Row], tokenizer: Any, end: int) -> Iterator[Findin
         )
 
 
-def _bos(rows: Sequence[Row], shelf: Shelf) -> Finding:
+def bos_tokens(rows: Sequence[Row], shelf: Shelf) -> Finding:
     """As many BOS tokens as template and tokenizer write around other words; the row's own words may spell one out."""
     bos, tokenizer = shelf.tokenizer.bos_token_id, shelf.tokenizer
     if bos is None:
@@ -129,7 +129,7 @@ def _bos(rows: Sequence[Row], shelf: Shelf) -> Finding:
     return Finding("note", "bos", f"{' or '.join(map(str, counts))} BOS tokens {tokenizer.bos_token!r} a row{turns}")
 
 
-def _template(shelf: Shelf) -> Iterator[Finding]:
+def template_once(shelf: Shelf) -> Iterator[Finding]:
     """That the chat template is applied once, and is not written out in a row's own words."""
     tokenizer = shelf.tokenizer
     if not tokenizer.chat_template:
@@ -270,4 +270,4 @@ def _unknown(rows: Sequence[Row], shelf: Shelf) -> Iterator[Finding]:
 
 def _first(of: Iterable[Row | Sample]) -> tuple[str, ...]:
     names = dict.fromkeys(one.row_id for one in of)
-    return tuple(names)[:_SHOWN_ROWS]
+    return tuple(names)[:SHOWN_ROWS]
