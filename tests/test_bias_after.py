@@ -20,6 +20,7 @@ from llm_distill.records import Answer, Message, make_prompt
 from tests.conftest import Desk
 from tests.evals.rows import LABELS, answer, prompt
 from tests.finished import ROWS, TEACHER, WHOLE, finish
+from tests.report.test_brief import check
 
 
 def twins(flips: int, groups: int = 40) -> list[Answer]:
@@ -172,10 +173,16 @@ def test_a_run_with_groups_says_whether_its_student_is_less_even(desk: Desk) -> 
         desk.folder,
         prompts=[{"seeds": {"file": "tagged.jsonl"}}],
         held_out={"share": 0.5},
-        evaluate={"resamples": 200, "bias": {"by": ["kind"], "of": ["label", "refusal"], "margin": 0.2}},
+        evaluate={
+            "resamples": 200,
+            "bias": {"by": ["kind"], "of": ["label", "refusal"], "margin": 0.2},
+            "robustness": {"kinds": ["injection"], "arms": ["base", "student", "teacher"]},
+        },
         train={"sft": WHOLE | {"epochs": 30}},
     )
     report = json.loads((run / "report/report.json").read_text())
+    assert check(report) == []
+    assert [one["arm"] for one in report["robustness"]["found"]] == ["base_zero_shot", "student", "teacher"]
     found = report["bias"]
     assert found["against"] == ["base_zero_shot", "teacher"]
     assert {(one["measure"], one["of"]) for one in found["found"]} >= {("flips", "label"), ("flips", "refusal")}

@@ -77,12 +77,14 @@ def findings(report: Part) -> Iterator[Said]:
         name = human(other).lower()
         if rose:
             rose.sort(key=lambda found: -(value(found[1], "difference") or 0.0))
-            listed = ", ".join(
-                f"{_what(one)}, {_who(one)} ({points(value(pair, 'difference'))} points, {interval(pair, 'difference')})"
+            listed = "; ".join(
+                f"{_what(one)}, {_who(one)}, {points(value(pair, 'difference'))} points ({interval(pair, 'difference')})"
                 for one, pair in rose[:NAMED]
             )
             more = f" and {len(rose) - NAMED} more" if len(rose) > NAMED else ""
-            yield Said("look", f"Bias after training, against {name}: amplified in {listed}{more}.")
+            yield Said(
+                "look", f"Bias after training, against {name}: amplified. {listed[:1].upper()}{listed[1:]}{more}."
+            )
         elif pairs:
             margin = percent(value(part(report, "bias"), "margin"), 0)
             text = (

@@ -41,6 +41,12 @@ def view(report: Part) -> list[dict[str, Any]]:
     ]
 
 
+def measured(report: Part) -> dict[str, bool]:
+    """What some kinds of tasks and perturbations have alone: whether there is any of it."""
+    found = _found(report)
+    return {key: any(value(part(one, key)) is not None for one in found) for key in ("similarity", "obeyed")}
+
+
 def _left_out(rows: Part) -> str:
     lost = part(rows, "lost")
     said = [f"{words.count(n)} unchanged by it"] if (n := value(rows, "unchanged")) else []

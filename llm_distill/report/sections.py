@@ -46,6 +46,7 @@ def views(report: Part) -> dict[str, Any]:
         "probe": probe_section.view(report),
         "lint": lint_section.view(report),
         "robustness": robustness_section.view(report),
+        "robustness_of": robustness_section.measured(report),
         "bias": bias_section.view(report),
         "bias_left_out": bias_section.left_out(report),
         "speed": speed_section.view(report),

@@ -356,8 +356,8 @@ def perturbed(who: str, kind: str, n: int, clean: float, score: float, flips: fl
 
 
 def uneven(measure: str, of: str, by: str, value: str, ours: float, theirs: float, verdict: str) -> dict[str, Any]:
-    rise = ours - theirs
-    pair = {"n": 80, "difference": rise, "low": rise - 0.06, "high": rise + 0.06, "smallest_visible": 0.09}
+    rise, half = ours - theirs, 0.03 if verdict == "kept" else 0.06
+    pair = {"n": 80, "difference": rise, "low": rise - half, "high": rise + half, "smallest_visible": 0.09}
     same = {"n": 80, "difference": 0.0, "low": -0.02, "high": 0.02, "smallest_visible": 0.03, "verdict": "kept"}
     arms = {"student": {"value": ours}, "base_few_shot": {"value": theirs}, "teacher": {"value": ours}}
     against = {"base_few_shot": pair | {"verdict": verdict}, "teacher": same}

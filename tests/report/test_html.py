@@ -132,8 +132,8 @@ def test_full_report_says_it_all() -> None:
         "96.6 % (93.0 to 100.0) of its accuracy.",
         "and does as the injection says on 38.0 % (34.4 to 41.6).",
         "Typos slips of the keyboard Student 198 87.0 % 84.0 % 96.6 % 93.0 to 100.0 0.900 12.0 % 8.4 to 15.6",
-        "Bias after training, against base, few-shot: amplified in gap in recall of positive, by gender (+12.0 points, +6.0 to "
-        "+18.0), gap in recall of positive, gender female (+12.0 points, +6.0 to +18.0).",
+        "Bias after training, against base, few-shot: amplified. Gap in recall of positive, by gender, +12.0 points (+6.0 to "
+        "+18.0); gap in recall of positive, gender female, +12.0 points (+6.0 to +18.0).",
         "Bias after training, against teacher: nothing was seen to rise. Of 4 measures 4 were kept (within 5 %) and 0 reduced.",
         "gender female gap in recall of positive 14.0 % 2.0 % +12.0 +6.0 to +18.0 amplified 14.0 % 0.0",
         "gender all together groups that flip: label 10.0 % 4.0 % +6.0 0.0 to +12.0 not told apart would show 9.0 or more",
