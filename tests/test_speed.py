@@ -30,6 +30,7 @@ from llm_distill.ledger import Ledger
 from llm_distill.models import Model, streaming, wire
 from llm_distill.models.footprint import Energy
 from llm_distill.models.scripted import ScriptedModel
+from llm_distill.models.transformers_local import TransformersModel
 from llm_distill.recipe import load
 from llm_distill.recipe_evaluation import Speed
 from llm_distill.records import Message, make_prompt
@@ -37,11 +38,12 @@ from llm_distill.report.html import render
 from llm_distill.report.pull_request import brief
 from llm_distill.report.speed_section import claims
 from llm_distill.stages import Run
-from tests.conftest import Desk, Unwatched
+from tests.conftest import ROOT, Desk, Unwatched
 from tests.evals.rows import right_on
 from tests.finished import made
 from tests.mock_api import MockApi
 
+SMOLLM = ROOT / "data" / "quickstart" / "cache" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 ROWS = [{"prompt": f"row {i}", "label": "positive"} for i in range(30)]
 
 
@@ -65,10 +67,10 @@ def speed_of(summary: dict[str, Any]) -> dict[str, Any]:
     return report["speed"]  # type: ignore[no-any-return]
 
 
-def bench(desk: Desk, how: Speed, **models: Model) -> dict[str, Any]:
+def bench(desk: Desk, how: Speed, recipe: dict[str, Any] | None = None, **models: Model) -> dict[str, Any]:
     """The speed of some models as arms."""
     desk.seeds(ROWS)
-    plan = load(desk.recipe())
+    plan = load(desk.recipe(**recipe or {}))
     folder = store.RunFolder(desk.folder / "run")
     folder.path.mkdir()
     ledger = Ledger(desk.folder / "ledger.sqlite")
@@ -333,7 +335,7 @@ def test_a_local_student_is_measured_with_its_memory_and_its_files(
     assert student["disk_bytes"] == sum(file.stat().st_size for file in weights)
     assert student["disk_bytes"] > base["disk_bytes"]
     assert student["peak_bytes"] > 10_000_000
-    assert student["usd_per_1000"] <= student["usd_per_1000_alone"]
+    assert student["usd_per_1000"] == pytest.approx(1000 / student["answers_per_s"] * 0.5 / 3600, rel=1e-4)
     assert student["usd_per_1000_alone"] == pytest.approx(1000 * student["mean_s"] * 0.5 / 3600, rel=1e-4)
     assert student["completion_tokens"] >= 1
     report = json.loads((run / "report/report.json").read_text())
@@ -347,6 +349,23 @@ def test_a_local_student_is_measured_with_its_memory_and_its_files(
     from llm_distill.report.build import build
 
     assert build(store.RunFolder(run))["speed"]["stale"]
+
+
+@pytest.mark.weights
+@pytest.mark.skipif(not SMOLLM.is_file(), reason="needs data/quickstart/prepare.py")
+def test_a_real_model_reads_before_it_writes(desk: Desk) -> None:
+    student = TransformersModel(model=str(SMOLLM), device="cpu")
+    words = {"task": "generate", "answers": {"max_tokens": 12}}
+    found = bench(desk, Speed(rows=6, most_concurrency=2, machine_usd_per_hour=1.0), words, student=student)
+    arm = found["arms"]["student"]
+    assert (arm["n"], arm["rows"], arm["failed"]) == (6, 6, 0)
+    assert 1 < arm["completion_tokens"] <= 12 < arm["prompt_tokens"]
+    assert 0 < arm["first_token_s"] < arm["p50_s"] <= arm["p95_s"]
+    assert arm["disk_bytes"] == SMOLLM.stat().st_size
+    assert arm["peak_bytes"] > 4 * 134_000_000  # its parameters, in float32
+    assert [level["concurrency"] for level in arm["levels"]] == [1, 2]
+    assert arm["usd_per_1000"] == pytest.approx(1000 / arm["answers_per_s"] / 3600, rel=1e-4)
+    assert found["ratios"] == {}
 
 
 def test_who_has_no_speed_of_its_own_says_why(desk: Desk, api: MockApi) -> None:
