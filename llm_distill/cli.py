@@ -14,7 +14,17 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from llm_distill import __version__, cli_attach, cli_evals, cli_jobs, cli_runs, cli_students, cli_sweep, cli_training
+from llm_distill import (
+    __version__,
+    cli_attach,
+    cli_evals,
+    cli_jobs,
+    cli_runs,
+    cli_students,
+    cli_sweep,
+    cli_training,
+    cli_trend,
+)
 from llm_distill.cli_runs import AsJson, Overrides, RecipeArg, Workspace, brief, headline
 from llm_distill.errors import DistillError, FellShort, Interrupted, UserError
 
@@ -172,7 +182,7 @@ def fetch(recipe: RecipeArg, overrides: Overrides = None, workspace: Workspace =
 for command in (
     cli_runs.runs, cli_runs.show, cli_runs.report, cli_runs.refilter, cli_runs.review, cli_runs.ablate,
     cli_attach.attach, cli_sweep.sweep, cli_evals.gate, cli_evals.compare, cli_evals.measure, cli_students.export,
-    cli_students.serve, cli_training.lint, cli_training.train,
+    cli_students.serve, cli_training.lint, cli_training.train, cli_trend.trend,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(cli_jobs.jobs, name="jobs")

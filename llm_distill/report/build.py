@@ -123,6 +123,9 @@ def _training(folder: store.RunFolder, recipe: dict[str, Any]) -> dict[str, Any]
         "trainer": next(
             (r["name"] for r in described.get("rungs", ()) if r["taken"]), Spec.read(recipe["train"], "train").name
         ),
+        "validation_loss": [
+            {"step": entry["step"], "loss": entry["validation_loss"]} for entry in logged if "validation_loss" in entry
+        ],
         "loss": [{"step": entry["step"], "loss": entry["loss"]} for entry in logged if "loss" in entry],
     }
 

@@ -39,7 +39,7 @@ def forest(rows: Sequence[Estimate], *, name: str, title: str, signed: bool = Fa
     """Values with their intervals, a row each, top to bottom. Shares of one; `signed` marks zero and counts points."""
     low, high = _range(rows, signed)
     height = ROW * len(rows) + 34
-    figure, axes, style = _canvas(height, left=126, right=66, top=4, bottom=30)
+    figure, axes, style = canvas(height, left=126, right=66, top=4, bottom=30)
     with style:
         axes.set_xlim(low, high)
         axes.set_ylim(len(rows) - 0.5, -0.5)
@@ -47,7 +47,7 @@ def forest(rows: Sequence[Estimate], *, name: str, title: str, signed: bool = Fa
         axes.xaxis.set_major_formatter(
             lambda x, _: f"{round(100 * x):+d}".replace("+0", "0") if signed else _percent(x)
         )
-        axes.xaxis.set_major_locator(_locator())
+        axes.xaxis.set_major_locator(locator())
         axes.grid(axis="x", color=LINE, linewidth=1)
         if signed:
             axes.axvline(0, color=MUTED, linewidth=1)
@@ -61,7 +61,7 @@ def forest(rows: Sequence[Estimate], *, name: str, title: str, signed: bool = Fa
             )
         texts = [text for row in rows for text in (row.label, row.shown)]
         told = "; ".join(f"{row.label}: {row.shown}{_told(row, signed)}" for row in rows)
-        return _inline(figure, name, title, told, texts)
+        return inline(figure, name, title, told, texts)
 
 
 def curve(points: Sequence[tuple[float, float]], *, name: str, title: str) -> str:
@@ -69,19 +69,19 @@ def curve(points: Sequence[tuple[float, float]], *, name: str, title: str) -> st
     group = math.ceil(len(points) / POINTS)
     batches = [points[i : i + group] for i in range(0, len(points), group)]
     thin = [(sum(s for s, _ in b) / len(b), sum(v for _, v in b) / len(b)) for b in batches]
-    figure, axes, style = _canvas(210, left=44, right=14, top=12, bottom=40)
+    figure, axes, style = canvas(210, left=44, right=14, top=12, bottom=40)
     with style:
         steps, losses = zip(*thin, strict=True)
         axes.plot(
             steps, losses, color=ACCENT, linewidth=2, marker="o" if len(thin) < 3 else "", solid_joinstyle="round"
         )
         axes.set_ylim(min(0.0, *losses), max(losses) * 1.08 or 1.0)
-        axes.xaxis.set_major_locator(_locator(integer=True))
-        axes.yaxis.set_major_locator(_locator())
+        axes.xaxis.set_major_locator(locator(integer=True))
+        axes.yaxis.set_major_locator(locator())
         axes.set_xlabel("step", color=MUTED)
         axes.grid(axis="y", color=LINE, linewidth=1)
         told = f"From {losses[0]:.3f} at step {steps[0]:g} to {losses[-1]:.3f} at step {steps[-1]:g}."
-        return _inline(figure, name, title, told, [])
+        return inline(figure, name, title, told, [])
 
 
 def _range(rows: Sequence[Estimate], signed: bool) -> tuple[float, float]:
@@ -106,13 +106,13 @@ def _told(row: Estimate, signed: bool) -> str:
     return f" (95 % interval {100 * row.low:{'+' if signed else ''}.1f} to {100 * row.high:{'+' if signed else ''}.1f})"
 
 
-def _locator(integer: bool = False) -> Any:
+def locator(integer: bool = False) -> Any:
     from matplotlib.ticker import MaxNLocator
 
     return MaxNLocator(nbins=4, integer=integer, steps=[1, 2, 2.5, 5, 10])
 
 
-def _canvas(height: float, *, left: float, right: float, top: float, bottom: float) -> tuple[Any, Any, Any]:
+def canvas(height: float, *, left: float, right: float, top: float, bottom: float) -> tuple[Any, Any, Any]:
     """A figure with one pair of axes placed in px, and the style to draw and save it under."""
     from matplotlib import style  # 0.3 s that `--help` need not pay
     from matplotlib.figure import Figure
@@ -137,7 +137,7 @@ def _canvas(height: float, *, left: float, right: float, top: float, bottom: flo
     return figure, axes, looks
 
 
-def _inline(figure: Any, name: str, title: str, told: str, texts: Sequence[str]) -> str:
+def inline(figure: Any, name: str, title: str, told: str, texts: Sequence[str]) -> str:
     """The figure as an `<svg>` for the inside of an HTML page. `texts[i]` stands where matplotlib wrote `@i`."""
     drawn = io.StringIO()
     figure.savefig(drawn, format="svg", transparent=True, metadata={"Date": None})

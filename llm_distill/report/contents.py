@@ -31,6 +31,7 @@ SECTIONS = (
     Section("robustness", "Robustness", ("robustness",)),
     Section("bias", "Bias after training", ("bias",)),
     Section("probe", "The teacher, then and now", ("probe",), usual=False),
+    Section("tradeoff", "Cost and quality", ("tradeoff",), usual=False),
     Section("prompts", "Prompts", ("made",)),
     Section("funnel", "Funnel of rows", ("steps",)),
     Section("fairness", "Filters and fairness", ("fairness",)),

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from jinja2 import ChainableUndefined, Environment, PackageLoader, Template
 from markupsafe import Markup
 
-from llm_distill.report import charts, contents, gate_section, sections, words
+from llm_distill.report import charts, contents, gate_section, plots, sections, words
 from llm_distill.report.arms import BASES, asked_first, measured, slices, unmeasured, weakest_slice, worse_slices
 from llm_distill.report.rows import block
 from llm_distill.report.sections import MOST
@@ -56,6 +56,7 @@ def render(report: Part, rows: Part | None = None) -> str:
         reasons=reasons(part(report, "funnel")),
         stages=stages(report),
         spent_on=[k for k in SPENT_ON if any(spent.get(k) is not None for _, spent, _ in stages(report))],
+        tradeoff=plots.tradeoffs(report, arms, primary),
         charts=drawn(report, arms, primary, pairs),
         most=MOST,
         gate=gate_section.lines(report),
@@ -63,7 +64,7 @@ def render(report: Part, rows: Part | None = None) -> str:
         **sections.views(report),
     )
     view["sections"], view["missing"] = contents.listed(view)
-    return _template().render(view)
+    return template("page.html.j2").render(view)
 
 
 def results(report: Part) -> tuple[dict[str, Part], str, dict[str, Part]]:
@@ -79,7 +80,8 @@ def results(report: Part) -> tuple[dict[str, Part], str, dict[str, Part]]:
 
 
 @cache
-def _template() -> Template:
+def template(name: str) -> Template:
+    """One of page/, which may escape and print as all of them do."""
     environment = Environment(
         loader=PackageLoader("llm_distill", "report/page"),
         autoescape=True,
@@ -100,7 +102,7 @@ def _template() -> Template:
         words.usd,
     )
     environment.filters |= {f.__name__: f for f in (*said, words.duration, words.count, words.marked, words.flat)}
-    return environment.get_template("page.html.j2")
+    return environment.get_template(name)
 
 
 def tiles(report: Part, arms: Mapping[str, Part], primary: str, pairs: Mapping[str, Part]) -> list[Tile]:
@@ -266,10 +268,7 @@ def drawn(report: Part, arms: Mapping[str, Part], primary: str, pairs: Mapping[s
             for p, pair in pairs.items()
         ]
         found["pairs"] = charts.forest(rows, name="pairs-chart", title="Paired differences in points", signed=True)
-    loss = [p for p in part(report, "training").get("loss") or [] if isinstance(p, Mapping)]
-    known = [(s, v) for p in loss if (s := value(p, "step")) is not None and (v := value(p, "loss")) is not None]
-    if known := [(s, v) for s, v in known if abs(v) < 1e9]:
-        found["loss"] = charts.curve(known, name="loss-chart", title="Training loss")
+    found |= plots.drawn(report, arms, primary)
     for name, title, rows, signed in sections.forests(report):
         if rows:
             found[name] = charts.forest(rows, name=f"{name}-chart", title=title, signed=signed)

@@ -109,6 +109,62 @@ def full() -> dict[str, Any]:
             },
         },
         "without_gold": 12,
+        "gate": {
+            "ships": False,
+            "conditions": [
+                {
+                    "name": "min_kept_share",
+                    "unit": "share",
+                    "value": 0.958,
+                    "min": 0.95,
+                    "holds": True,
+                    "note": "98.5 % kept",
+                },
+                {
+                    "name": "max_usd_per_1000",
+                    "unit": "usd",
+                    "value": None,
+                    "max": 1.0,
+                    "holds": False,
+                    "note": "no price is known",
+                },
+            ],
+        },
+        "overlap": [{"with": "training", "rows": 3}],
+        "probe": {
+            "name": "2026-03-02T060000.000000Z-1a2b3c4d",
+            "rows": 50,
+            "served": {"teacher": ["gemma-3-270m-2026-02"]},
+            "fingerprints": {"teacher": []},
+            "said": [
+                "models.teacher is served by gemma-3-270m-2026-02, and was by gemma-3-270m-2025-11 since 2026-02-23"
+            ],
+            "compared": [
+                {
+                    "kind": "previous",
+                    "with": "2026-02-23T060000.000000Z-9f8e7d6c",
+                    "run": "2026-02-23-0123456789",
+                    "rows": 50,
+                    "agreement": around(0.92, 0.08),
+                    "labels": {"negative": [24, 26], "positive": [26, 24]},
+                    "tests": [
+                        {"name": "labels", "p": 0.625, "p_holm": 1.0},
+                        {
+                            "name": "accuracy",
+                            "before": 0.88,
+                            "after": 0.9,
+                            "n": 50,
+                            "difference": 0.02,
+                            "low": -0.06,
+                            "high": 0.1,
+                            "p": 1.0,
+                            "p_holm": 1.0,
+                        },
+                    ],
+                    "moved": ["teacher"],
+                }
+            ],
+        },
         "robustness": {
             "metric": "accuracy",
             "rows": {
@@ -296,6 +352,17 @@ def full() -> dict[str, Any]:
                 {"name": "logit_kd", "taken": True, "why": "calibrated, it is 90.7% sure and right on 91.0%"},
             ],
             "settings": {"lora_rank": 16, "learning_rate": 5e-4, "epochs": 2, "batch_size": 8, "device": "cpu"},
+            "validation": {"rows": 40, "looks": 8, "best_step": 84, "best_loss": 0.21, "ended": 96},
+            "validation_loss": [{"step": s, "loss": 0.2 + 1.4 * math.exp(-s / 16)} for s in range(12, 97, 12)],
+            "lint": [
+                {
+                    "level": "warning",
+                    "name": "labels",
+                    "found": "9 of 383 rows end in another label than the rest",
+                    "right": "",
+                },
+                {"level": "note", "name": "template", "found": "every row begins alike", "right": "All is well."},
+            ],
             "loss": [{"step": s, "loss": 0.08 + 1.9 * math.exp(-s / 14) + 0.03 * math.sin(s)} for s in range(1, 97)],
             "preview": "<|im_start|>user\nIs the sentiment of this sentence positive or negative?\n\nWhat a ride!\n"
             "<|im_end|>\n<|im_start|>assistant\n⟦positive<|im_end|>⟧\n",

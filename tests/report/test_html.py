@@ -37,6 +37,8 @@ USER_KEYED = (
     "outcomes",
     "parameters",
     "priors",
+    "served",
+    "fingerprints",
     "lost",
     "few",
 )
@@ -108,7 +110,7 @@ def test_full_report_says_it_all() -> None:
         "0.112 0.080 to 0.150",
         "0.031 0.000 to 0.052 by chance 0.044",
         "71.2 % 69.0 % 61.0 to 76.0 150",
-        "Not measured: KL from teacher of base, zero-shot, base, few-shot, student (nothing to hold it against).",
+        "Not measured: KL from teacher of “Base, zero-shot”, “Base, few-shot” and “Student” (nothing to hold it against).",
         "Student vs teacher: worse on domain amazon, with Holm's correction over 2 slices.",
         "\u22121.4 \u22124.0 to \u22121.0 0.002",
         "The student is better.",

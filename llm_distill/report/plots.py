@@ -1,0 +1,127 @@
+"""The page's charts along two axes, from report.json: training curves, calibration of the arms, cost and speed against quality.
+
+Like `sections`, pure, and at home with parts that are missing or null.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from llm_distill.report import words
+from llm_distill.report.curves import Series, lines
+from llm_distill.report.words import Part, human, part, percent, short, value
+
+DRAWN = 4  # arms of a chart of calibration
+
+
+def drawn(report: Part, arms: Mapping[str, Part], primary: str) -> Iterator[tuple[str, str]]:
+    """Each chart there are numbers for: its name in the template, and its SVG."""
+    training = part(report, "training")
+    loss = [
+        Series("training", _points(training, "loss"), strong=True),
+        Series("rows set aside", _points(training, "validation_loss")),
+    ]
+    if loss[0].points:
+        told = "; ".join(
+            f"{one.label}: from {one.points[0][1]:.3f} at step {one.points[0][0]:g} to {one.points[-1][1]:.3f} at step "
+            f"{one.points[-1][0]:g}"
+            for one in loss
+            if one.points
+        )
+        yield "loss", lines(loss, name="loss-chart", title="Training loss", told=f"{told}.", across="step")
+    sure = [_calibration(arm, of) for arm, of in list(arms.items())[:DRAWN]]
+    if any(one.points for one in sure):
+        told = "; ".join(
+            f"{one.label}: {', '.join(f'{percent(x, 0)} sure and {percent(y, 0)} right' for x, y in one.points)}"
+            for one in sure
+            if one.points
+        )
+        title = "How sure, and how often right"
+        yield "calibration", lines(sure, name="calibration-chart", title=title, told=told, across="sure", square=True)
+    taught = _taught(report)
+    if taught:
+        told = "; ".join(
+            f"{one.label}: {', '.join(f'{percent(x, 0)} sure and {percent(y, 0)} right' for x, y in one.points)}"
+            for one in taught
+        )
+        title = "The teacher: how sure, and how often right"
+        yield "taught", lines(taught, name="taught-chart", title=title, told=told, across="sure", square=True)
+    for name, title, across, key in (
+        ("price", "Score against the cost of 1,000 answers", "$ for 1,000 answers", "usd"),
+        ("speed", "Score against the time of an answer", "seconds an answer, p50", "seconds"),
+    ):
+        known = [row for row in tradeoffs(report, arms, primary) if row[key] is not None and row["score"] is not None]
+        if len(known) > 1 and any(row[key] for row in known):
+            points = [
+                Series(
+                    row["name"], [(row[key], row["score"])], [row["ends"]], strong=row["arm"] == "student", joined=False
+                )
+                for row in known
+            ]
+            shown = words.usd if key == "usd" else words.duration
+            told = "; ".join(f"{row['name']}: {percent(row['score'])} at {shown(row[key])}" for row in known)
+            ends = min(row[key] for row in known), max(row[key] for row in known)
+            wide = 0 < 5 * ends[0] < ends[1]
+            yield (
+                name,
+                lines(points, name=f"{name}-chart", title=title, told=told, across=across, percent=True, log=wide),
+            )
+
+
+def tradeoffs(report: Part, arms: Mapping[str, Part], primary: str) -> list[dict[str, Any]]:
+    """Per arm its score, what a thousand answers cost and how long one takes: as the evaluation measured them apart, else from
+    the answers to the held-out rows. A price that nobody stated is None.
+    """
+    found = []
+    for arm, of in arms.items():
+        apart = part(part(part(report, "speed"), "arms"), arm)
+        spent = part(part(part(report, "cost"), "stages"), f"evaluate {arm}")
+        answered, cost = value(spent, "answered"), value(spent, "cost_usd")
+        usd = value(apart, "usd_per_1000")
+        usd = usd if usd is not None else 1000 * cost / answered if cost is not None and answered else None
+        seconds = value(apart, "p50_s")
+        seconds = seconds if seconds is not None else value(part(of, "seconds_per_answer"), "p50")
+        score = part(of, primary)
+        low, high = value(score, "low"), value(score, "high")
+        ends = None if low is None or high is None else (low, high)
+        row = {"arm": arm, "name": words.visible(human(arm)), "score": value(score), "of": score, "ends": ends}
+        found.append(row | {"usd": usd, "seconds": seconds})
+    return [row for row in found if row["usd"] is not None or row["seconds"] is not None]
+
+
+def _points(of: Part, key: str) -> list[tuple[float, float]]:
+    found = of.get(key)
+    rows = [one for one in found if isinstance(one, Mapping)] if isinstance(found, list) else []
+    known = [(s, v) for one in rows if (s := value(one, "step")) is not None and (v := value(one, "loss")) is not None]
+    return [(step, loss) for step, loss in known if abs(loss) < 1e9]
+
+
+def _calibration(arm: str, of: Part) -> Series:
+    bins = of.get("calibration")
+    rows = [one for one in bins if isinstance(one, Mapping)] if isinstance(bins, list) else []
+    known = [(value(one, "confidence"), value(one, "accuracy"), value(one, "low"), value(one, "high")) for one in rows]
+    whole = [
+        (x, y, (low, high) if low is not None and high is not None else None)
+        for x, y, low, high in known
+        if x is not None and y is not None
+    ]
+    return Series(
+        words.visible(human(arm)),
+        [(x, y) for x, y, _ in whole],
+        [ends for _, _, ends in whole],
+        strong=arm == "student",
+    )
+
+
+def _taught(report: Part) -> list[Series]:
+    found = part(part(report, "training"), "calibration")
+    series = []
+    for label, key in (("as it is", "before"), (f"calibrated: {short(found.get('method'), 30)}", "after")):
+        bins = part(found, key).get("bins")
+        rows = (
+            [one for one in bins if isinstance(one, list | tuple) and len(one) == 3] if isinstance(bins, list) else []
+        )
+        points = [(x, y) for _, x, y in rows if isinstance(x, int | float) and isinstance(y, int | float)]
+        series.append(Series(words.visible(label), points, strong=key == "after"))
+    return [one for one in series if one.points]
