@@ -49,7 +49,7 @@ def drawn(report: Part, arms: Mapping[str, Part], primary: str) -> Iterator[tupl
         yield "taught", lines(taught, name="taught-chart", title=title, told=told, across="sure", square=True)
     for name, title, across, key in (
         ("price", "Score against the cost of 1,000 answers", "$ for 1,000 answers", "usd"),
-        ("speed", "Score against the time of an answer", "seconds an answer, p50", "seconds"),
+        ("pace", "Score against the time of an answer", "seconds an answer, p50", "seconds"),
     ):
         known = [row for row in tradeoffs(report, arms, primary) if row[key] is not None and row["score"] is not None]
         if len(known) > 1 and any(row[key] for row in known):

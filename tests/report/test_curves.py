@@ -43,14 +43,14 @@ def test_long_curves_are_thinned_and_one_point_is_enough() -> None:
 
 
 def test_a_report_draws_what_it_has_numbers_for() -> None:
-    report = full()
+    report = full() | {"speed": None}
     for arm, usd in zip(report["arms"], (0.0, 0.0, 0.0, 0.4), strict=True):
         report["cost"]["stages"][f"evaluate {arm}"] = {"answered": 300, "cost_usd": usd}
     charts = dict(drawn(report, report["arms"], "accuracy"))
-    assert list(charts) == ["loss", "calibration", "taught", "price", "speed"]
+    assert list(charts) == ["loss", "calibration", "taught", "price", "pace"]
     assert "rows set aside: from" in charts["loss"]
     assert "Teacher: 88.7\u00a0% at $1.33" in charts["price"], "what costs nothing is drawn at nought"
-    assert "Student: 87.3\u00a0% at 28\u00a0ms" in charts["speed"]
+    assert "Student: 87.3\u00a0% at 28\u00a0ms" in charts["pace"]
     assert "Student: 71\u00a0% sure and 69\u00a0% right" in charts["calibration"]
     report["speed"] = {"arms": {"student": {"usd_per_1000": 0.07, "p50_s": 0.011}}}
     (student,) = [row for row in tradeoffs(report, report["arms"], "accuracy") if row["arm"] == "student"]

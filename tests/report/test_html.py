@@ -151,7 +151,7 @@ def test_full_report_says_it_all() -> None:
         assert said in page.text.replace("\u00a0", " "), said
     assert "Not part of this run" not in page.text
     assert len(page.all("article")) == 20
-    assert len(page.all("svg")) == 8
+    assert len(page.all("svg")) == 12
     assert len(page.all("mark")) == 1
 
 
