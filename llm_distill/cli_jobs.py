@@ -237,3 +237,36 @@ def kubernetes(
     from llm_distill.schedule.entries import kubernetes as cron_job
 
     print("---\n".join(as_yaml(cron_job(plan, image, claim, secret)) for plan in _plans(names, folder)), end="")
+
+
+@jobs.command()
+def serve(
+    names: Names = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Of the page, on 127.0.0.1; 0 takes a free one.")] = 4200,
+    limit: Annotated[int, typer.Option(min=1, help="Jobs at a time.")] = 1,
+    folder: Folder = JOBS,
+    workspace: Workspace = Path("data"),
+) -> None:
+    """Run the jobs with Prefect: its server and page on this machine, woken at their times. Needs llm-distill[schedule]."""
+    from llm_distill.schedule.prefect_serve import serve as wake
+
+    wake(_plans(names, folder), workspace, port, limit, lambda line: print(line, flush=True))
+
+
+@jobs.command()
+def deploy(
+    names: Names = None,
+    pool: Annotated[str, typer.Option(help="The work pool of your Prefect server (PREFECT_API_URL).")] = ...,  # type: ignore[assignment]
+    at: Annotated[
+        str | None,
+        typer.Option(help="The folder of recipes, as the pool's workers see it; by default where they are here."),
+    ] = None,
+    image: Annotated[str | None, typer.Option(help="The image of a pool that runs containers.")] = None,
+    folder: Folder = JOBS,
+    workspace: Annotated[str, typer.Option("--workspace", "-w", help="As the pool's workers see it.")] = "data",
+) -> None:
+    """Deploy the jobs to a Prefect server and work pool of your own: process, docker or kubernetes."""
+    from llm_distill.schedule.prefect_serve import deploy as send
+
+    for name in send(_plans(names, folder), pool, workspace, at, image):
+        print(f"deployed {name}")

@@ -78,8 +78,12 @@ class MockApi:
         try:
             async with self.lanes or nullcontext():
                 await asyncio.sleep(self.latency_s)
+            held = False
             while not self.may_answer():
+                held = True
                 await asyncio.sleep(0.01)
+            if held and (request.transport is None or request.transport.is_closing()):
+                return web.Response()  # whoever asked is gone, and nothing was made for them
         finally:
             self.in_flight -= 1
         planned = self.faults.get(prompt)

@@ -19,7 +19,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from llm_distill.ledger_tables import ACCOUNTS, JOBS, TICKS, chunks
 from llm_distill.limits import NANO
-from llm_distill.schedule.ticks import ON_TIME_S, UNFINISHED, Known, State
+from llm_distill.schedule.ticks import UNFINISHED, Known, State
 
 if TYPE_CHECKING:
     from llm_distill.ledger import Ledger
@@ -60,9 +60,8 @@ class TickBook:
         self.keeper = f"{ledger.owner.rpartition(':')[0]}:{uuid4().hex[:8]}"  # of this process, and no other in it
         self._insert = postgresql.insert if ledger._engine.dialect.name == "postgresql" else sqlite.insert
 
-    def since(self, job: str, now: float) -> float:
-        """When a job was first heard of, or a little before: what came due then is on time. Never in the future."""
-        start = now - ON_TIME_S
+    def since(self, job: str, start: float, now: float) -> float:
+        """Since when a job counts: since it was first heard of, when `start` was said. Never in the future."""
         with self.ledger._transaction() as db:
             found = self._locked(db, job, start)
             if found > now:  # a clock that was ahead then
@@ -109,7 +108,7 @@ class TickBook:
         }  # fmt: skip
         of = TICKS.c.job == job
         with self.ledger._transaction() as db:
-            self._locked(db, job, now - ON_TIME_S)
+            self._locked(db, job, now)
             for other in db.execute(sa.select(TICKS).where(of, TICKS.c.state == "running")):
                 if self.ledger._alive(other.owner, other.lease_until):
                     return "elsewhere" if other.due == due else "busy"
@@ -169,7 +168,7 @@ class TickBook:
         notes = _JSON.encode({"reason": why}).decode()
         new: list[dict[str, Any]] = []
         with self.ledger._transaction() as db:
-            self._locked(db, job, time.time() - ON_TIME_S)
+            self._locked(db, job, time.time())
             of = TICKS.c.job == job, TICKS.c.due >= dues[0], TICKS.c.due <= dues[-1]
             there = {row.due: row.state for row in db.execute(sa.select(TICKS.c.due, TICKS.c.state).where(*of))}
             for due in dues:

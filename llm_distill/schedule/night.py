@@ -25,7 +25,7 @@ from llm_distill.recipe_schedule import Schedule, iso, moment
 from llm_distill.schedule.book import Row, TickBook
 from llm_distill.schedule.notify import tell
 from llm_distill.schedule.retention import prune
-from llm_distill.schedule.ticks import Due, decide, following
+from llm_distill.schedule.ticks import Due, decide, first_look, following
 from llm_distill.stages import Watch
 
 Each = Callable[[str, Callable[[], dict[str, Any]]], dict[str, Any]]
@@ -60,7 +60,7 @@ def due(plan: Plan, book: TickBook, now: float, *, record: bool = True) -> Due:
     """What is to be done of a job now. record: write down what is skipped or missed."""
     schedule = schedule_of(plan)
     known = [row.known for row in book.ticks(plan.name)]
-    found = decide(schedule, now, book.since(plan.name, now), known)
+    found = decide(schedule, now, book.since(plan.name, first_look(schedule, now), now), known)
     if record:
         book.pass_over(plan.name, found.skipped, "skipped", _OVERLAP)
         book.pass_over(plan.name, found.missed, "missed", _MISSED.format(schedule.catch_up))

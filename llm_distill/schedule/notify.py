@@ -34,8 +34,8 @@ def tell(whom: Sequence[Notify], found: Mapping[str, Any]) -> list[str]:
     if not listening:
         return []
     told = {name: found[name] for name in _FACTS if found.get(name) is not None}
-    if headline := _headline(found.get("run")):
-        told["headline"] = headline
+    if said := headline(found.get("run")):
+        told["headline"] = said
     told["text"] = sentence(told)
     problems = []
     for one in listening:
@@ -135,7 +135,8 @@ def _call(command: Sequence[str], body: bytes) -> None:
         raise _Unsaid(f"{what}: exit code {done.returncode}")
 
 
-def _headline(run: Any) -> str | None:
+def headline(run: Any) -> str | None:
+    """What a run's report says it found; None where it has none."""
     try:
         found = json.loads((Path(run) / "report" / "report.json").read_text(encoding="utf-8"))["headline"]
     except (OSError, ValueError, KeyError, TypeError):

@@ -14,7 +14,7 @@ from cronsim import CronSim
 from llm_distill.errors import UserError
 from llm_distill.recipe_schedule import Schedule, iso, moment, utc
 
-#: A tick that begins later than this was missed: cron looks once a minute, and a machine takes some to start.
+#: A tick that begins later than this, or after the next has come, was missed: a machine takes its minutes to start.
 ON_TIME_S = 900
 #: Of ticks that nobody was there for, how many are looked at; a job each minute comes to so many in a week.
 _MOST = 10_000
@@ -114,6 +114,12 @@ def between(schedule: Schedule, after: float, upto: float) -> list[int]:
     return list(found)
 
 
+def first_look(schedule: Schedule, now: float) -> float:
+    """Since when a job counts that is heard of now for the first time: what has just come due is on time."""
+    due = latest(schedule, now)
+    return now if due is None or now - due > ON_TIME_S else due - 1.0
+
+
 def decide(schedule: Schedule, now: float, since: float, known: Sequence[Known]) -> Due:
     """What a scheduler that looks at `now` does. since: when the job was first heard of; known: its ticks so far.
 
@@ -129,7 +135,7 @@ def decide(schedule: Schedule, now: float, since: float, known: Sequence[Known])
         if any(tick.covers(due) for tick in known):
             (skipped if schedule.overlap == "skip" else queue).append(due)
         else:
-            (queue if now - due <= ON_TIME_S else late).append(due)
+            (queue if due == fresh[-1] and now - due <= ON_TIME_S else late).append(due)
     if schedule.catch_up == "all":
         queue = sorted([*queue, *late])
     elif schedule.catch_up == "latest" and late and not queue:

@@ -16,12 +16,12 @@ from llm_distill.errors import UserError
 from llm_distill.recipe_schedule import Postpone, Schedule, anew, drawn, iso, moment
 from llm_distill.records import Message, Request, Sampling
 from llm_distill.schedule.ticks import (
-    ON_TIME_S,
     Due,
     Known,
     State,
     between,
     decide,
+    first_look,
     following,
     latest,
     scheduled_time,
@@ -115,8 +115,16 @@ def done(*dues: int, took: int = 600) -> list[Known]:
 
 def test_a_job_that_is_new_has_missed_nothing() -> None:
     now = NIGHTS[3] + 5
-    assert decide(nightly(catch_up="all"), now, now - ON_TIME_S, []) == Due(do=(NIGHTS[3],))
-    assert decide(nightly(), now + DAY // 2, now + DAY // 2 - ON_TIME_S, []) == Due()
+    for schedule, do in ((nightly(catch_up="all"), (NIGHTS[3],)), (Schedule(cron="*/2 * * * *"), (NIGHTS[3],))):
+        assert decide(schedule, now, first_look(schedule, now), []) == Due(do=do)
+    noon = now + DAY // 2
+    assert decide(nightly(), noon, first_look(nightly(), noon), []) == Due()
+
+
+def test_a_tick_is_late_once_the_next_has_come() -> None:
+    often, now = Schedule(cron="*/5 * * * *", catch_up="none"), NIGHTS[0] + 630
+    found = decide(often, now, NIGHTS[0] - 1, [])
+    assert (found.do, found.missed) == ((NIGHTS[0] + 600,), (NIGHTS[0], NIGHTS[0] + 300))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,188 @@
+"""`jobs serve`: Prefect's server on SQLite, its page on loopback, and the jobs of a folder as deployments that it wakes; and
+`jobs deploy`: the same deployments at a server and work pool of one's own.
+
+All that Prefect keeps lies in `<workspace>/prefect`, not in the user's home, and nothing leaves the machine: its analytics and
+promotional content are switched off before any of it is imported.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from llm_distill.errors import UserError
+from llm_distill.recipe import Plan
+from llm_distill.schedule.night import due, opened, schedule_of
+
+#: A server may take its time to make its tables on a slow disk.
+START_S = 180.0
+_QUIET = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+    "PREFECT_TELEMETRY_ENABLE_RESOURCE_METRICS": "false",
+    "PREFECT_CLI_PROMPT": "false",
+}
+_FLOW = "llm_distill.schedule.prefect_flow.night"
+
+
+def check_installed() -> None:
+    """UserError where Prefect is not."""
+    if find_spec("prefect") is None:
+        raise UserError("Prefect is not installed; pip install 'llm-distill[schedule]'.")
+
+
+def quiet(**more: str) -> None:
+    """Set what Prefect reads of the environment, here and in every process that is started. Before it is imported."""
+    assert "prefect" not in sys.modules, "Prefect has read its settings already"
+    os.environ.update(_QUIET | more)
+
+
+@contextmanager
+def server(home: Path, port: int, say: Callable[[str], None]) -> Iterator[str]:
+    """Prefect's server on loopback while the block runs, started again where it ends by itself; gives its address."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise UserError(f"--port {port}: {error.strerror}; name another one.") from None
+        port = int(probe.getsockname()[1])
+    home.mkdir(parents=True, exist_ok=True)
+    url, over = f"http://127.0.0.1:{port}", threading.Event()
+    quiet(PREFECT_HOME=str(home.resolve()), PREFECT_API_URL=f"{url}/api", PREFECT_UI_URL=url)
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    log = (home / "server.log").open("ab")
+
+    def start() -> subprocess.Popen[bytes]:
+        # A group of its own: Ctrl-C is for us first, so that what runs can be written down at the server.
+        return subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)  # noqa: S603
+
+    running = [start()]
+
+    def tend() -> None:
+        while not over.wait(1.0):
+            if running[0].poll() is not None and not over.is_set():
+                say(f"Prefect's server ended with code {running[0].returncode}; starting it again")
+                running[0] = start()
+
+    try:
+        _await(f"{url}/api/health", running, home / "server.log")
+        threading.Thread(target=tend, daemon=True).start()
+        yield url
+    finally:
+        over.set()
+        running[0].terminate()
+        try:
+            running[0].wait(20)
+        except subprocess.TimeoutExpired:
+            running[0].kill()
+            running[0].wait()
+        log.close()
+
+
+def _await(url: str, running: Sequence[subprocess.Popen[bytes]], log: Path) -> None:
+    until = time.monotonic() + START_S
+    while time.monotonic() < until:
+        if running[0].poll() is not None:
+            raise UserError(f"Prefect's server ended while it started; see {log}.")
+        try:
+            with urllib.request.urlopen(url, timeout=5):  # noqa: S310  our own, on loopback
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.3)
+    raise UserError(f"Prefect's server did not answer within {START_S:g} s of its start; see {log}.")
+
+
+def deployment(plan: Plan, workspace: Path, folder: str | None = None, pool: str | None = None) -> Any:
+    """A job as a deployment: its cron line and zone. folder: where its recipe lies for whoever runs it."""
+    from prefect.deployments.runner import RunnerDeployment
+    from prefect.schedules import Cron
+    from prefect.types.entrypoint import EntrypointType
+
+    from llm_distill.schedule.prefect_flow import night
+
+    schedule = schedule_of(plan)
+    recipe = str(plan.path.resolve()) if folder is None else f"{folder.rstrip('/')}/{plan.path.name}"
+    return RunnerDeployment.from_flow(
+        night,
+        name=plan.name,
+        schedule=Cron(schedule.cron, timezone=schedule.timezone),
+        parameters={"job": plan.name, "recipe": recipe, "workspace": str(workspace)},
+        description=f"{plan.name}: {schedule.cron} {schedule.timezone}. {recipe}",
+        tags=["llm-distill"],
+        entrypoint_type=EntrypointType.MODULE_PATH,
+        **({"work_pool_name": pool} if pool else {}),
+    )
+
+
+def serve(plans: Sequence[Plan], workspace: Path, port: int, limit: int, say: Callable[[str], None]) -> None:
+    """Serve the jobs until Ctrl-C. What was missed or left unfinished is looked after at once."""
+    check_installed()
+    with server(workspace / "prefect", port, say) as url:
+        import prefect
+
+        made = [deployment(plan, workspace.resolve()) for plan in plans]
+        for plan, one in zip(plans, made, strict=True):
+            found = one.apply()
+            with opened(workspace, os.environ.get("LLM_DISTILL_LEDGER")) as book:
+                owed = due(plan, book, time.time(), record=False).do
+            if owed:
+                _run_now(found, plan, len(owed))
+        say(
+            f"{len(plans)} jobs; their page is {url}. Ctrl-C stops serving, and what runs goes on when it is served again."
+        )
+        prefect.serve(*made, pause_on_shutdown=False, limit=limit, print_starting_message=False)
+
+
+def _run_now(deployment_id: Any, plan: Plan, count: int) -> None:
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        client.create_flow_run_from_deployment(deployment_id, name=f"{plan.name} ({count} due at the start)")
+
+
+def deploy(plans: Sequence[Plan], pool: str, workspace: str, folder: str | None, image: str | None) -> list[str]:
+    """Deploy the jobs to the work pool of a running server (`PREFECT_API_URL`); gives their names there.
+
+    workspace, folder: as the pool's workers see them. image: of a pool that runs containers, with llm-distill in it.
+    """
+    check_installed()
+    if not os.environ.get("PREFECT_API_URL"):
+        raise UserError(
+            "PREFECT_API_URL is not set; export the address of your Prefect server, such as http://host:4200/api."
+        )
+    quiet()
+    from prefect import deploy as send
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectNotFound
+
+    try:
+        with get_client(sync_client=True) as client:
+            kind = client.read_work_pool(pool).type
+    except ObjectNotFound:
+        raise UserError(
+            f"--pool: there is no work pool {pool!r}; `prefect work-pool create {pool} --type process`."
+        ) from None
+    except Exception as error:  # noqa: BLE001  the client's own kinds of errors for a server that is away are many
+        raise UserError(f"PREFECT_API_URL: the server does not answer ({type(error).__name__}).") from None
+    if kind != "process" and image is None:
+        raise UserError(f"--pool {pool}: it is of type {kind} and runs containers; name their image with --image.")
+    made = [deployment(plan, Path(workspace), folder, pool) for plan in plans]
+    if kind == "process":
+        for one in made:
+            one.apply(work_pool_name=pool)
+    else:
+        send(*made, work_pool_name=pool, image=image, build=False, push=False, print_next_steps_message=False)
+    return [f"llm-distill/{plan.name}" for plan in plans]
