@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from math import ceil
 from typing import Any
 
-from llm_distill import trainers
+from llm_distill import recipe_general, trainers
 from llm_distill.estimate_probes import BYTES_PER_TOKEN, perturbing, priced
 from llm_distill.generators import AtMost
 from llm_distill.plugs import Plug, find
@@ -53,6 +53,7 @@ def estimate(plan: Plan) -> dict[str, Any]:
     others += perturbing(plan, held_out)
     others += _probing(plan, held_out)
     others += _clocked(plan, held_out)
+    others += recipe_general.asking(plan, known_prices(plan.models["student"]) if "student" in plan.models else None)
     costs = [asked["cost_usd_at_most"] for asked in (*teachers.values(), *others)]
     return {
         "prompts": len(prompts),

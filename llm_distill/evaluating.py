@@ -15,6 +15,7 @@ from llm_distill import bias_after, speed, store
 from llm_distill.collect import Panel, alone, collect, teachers
 from llm_distill.errand import Errand
 from llm_distill.errors import UserError
+from llm_distill.general import general
 from llm_distill.leaks import check_leaks
 from llm_distill.perturbing import robustness
 from llm_distill.records import Answer, Prompt
@@ -98,6 +99,8 @@ def more(seen: Evaluation) -> dict[str, object]:
     found: dict[str, object] = {}
     if asked and asked.robustness:
         found["robustness"] = robustness(seen)
+    if asked and asked.general:
+        found["general"] = general(seen, asked.general)
     if bias_after.wanted(seen):
         found["bias"] = bias_after.bias_after(seen)
     if asked and asked.speed:

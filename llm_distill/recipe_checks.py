@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from llm_distill import recipe_probes
+from llm_distill import recipe_general, recipe_probes
 from llm_distill.errors import UserError, did_you_mean
 from llm_distill.plugs import Plug
 from llm_distill.prices import FREE, Prices, listing
@@ -102,6 +102,7 @@ def check_across(plan: Plan) -> None:
     _check_attach(plan)
     _check_rivals(plan)
     _check_speed(plan)
+    recipe_general.check_recipe(plan)
     _check_ship(plan)
     recipe_probes.check_recipe(plan)
     sft_checks.check_recipe(plan)

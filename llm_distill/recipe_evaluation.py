@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
+from llm_distill.recipe_general import General
 from llm_distill.recipe_keys import Strict, Usd
 from llm_distill.recipe_probes import Bias, Robustness
 
@@ -60,6 +61,7 @@ class Evaluate(Strict):
     metric: the one that the verdict is about; null is the task kind's own. metrics: those of texts that are measured besides.
     students: of other runs, that answer the same rows: recipes' names, run folders, exports, .gguf files. previous: the one that
     this student would follow, likewise; `shipped` is the last one that `gate --ship` recorded.
+    general: what else the student could do before it was trained.
     """
 
     metric: str | None = None
@@ -80,6 +82,8 @@ class Evaluate(Strict):
         """The roles that evaluation asks besides those it compares."""
         return (self.robustness.model,) if self.robustness and self.robustness.model else ()
 
+    general: General | None = None
+
 
 class Ship(Strict):
     """What a student must be to ship: `llm-distill gate` judges it. It changes nothing that is made or asked.
@@ -90,6 +94,8 @@ class Ship(Strict):
     min_gain_on_previous: over the student in evaluate.previous, by the lower end of the interval of the difference: -0.02 lets
     it be worse by two points at most. max_usd_per_1000: answers, at what was paid for tokens and machine_usd_per_hour.
     max_p95_seconds: an answer.
+    max_general_loss: in general ability, all rows of evaluate.general together, by the upper end of the 95 % interval.
+    max_usd_per_1000: answers, at what was paid for tokens and machine_usd_per_hour. max_p95_seconds: an answer.
     """
 
     min_kept_share: float | None = Field(None, gt=0, le=2)
@@ -97,6 +103,7 @@ class Ship(Strict):
     max_bias_rise: float | None = Field(None, ge=0, le=1)
     min_robust_share: float | None = Field(None, gt=0, le=2)
     min_gain_on_previous: float | None = Field(None, ge=-1, le=1)
+    max_general_loss: float | None = Field(None, ge=0, le=1)
     max_usd_per_1000: Usd | None = None
     machine_usd_per_hour: Usd | None = None
     max_p95_seconds: float | None = Field(None, gt=0, allow_inf_nan=False)

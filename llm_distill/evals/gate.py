@@ -194,6 +194,23 @@ def gain_on_previous(_ship: Numbers, numbers: Numbers, arms: Arms) -> Judged:
     return Judged(pair["low"], f"{points(pair['difference'])} points ({span}) above {who}, on {pair['n']} rows")
 
 
+def general_loss(_ship: Numbers, numbers: Numbers, _arms: Arms) -> Judged:
+    """What the student lost in general ability, by the upper end of the interval over the rows of all tasks."""
+    of = (numbers.get("general") or {}).get("all")
+    if of is None:
+        return Judged(None, "general ability was not measured; add `general: {}` to evaluate, and evaluate again")
+    if failed := of["failed"]["base"]:  # which would flatter the student
+        return Judged(
+            None, f"the base student failed on {failed} rows, so the loss is unknown; run again, or shorten the tasks"
+        )
+    loss = of["loss"]
+    if loss["high"] is None or of["rows"] < FEWEST:
+        return Judged(None, f"{of['rows']} rows are too few for an upper bound; raise evaluate.general.limit")
+    both = f"{percent(of['base']['value'])} before training, {percent(of['student']['value'])} after"
+    span = f"{points(loss['low'])} to {points(loss['high'])}"
+    return Judged(loss["high"], f"{both}: {points(loss['value'])} points lost ({span}), on {of['rows']} rows")
+
+
 def usd_per_1000(ship: Numbers, numbers: Numbers, arms: Arms) -> Judged:
     """Dollars for a thousand answers: what tokens cost, and the machine for the time that answers took."""
     answered = [a for a in arms["student"] if a.status != "failed"]
@@ -269,6 +286,7 @@ CONDITIONS: dict[str, tuple[Unit, Callable[[Numbers, Numbers, Arms], Judged]]] =
     "max_bias_rise": ("points", bias_rise),
     "min_robust_share": ("share", robust_share),
     "min_gain_on_previous": ("points", gain_on_previous),
+    "max_general_loss": ("points", general_loss),
     "max_usd_per_1000": ("usd", usd_per_1000),
     "max_p95_seconds": ("seconds", p95_seconds),
 }

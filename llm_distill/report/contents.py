@@ -32,6 +32,7 @@ SECTIONS = (
     Section("bias", "Bias after training", ("bias",)),
     Section("probe", "The teacher, then and now", ("probe",), usual=False),
     Section("tradeoff", "Cost and quality", ("tradeoff",), usual=False),
+    Section("general", "General ability", ("general",)),
     Section("prompts", "Prompts", ("made",)),
     Section("funnel", "Funnel of rows", ("steps",)),
     Section("fairness", "Filters and fairness", ("fairness",)),

@@ -12,6 +12,7 @@ _SAID = {
     "max_bias_rise": "More uneven groups than before training",
     "min_robust_share": "Score kept under the worst perturbation, lower bound",
     "min_gain_on_previous": "Above the previous student, lower bound",
+    "max_general_loss": "General ability lost, upper bound",
     "max_usd_per_1000": "Cost of 1,000 answers",
     "max_p95_seconds": "Time of an answer, p95",
 }

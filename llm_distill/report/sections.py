@@ -10,6 +10,7 @@ from typing import Any
 
 from llm_distill.report import (
     bias_section,
+    general_section,
     lint_section,
     probe_section,
     robustness_section,
@@ -44,6 +45,7 @@ def views(report: Part) -> dict[str, Any]:
         "review": part(report, "review"),
         "reviewed": parts(part(report, "review"), "filters"),
         "probe": probe_section.view(report),
+        "general": general_section.view(report),
         "lint": lint_section.view(report),
         "robustness": robustness_section.view(report),
         "robustness_of": robustness_section.measured(report),
@@ -134,6 +136,7 @@ def findings(report: Part) -> Iterator[Said]:
     yield from robustness_section.findings(report)
     yield from bias_section.findings(report)
     yield from probe_section.findings(report)
+    yield from general_section.findings(report)
     yield from lint_section.findings(report)
     yield from speed_section.findings(report)
     yield from sweep_section.findings(report)
@@ -171,6 +174,7 @@ def forests(report: Part) -> Iterator[tuple[str, str, list[Estimate], bool]]:
     ]
     yield "ablation", "Student's change without a filter, in points", rows, True
     yield "robustness", "Share of the score kept under each perturbation", robustness_section.chart(report), False
+    yield "general", "Student less its untrained self, in points", general_section.chart(report), True
     yield "sweep", "Trials against the recipe's own settings, in points", sweep_section.chart(report), True
 
 

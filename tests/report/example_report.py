@@ -266,6 +266,16 @@ def full() -> dict[str, Any]:
             "together": {"precision": around(0.68, 0.19), "recall": around(0.6, 0.16)},
             "kept": {"rows": 383, "reviewed": 50, "agreed": 47, "clean": around(0.94, 0.08)},
         },
+        "general": {
+            "harness": "lm_eval 0.4.13",
+            "shipped": False,
+            "settings": {"limit": 100, "few_shot": None, "chat": False},
+            "tasks": [
+                general("llm_distill_common_knowledge", 60, 0.82, (-0.15, -0.267, -0.05), 0.004) | {"metric": "acc"},
+                general("house_style", 100, 0.31, (0.01, -0.04, 0.06), 0.8),
+            ],
+            "all": general(None, 160, 0.5, (-0.05, -0.1, 0.004), None),
+        },
         "ablation": {
             "complete": True,
             "stale": False,
@@ -463,6 +473,22 @@ def part(of: str, by: str, value: str, rows: int, dropped: int, rate: float, mor
 def flip(who: str, attribute: str, variant: str, groups: int, flips: int, outcomes: dict[str, int]) -> dict[str, Any]:
     counts = {"groups": groups, "flips": flips, "rate": around(flips / groups, 0.1), "outcomes": outcomes}
     return {"who": who, "attribute": attribute, "variant": variant, "of": "label", **counts}
+
+
+def general(
+    name: str | None, rows: int, before: float, change: tuple[float, float, float], p: float | None
+) -> dict[str, Any]:
+    difference, low, high = change
+    return {
+        **({"name": name} if name else {}),
+        "metric": "exact_match",
+        "rows": rows,
+        "base": around(before, 0.1),
+        "student": around(before + difference, 0.1),
+        "difference": pair(difference, low, high, 0.01, 1, 5) | ({"p_holm": p} if p else {}),
+        "loss": {"value": -difference, "low": -high, "high": -low, "n": rows},
+        "failed": {"base": 0, "student": 0},
+    }
 
 
 def tried(

@@ -141,6 +141,9 @@ def test_full_report_says_it_all() -> None:
         "gender all together groups that flip: label 10.0 % 4.0 % +6.0 0.0 to +12.0 not told apart would show 9.0 or more",
         "Too few rows to measure: recall of positive by religion (9).",
         "Paraphrase: 10 lost: no text between the marks.",
+        "General ability: no loss can be seen (50.0 % before training, 45.0 % after: \u22125.0 points, \u221210.0 to +0.4; 160",
+        "Llm distill common knowledge: \u221215.0 points after training, several tasks allowed for.",
+        "house_style exact_match 100 31.0 % 21.0 to 41.0",
         "Reviewers would keep 94.0 % (86.0 to 100.0) of the rows that filters keep.",
         "Teacher confidence 21 21 61.9 % 41.9 to 81.9 54.0 %",
         "Ablation, without length: no measurable gain (+0.3 points, \u22122.0 to +2.0).",
@@ -151,7 +154,7 @@ def test_full_report_says_it_all() -> None:
         assert said in page.text.replace("\u00a0", " "), said
     assert "Not part of this run" not in page.text
     assert len(page.all("article")) == 20
-    assert len(page.all("svg")) == 12
+    assert len(page.all("svg")) == 13
     assert len(page.all("mark")) == 1
 
 
