@@ -1,7 +1,8 @@
-"""What a step costs: bare TRL, our sft, our logit_kd on a teacher's top-20 logprobs, with the same student, rows and LoRA.
+"""What a step costs: bare TRL, our sft, our logit_kd on a teacher's top-20 logprobs, with the same student, rows and LoRA; and
+on-policy, TRL's DistillationTrainer by itself and our gkd, whose student answers by `--answer` tokens in every step.
 
 Each arm is a process of its own, so that its peak memory is its own; the median step of each is printed as a ratio to that
-of our sft. `--rows` texts of about `--tokens` tokens, of which the last `--trained` are learnt.
+of our sft, or of bare TRL's on-policy. `--rows` texts of about `--tokens` tokens, of which the last `--trained` are learnt.
 """
 
 from __future__ import annotations
@@ -14,22 +15,29 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-ARMS = ("trl", "sft", "logit_kd")
+from llm_distill.plugs import Plug, Spec
+
+#: Each with the arm that it is held against.
+ARMS = {"trl": "sft", "sft": "sft", "logit_kd": "sft", "trl_gkd": "trl_gkd", "gkd": "trl_gkd"}
 WEIGHTS = Path(__file__).parents[2] / "data" / "quickstart" / "cache" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-def measure(arm: str, rows: int, tokens: int, trained: int, batch: int) -> dict[str, float]:
+def measure(arm: str, rows: int, tokens: int, trained: int, batch: int, answer: int) -> dict[str, float]:
     """Seconds of the median step, without the first two, and the process's peak memory above what loading torch took."""
     from llm_distill.models import weights
     from llm_distill.trainers import TrainingJob, loop
+    from llm_distill.trainers.gkd import gkd
     from llm_distill.trainers.hyper import Hyperparameters
     from llm_distill.trainers.logit_kd import logit_kd
+    from llm_distill.trainers.on_policy import OnPolicy
     from llm_distill.trainers.sft import sft
+    from tests.models.conftest import lora
 
     tokenizer, times = weights.load_tokenizer(str(WEIGHTS)), list[float]()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -44,6 +52,17 @@ def measure(arm: str, rows: int, tokens: int, trained: int, batch: int) -> dict[
             _bare(job, tokenizer, hyper, times)
         elif arm == "sft":
             sft(job, hyper=hyper)
+        elif arm in ("gkd", "trl_gkd"):  # the teacher is a copy with other weights
+            teacher = {
+                "model": str(WEIGHTS),
+                "adapter": str(lora(Path(weights.prepare(str(WEIGHTS))), out / "teacher")),
+            }
+            job = replace(job, models={"teacher": Plug(Spec("transformers"), print, teacher)})
+            if arm == "gkd":
+                own = OnPolicy(lam=1.0, warm_up_epochs=0, max_new_tokens=answer)
+                gkd(job, hyper=hyper, own=own)
+            else:
+                _bare_on_policy(job, tokenizer, hyper, times, answer)
         else:
             with loop.quiet():
                 _show(job, tokenizer)
@@ -68,8 +87,6 @@ def _samples(tokenizer: Any, rows: int, tokens: int, trained: int) -> list[Any]:
 
 
 def _models() -> dict[str, Any]:
-    from llm_distill.plugs import Plug, Spec
-
     return {"teacher": Plug(Spec("transformers"), print, {"model": str(WEIGHTS)})}
 
 
@@ -124,10 +141,42 @@ def _bare(job: Any, tokenizer: Any, hyper: Any, times: list[float]) -> None:
         ).train()  # fmt: skip
 
 
+def _bare_on_policy(job: Any, tokenizer: Any, hyper: Any, times: list[float], answer: int) -> None:
+    """As TRL distils on-policy by itself."""
+    from datasets import Dataset
+    from transformers import TrainerCallback
+    from trl import DistillationTrainer
+
+    from llm_distill.models import weights
+    from llm_distill.trainers import loop, on_policy_loop
+    from llm_distill.trainers.course import lora_config
+
+    class Clock(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, *_args: Any, **_more: Any) -> None:
+            times.append(time.monotonic())
+
+    class Offline(DistillationTrainer):  # type: ignore[misc]
+        def _send_telemetry(self) -> None:
+            return
+
+    knobs = job.models["teacher"].knobs
+    teacher = weights.load_model(knobs["model"], adapter=knobs["adapter"], device="cpu").merge_and_unload()
+    settings = vars(hyper) | {"learning_rate": hyper.rate, "activation_checkpointing": False, "beta": 0.5}
+    plan = on_policy_loop.Rollouts(1.0, 1.0, answer, (), 0)
+    prompts = [[{"role": m.role, "content": m.content} for m in sample.messages] for sample in job.samples]
+    with loop.quiet():
+        Offline(
+            model=weights.load_model(str(WEIGHTS), device="cpu"), teacher_model=teacher,
+            args=on_policy_loop.arguments(job.out, settings, plan, on_cpu=True),
+            train_dataset=Dataset.from_dict({"prompt": prompts}), processing_class=tokenizer,
+            peft_config=lora_config(hyper), callbacks=[Clock()],
+        ).train()  # fmt: skip
+
+
 def main() -> None:
     """Measure every arm, one after the other, and print them beside each other."""
     parser = argparse.ArgumentParser(description=__doc__)
-    for name, usual in (("rows", 96), ("tokens", 160), ("trained", 120), ("batch", 8)):
+    for name, usual in (("rows", 96), ("tokens", 160), ("trained", 120), ("batch", 8), ("answer", 16)):
         parser.add_argument(f"--{name}", type=int, default=usual)
     parser.add_argument("--arm", choices=ARMS)
     asked = vars(parser.parse_args())
@@ -146,10 +195,10 @@ def main() -> None:
         found[arm] = json.loads(done.stdout.splitlines()[-1])
     print(f"{asked['rows']} rows of {asked['tokens']} tokens, {asked['trained']} trained, batches of {asked['batch']}:")
     for arm, numbers in found.items():
-        ratio = {name: numbers[name] / found["sft"][name] for name in ("step_s", "peak_mb")}
+        ratio = {name: numbers[name] / found[ARMS[arm]][name] for name in ("step_s", "peak_mb")}
         print(
-            f"  {arm:<9} {numbers['step_s']:6.2f} s a step ({ratio['step_s']:.2f} of sft)   "
-            f"{numbers['peak_mb']:6,.0f} MB at most ({ratio['peak_mb']:.2f} of sft)"
+            f"  {arm:<9} {numbers['step_s']:6.2f} s a step ({ratio['step_s']:.2f} of {ARMS[arm]})   "
+            f"{numbers['peak_mb']:6,.0f} MB at most ({ratio['peak_mb']:.2f} of {ARMS[arm]})"
         )
 
 
