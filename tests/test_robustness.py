@@ -199,6 +199,7 @@ def test_a_run_measures_what_perturbations_do(scripted: Desk) -> None:
     for one in scripted.rows(first, "eval/robust/injection/base_zero_shot"):
         assert one["label"] == clean[one["row_id"]]["label"]
         assert one["messages"][-1]["content"].startswith(clean[one["row_id"]]["messages"][-1]["content"])
+    assert "ITEM NUMBER" in scripted.llm_distill("show", "job", "eval/robust/case/teacher", "--json")
     again = scripted.here(recipe, first="evaluate")
     assert (again["asked"], reported(scripted, again)["robustness"]) == (0, report["robustness"])
     few = reported(scripted, scripted.here(recipe, "evaluate.robustness.rows=7", "evaluate.robustness.kinds=[case]"))
