@@ -9,9 +9,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from llm_distill.report import words
-from llm_distill.report.words import Part, Said, interval, part, percent, short, value
+from llm_distill.report.words import Part, Said, human, interval, part, percent, short, value
 
 _KINDS = {"previous": "the tick before", "first": "the first tick"}
+
+_TESTS = {"labels": "How often each label", "words": "Words an answer"}
 
 
 def view(report: Part) -> dict[str, Any]:
@@ -24,7 +26,7 @@ def view(report: Part) -> dict[str, Any]:
             {
                 **one,
                 "against": f"{_KINDS.get(str(one.get('kind')), 'an earlier tick')}, {short(str(one.get('with'))[:10])}",
-                "tests": list(_mappings(one, "tests")),
+                "tests": list(map(_named, _mappings(one, "tests"))),
                 "labels": [(name, of) for name, of in part(one, "labels").items() if isinstance(of, list) and len(of) == 2],
             }
             for one in _mappings(found, "compared")
@@ -47,6 +49,10 @@ def findings(report: Part) -> Iterator[Said]:
             f"Probe: no change of the teacher is seen on {rows} frozen rows; agreement with its earlier answers "
             f"{percent(value(agreement))} ({interval(agreement)}).",
         )
+
+
+def _named(test: Part) -> dict[str, Any]:
+    return {**test, "what": _TESTS.get(str(test.get("name"))) or human(test.get("name"))}
 
 
 def _mappings(of: Part, key: str) -> list[Part]:

@@ -42,8 +42,6 @@ NAMES = {
     "win": "Student wins",
     "loss": "Student loses",
     "seconds_per_answer": "Time per answer",
-    "labels": "How often each label",
-    "words": "Words an answer",
     "prompt_tokens_per_answer": "Prompt tokens",
     "asked_rows": "Teacher, asked rows",
     "lora_rank": "LoRA rank",
