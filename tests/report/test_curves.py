@@ -33,7 +33,7 @@ def test_lines(how: dict[str, bool]) -> None:
     assert not any(stand_in in svg for stand_in in COLOURS)
     assert lines(SERIES, name="a", title="Cost & quality", told="Student: 87.3 %", across="seconds", **how) == svg  # type: ignore[arg-type]
     if "ticks" in how:
-        assert {"@9", "b", "e"} <= set(texts)
+        assert {"@9", "c", "e"} <= set(texts)
 
 
 def test_long_curves_are_thinned_and_one_point_is_enough() -> None:
