@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from llm_distill.report.html import render
+from tests.conftest import ROOT
 from tests.report.chromium import EXECUTABLE, Page, chromium
 from tests.report.example_report import full
 from tests.report.many_rows import browse
@@ -63,6 +64,38 @@ def quiet(page: Page, file: Path, width: int) -> None:
     assert page.evaluate("[innerWidth, document.documentElement.scrollWidth]") == [width, width]
     assert page.complaints() == []
     assert [url for url in page.requests() if url != "data:,"] == [file.as_uri()]
+
+
+def looked_through(page: Page, file: Path, word: str) -> None:
+    """A run's own report, at phone and desktop width: searched for a word of its rows, filtered, quiet."""
+    for width, dark in ((390, True), (1200, False)):
+        page.open(file, width, dark=dark)
+        whole = int(said(page).split()[0].replace(",", ""))
+        typed(page, word)
+        found = int(said(page).split()[0].replace(",", ""))
+        assert 0 < found < whole
+        shown = page.evaluate(
+            "[...document.querySelectorAll('#rows-list li')].map(row => row.textContent.toLowerCase())"
+        )
+        assert all(word in text for text in shown)
+        typed(page, "")
+        page.evaluate("document.getElementById('rows-query').dispatchEvent(new Event('input'))")
+        counts = []
+        for verdict in ("Student right", "Student wrong"):
+            assert chosen(page, 0, verdict) > 0
+            counts.append(int(said(page).split()[0].replace(",", "")))
+        assert sum(counts) == whole, "each row is one or the other"
+        quiet(page, file, width)
+    assert file.stat().st_size < 5_000_000
+
+
+def test_the_quickstarts_own_report(page: Page) -> None:
+    reports = sorted(
+        (ROOT / "data/runs/quickstart").glob("*/report/report.html"), key=lambda path: path.stat().st_mtime
+    )
+    if not reports:
+        pytest.skip("needs `make quickstart`")
+    looked_through(page, reports[-1], "love")
 
 
 @pytest.mark.parametrize(("width", "dark"), [(390, True), (1200, False)], ids=["phone", "desktop"])
