@@ -49,6 +49,9 @@ def _options(
     pass
 
 
+Strict = Annotated[bool, typer.Option("--strict", help="Refuse a judge of the family of a model that it judges.")]
+
+
 @app.command()
 def run(
     recipe: RecipeArg,
@@ -57,6 +60,7 @@ def run(
     first: Annotated[
         str | None, typer.Option("--from", help="Do this stage again; later ones follow if it comes out different.")
     ] = None,
+    strict: Strict = False,
     workspace: Workspace = Path("data"),
     as_json: AsJson = False,
 ) -> None:
@@ -69,10 +73,13 @@ def run(
 
     from llm_distill import pipeline
     from llm_distill.errors import did_you_mean
+    from llm_distill.kinship import refuse_kin
     from llm_distill.recipe import load
     from llm_distill.screen import Screen
 
     plan = load(recipe, overrides or ())
+    if strict:
+        refuse_kin(plan, "--strict")
     for option, stage in (("--until", until), ("--from", first)):
         if stage is not None and stage not in pipeline.STAGES:
             raise UserError(f"{option}: no stage {stage!r}.{did_you_mean(stage, pipeline.STAGES)}")
@@ -100,15 +107,22 @@ def _tell(summary: dict[str, Any]) -> None:
 
 @app.command()
 def check(
-    recipe: RecipeArg, overrides: Overrides = None, workspace: Workspace = Path("data"), as_json: AsJson = False
+    recipe: RecipeArg,
+    overrides: Overrides = None,
+    strict: Strict = False,
+    workspace: Workspace = Path("data"),
+    as_json: AsJson = False,
 ) -> None:
     """Read a recipe, find its mistakes, estimate what it would ask and cost. Spends nothing."""
     from llm_distill import lineage, rivals
     from llm_distill.estimate import estimate, missing_keys
+    from llm_distill.kinship import refuse_kin
     from llm_distill.recipe import load
     from llm_distill.sweep_space import space, trials
 
     plan = load(recipe, overrides or ())
+    if strict:
+        refuse_kin(plan, "--strict")
     untrained = lineage.missing(plan, workspace)  # another recipe's students, which may come later
     plan = plan if untrained else lineage.settled(plan, workspace)
     # Making a model loads nothing, and refuses what no type can: an address, a pattern.

@@ -10,11 +10,13 @@ from typing import Any
 from llm_distill import recipe_general, trainers
 from llm_distill.estimate_probes import BYTES_PER_TOKEN, perturbing, priced
 from llm_distill.generators import AtMost
+from llm_distill.kinship import kindred_judges
 from llm_distill.plugs import Plug, find
 from llm_distill.prices import FREE
 from llm_distill.probe_rows import frozen, greedy
 from llm_distill.recipe import Plan
-from llm_distill.recipe_checks import kindred_judges, known_prices, open_terms, price_source
+from llm_distill.recipe_checks import known_prices, open_terms, price_source
+from llm_distill.recipe_judge import asked_of_judge
 from llm_distill.records import Prompt
 from llm_distill.scorers import ASKS
 from llm_distill.seeds import read_rows
@@ -54,6 +56,7 @@ def estimate(plan: Plan) -> dict[str, Any]:
     others += _probing(plan, held_out)
     others += _clocked(plan, held_out)
     others += recipe_general.asking(plan, known_prices(plan.models["student"]) if "student" in plan.models else None)
+    others += _examining(plan, len(held_out))
     costs = [asked["cost_usd_at_most"] for asked in (*teachers.values(), *others)]
     return {
         "prompts": len(prompts),
@@ -95,6 +98,12 @@ def _training(plan: Plan, rows: int) -> list[dict[str, Any]]:
         return []
     most = find("trainer", trainer.spec.name, trainers.ASKS, trainer.spec.where)(rows, **trainer.knobs)
     return [] if most is None else [_errand(plan, trainer, most)]
+
+
+def _examining(plan: Plan, rows: int) -> list[dict[str, Any]]:
+    """What the judge of the evaluation is asked."""
+    judge, most = plan.evaluate.judge if plan.evaluate else None, asked_of_judge(plan, rows)
+    return [priced(plan, "judge", (judge.model,), most)] if judge and most else []
 
 
 def _calibrating(plan: Plan, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -21,11 +21,14 @@ from llm_distill.perturbing import robustness
 from llm_distill.records import Answer, Prompt
 from llm_distill.stages import Outcome, Run, trained
 
+if TYPE_CHECKING:
+    from llm_distill.evals.judged import Judged
+
 
 @dataclass(frozen=True)
 class Evaluation:
     """What is measured beyond the comparison may look at: the held-out rows, who answers them and how, and what they
-    answered, by arm. ask: questions of its own. numbers: what the comparison says.
+    answered, by arm. ask: questions of its own. numbers: what the comparison says. judged: what the judge said, if there is one.
     """
 
     run: Run
@@ -34,12 +37,14 @@ class Evaluation:
     answers: Mapping[str, Sequence[Answer]]
     ask: Errand
     numbers: Mapping[str, Any]
+    judged: Judged | None = None
 
 
 def evaluate(run: Run) -> Outcome:
     """eval/<arm>.parquet and eval/comparison.json. The stamp notes which student that was."""
     from llm_distill.evals.compare import compare
     from llm_distill.evals.measures import measures
+    from llm_distill.judging import judged
 
     plan = run.plan
     assert plan.evaluate is not None
@@ -57,16 +62,21 @@ def evaluate(run: Run) -> Outcome:
         run.watch.say(f"evaluate: {arm.replace('_', ' ')}")
         collect(run, prompts, panel, f"eval/{arm}.parquet")
         answers[arm] = store.read_answers(run.folder.file(f"eval/{arm}.parquet"))
+    ask = Errand(run, "evaluate")
+    opinion = judged(run, prompts, answers, ask)
     numbers = compare(
         answers, plan.task.kind, plan.task.labels, seed=plan.seed, slices=plan.evaluate.slices,
         resamples=plan.evaluate.resamples, teachers=len(plan.teachers.roles), metric=plan.evaluate.metric,
-        measures=measures(plan.metrics, plan.answers.json_schema), rivals=[one.arm for one in rivals],
+        measures={**measures(plan.metrics, plan.answers.json_schema), **(opinion.measures if opinion else {})},
+        rivals=[one.arm for one in rivals],
     )  # fmt: skip
-    ask = Errand(run, "evaluate")
-    seen = Evaluation(run, prompts, panels, answers, ask, numbers)
+    seen = Evaluation(run, prompts, panels, answers, ask, numbers, opinion)
     others = plan.rivals.described if plan.rivals else {}
     store.write_json(run.folder.file("eval/comparison.json"), numbers | others | more(seen))
     notes = {"student": store.digest(run.folder.file("student")), "overlap": overlap, **ask.spent}
+    if opinion and opinion.stopped:
+        why = f"evaluate: the judge's part is owed; run again to ask for it. {opinion.stopped}"
+        notes["short"] = {"why": why, "passes": opinion.passes}
     owed = ask.owed + sum(a.owed for rows in answers.values() for a in rows)
     return Outcome(len(prompts), len(prompts), owed, notes)
 
@@ -106,4 +116,8 @@ def more(seen: Evaluation) -> dict[str, object]:
     if asked and asked.speed:
         table = seen.run.folder.file("eval/speed.json")
         found["speed"] = speed.measure(seen.run, seen.prompts, seen.panels, asked.speed, table)
+    if seen.judged:
+        from llm_distill.judging import numbers
+
+        found["judge"] = numbers(seen.run, seen.prompts, seen.judged)
     return found

@@ -134,6 +134,8 @@ def run(
             describe(job, sorted({role for name in names for role in STAGES[name].asks(plan)}))
         for name in names:
             summary["stages"][name] = each(name, partial(_step, job, name, forced=name == first))
+        if short := next((why for name in names if (why := folder.stamp(name).get("short"))), None):
+            raise FellShort(short["why"], passes=short["passes"])  # what could be done without it is done
     except (FellShort, Interrupted) as stop:
         summary |= {"status": "fell_short" if isinstance(stop, FellShort) else "interrupted", "reason": str(stop)}
         summary |= {"passes": stop.passes} if isinstance(stop, FellShort) and stop.passes else {}

@@ -252,7 +252,7 @@ def load(path: Path, overrides: Sequence[str] = (), raw: Mapping[str, Any] | Non
 
 def _metrics(recipe: _Recipe, kind: str, reading: Reading) -> list[Plug]:
     how = recipe.evaluate or Evaluate()
-    return bind_metrics(how.metrics, how.metric, kind, recipe.answers.json_schema, reading)
+    return bind_metrics(how.metrics, how.metric, kind, recipe.answers.json_schema, reading, how.opinions)
 
 
 def _training(recipe: _Recipe) -> tuple[Spec | None, int]:

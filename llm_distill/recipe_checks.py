@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
-from llm_distill import recipe_general, recipe_probes
+from llm_distill import recipe_general, recipe_judge, recipe_probes
 from llm_distill.errors import UserError, did_you_mean
 from llm_distill.plugs import Plug
 from llm_distill.prices import FREE, Prices, listing
@@ -42,31 +41,9 @@ def open_terms(plan: Plan) -> list[str]:
     return judge(plan.policy, plan.terms, named_sources(plan.models, plan.generators, plan.prompt_terms))
 
 
-def kindred_judges(plan: Plan) -> list[str]:
-    """A note for each judge of the filters, or of training, that is of a teacher's family: such judges favour what sounds
-    like themselves (Li et al. 2025, arXiv 2502.01534).
-    """
-    own = plan.trainer.knobs.get("judge") if plan.trainer else None
-    judges = sorted({*plan.judges, *([own] if own else [])})
-    families = {role: _family(plan.models[role]) for role in {*plan.teachers.roles, *judges}}
-    return [
-        f"models.{judge} judges answers of models.{role}, and both are of the family {families[judge]!r}: such a judge favours "
-        "what sounds like itself; name one of another family"
-        for judge in judges
-        for role in plan.teachers.roles
-        if families[judge] and families[judge] == families[role]
-    ]
-
-
-def _family(model: Plug) -> str | None:
-    """What a model's name begins with: `qwen` of Qwen/Qwen3-32B, `gpt` of gpt-4.1-mini; its provider is no part of it."""
-    name = str(model.knobs.get("model", "")).rstrip("/").rsplit("/", 1)[-1]
-    found = re.match(r"[A-Za-z]+", name.removeprefix("Meta-").removeprefix("meta-"))
-    return found[0].casefold() if found else None
-
-
 def check_across(plan: Plan) -> None:
     """UserError for keys that do not fit together."""
+    recipe_judge.check_recipe(plan)
     asked_in_training = plan.trainer.roles if plan.trainer else ()
     asked_in_evaluation = plan.evaluate.roles if plan.evaluate else ()
     asking = {*plan.teachers.roles, *plan.writers, *plan.judges, *asked_in_training, *asked_in_evaluation}
@@ -213,6 +190,10 @@ def _check_ship(plan: Plan) -> None:
         raise UserError(
             "ship.min_gain_on_previous: there is no previous student to compare with; add `previous: shipped` to evaluate, or "
             "name one there."
+        )
+    if ship.min_win_rate is not None and "teacher" not in (plan.evaluate.judge.pairwise if plan.evaluate.judge else ()):
+        raise UserError(
+            "ship.min_win_rate: no judge compares the student with its teacher; add `judge: {pairwise: [teacher]}` to evaluate."
         )
     held_against = [key for key in ("min_kept_share", "max_slice_drop") if getattr(ship, key) is not None]
     if held_against and plan.evaluate.metric == "agreement_with_teacher":

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import Field
 
 from llm_distill.recipe_general import General
+from llm_distill.recipe_judge import Judge
 from llm_distill.recipe_keys import Strict, Usd
 from llm_distill.recipe_probes import Bias, Robustness
 
@@ -62,6 +63,7 @@ class Evaluate(Strict):
     students: of other runs, that answer the same rows: recipes' names, run folders, exports, .gguf files. previous: the one that
     this student would follow, likewise; `shipped` is the last one that `gate --ship` recorded.
     general: what else the student could do before it was trained.
+    judge: a model's opinion of the answers, whose score is a metric, `judge`.
     """
 
     metric: str | None = None
@@ -76,11 +78,18 @@ class Evaluate(Strict):
     resamples: int = Field(10_000, ge=100)
     robustness: Robustness | None = None
     bias: Bias | None = None
+    judge: Judge | None = None
+
+    @property
+    def opinions(self) -> list[str]:
+        """Metrics that are somebody's opinion."""
+        return ["judge"] if self.judge and self.judge.scores else []
 
     @property
     def roles(self) -> tuple[str, ...]:
         """The roles that evaluation asks besides those it compares."""
-        return (self.robustness.model,) if self.robustness and self.robustness.model else ()
+        rewriter = (self.robustness.model,) if self.robustness and self.robustness.model else ()
+        return (*rewriter, *((self.judge.model,) if self.judge else ()))
 
     general: General | None = None
 
@@ -93,9 +102,8 @@ class Ship(Strict):
     min_robust_share: of its own score, under the perturbation of `evaluate.robustness` that costs it most, by the lower end.
     min_gain_on_previous: over the student in evaluate.previous, by the lower end of the interval of the difference: -0.02 lets
     it be worse by two points at most. max_usd_per_1000: answers, at what was paid for tokens and machine_usd_per_hour.
-    max_p95_seconds: an answer.
+    max_p95_seconds: an answer. min_win_rate: against the teacher, by the judge, by the lower end, at equal length too.
     max_general_loss: in general ability, all rows of evaluate.general together, by the upper end of the 95 % interval.
-    max_usd_per_1000: answers, at what was paid for tokens and machine_usd_per_hour. max_p95_seconds: an answer.
     """
 
     min_kept_share: float | None = Field(None, gt=0, le=2)
@@ -107,6 +115,7 @@ class Ship(Strict):
     max_usd_per_1000: Usd | None = None
     machine_usd_per_hour: Usd | None = None
     max_p95_seconds: float | None = Field(None, gt=0, allow_inf_nan=False)
+    min_win_rate: float | None = Field(None, gt=0, le=1)
 
     def model_post_init(self, _context: Any) -> None:
         """A gate has conditions."""

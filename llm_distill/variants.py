@@ -74,10 +74,13 @@ def mean_of(trainings: Sequence[RowScores]) -> RowScores:
 
 
 def metric_of(plan: Plan) -> str:
-    """The one that the verdict of a recipe's evaluation is about."""
+    """The one that the verdict of a recipe's evaluation is about; the kind's own where that is the judge's score, for variants
+    are not judged one by one.
+    """
     from llm_distill.evals.metrics import PRIMARY
 
-    return (plan.evaluate and plan.evaluate.metric) or PRIMARY[plan.task.kind]
+    named = plan.evaluate.metric if plan.evaluate else None
+    return PRIMARY[plan.task.kind] if named in (None, "judge") else named
 
 
 def measured(

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from llm_distill.evals.gate_judge import least_win_rate
 from llm_distill.evals.headline import percent, points
 from llm_distill.evals.metrics import AGREEMENT
 from llm_distill.evals.statistics import FEWEST
@@ -269,6 +270,11 @@ def _usd_by_clock(ship: Numbers, clocked: Numbers, numbers: Numbers) -> Judged:
     return Judged(tokens + 1000 * seconds * hourly / 3600, note)
 
 
+def win_rate(_ship: Numbers, numbers: Numbers, arms: Arms) -> Judged:
+    """The lower end of the student's win rate against its teacher, by the judge."""
+    return _owed(arms, "teacher") or Judged(*least_win_rate(numbers.get("judge") or {}))
+
+
 def _owed(arms: Arms, arm: str) -> Judged | None:
     owed = sum(answer.owed for answer in arms.get(arm, ()))
     if not owed:
@@ -289,4 +295,5 @@ CONDITIONS: dict[str, tuple[Unit, Callable[[Numbers, Numbers, Arms], Judged]]] =
     "max_general_loss": ("points", general_loss),
     "max_usd_per_1000": ("usd", usd_per_1000),
     "max_p95_seconds": ("seconds", p95_seconds),
+    "min_win_rate": ("share", win_rate),
 }

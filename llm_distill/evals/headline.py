@@ -26,6 +26,7 @@ WORDS = {
     "numeric": "numeric accuracy",
     "math": "mathematical accuracy",
     "code": "pass rate",
+    "judge": "score by the judge",
     AGREEMENT: "agreement with its teacher",
 }
 MANY = (("its teacher's", "its teachers'"), ("its teacher gets", "its teachers get"), ("its teacher ", "its teachers "))

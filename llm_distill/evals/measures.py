@@ -43,9 +43,9 @@ Measure = Callable[[Sequence[Answer]], Measured]
 
 
 def bind_metrics(
-    named: Sequence[Any], first: str | None, kind: str, schema: str | None, reading: Reading
+    named: Sequence[Any], first: str | None, kind: str, schema: str | None, reading: Reading, others: Sequence[str] = ()
 ) -> list[Plug]:
-    """The metrics of a recipe, checked; `first` is its `evaluate.metric`, None for the kind's own."""
+    """The metrics of a recipe, checked; `first` is its `evaluate.metric`, None for the kind's own; it may be one of `others`."""
     if named and kind == "classify":
         raise UserError(
             "evaluate.metrics: they measure texts, and the task is classify, which has all of its own; remove it."
@@ -62,7 +62,7 @@ def bind_metrics(
             )
         if name == "schema_valid" and schema is None:
             raise UserError(f"{where}: there is no schema to fit; add `schema:` to answers, or remove {name}.")
-    allowed = [*OWN[kind], *names]
+    allowed = [*OWN[kind], *names, *others]
     if first is not None and first not in allowed:
         raise UserError(
             f"evaluate.metric: no metric {first!r} here.{did_you_mean(first, allowed)} Others come from evaluate.metrics."

@@ -87,6 +87,11 @@ def _metric(folders: Sequence[store.RunFolder], kind: Kind) -> tuple[str, Callab
         how = recipe.get("evaluate") or {}
         named = how.get("metric")
         metric = PRIMARY[kind] if named in (None, AGREEMENT) else str(named)
+        if metric == "judge":
+            raise UserError(
+                f"compare: {folder.path} is judged by a model's scores (evaluate.metric: judge), which are no common measure of "
+                "several runs; name another evaluate.metric and run its recipe again, for which nothing is asked."
+            )
         words = [of for of in how.get("metrics") or [] if Spec.read(of, "evaluate.metrics").name == metric]
         schema = (recipe.get("answers") or {}).get("schema") if metric == "schema_valid" else None
         found.append((metric, words, schema))

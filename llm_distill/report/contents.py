@@ -26,6 +26,7 @@ SECTIONS = (
     Section("findings", "What it says", ("findings",), usual=False),
     Section("results", "Arms compared", ("arms",)),
     Section("slices", "Slices", ("slices",)),
+    Section("judge", "The judge", ("judge",), usual=False),
     Section("confusion", "Confusion", ("confusions",)),
     Section("certainty", "Certainty", ("certainty",)),
     Section("robustness", "Robustness", ("robustness",)),

@@ -15,6 +15,7 @@ _SAID = {
     "max_general_loss": "General ability lost, upper bound",
     "max_usd_per_1000": "Cost of 1,000 answers",
     "max_p95_seconds": "Time of an answer, p95",
+    "min_win_rate": "Win rate against the teacher, lower bound",
 }
 
 

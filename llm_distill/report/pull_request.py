@@ -8,6 +8,7 @@ from __future__ import annotations
 from llm_distill.report import speed_section
 from llm_distill.report.gate_section import lines
 from llm_distill.report.html import findings, results
+from llm_distill.report.judge_section import pair_lines
 from llm_distill.report.markdown import plain, table
 from llm_distill.report.words import Part, count, duration, human, interval, measure, part, points, value
 
@@ -50,6 +51,9 @@ def brief(report: Part) -> str:
             for name, pair in pairs.items()
         ]
         said.append(table(["Row by row, in points", "Difference", "95 % interval", "p", "Rows"], rows))
+    if judged := pair_lines(report):
+        header = ["By the judge", "Win rate", "At equal length", "Wins", "Ties", "Losses", "Changed with order"]
+        said.append(table(header, judged))
     header, timed = speed_section.table_of(report)
     if timed:
         said += ["### Speed and price of an answer", table(header, timed)]

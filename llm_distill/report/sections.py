@@ -11,6 +11,7 @@ from typing import Any
 from llm_distill.report import (
     bias_section,
     general_section,
+    judge_section,
     lint_section,
     probe_section,
     robustness_section,
@@ -46,6 +47,7 @@ def views(report: Part) -> dict[str, Any]:
         "reviewed": parts(part(report, "review"), "filters"),
         "probe": probe_section.view(report),
         "general": general_section.view(report),
+        "judge": judge_section.view(report),
         "lint": lint_section.view(report),
         "robustness": robustness_section.view(report),
         "robustness_of": robustness_section.measured(report),
@@ -133,6 +135,7 @@ def findings(report: Part) -> Iterator[Said]:
             yield Said(
                 "look", f"Ablation, {name}: {ablated(row).text[:-1].lower()}{shown if interval(change) else ''}."
             )
+    yield from judge_section.findings(report)
     yield from robustness_section.findings(report)
     yield from bias_section.findings(report)
     yield from probe_section.findings(report)

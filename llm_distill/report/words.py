@@ -34,6 +34,7 @@ NAMES = {
     "numeric": "Right number",
     "math": "Right expression",
     "code": "Passes tests",
+    "judge": "Score by judge",
     "brier": "Brier score",
     "ece": "Calibration error",
     "auroc": "AUROC",

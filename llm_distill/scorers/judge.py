@@ -16,8 +16,8 @@ from llm_distill.generators import AtMost
 from llm_distill.plugs import InputFile, Role
 from llm_distill.records import Answer, Sampling
 from llm_distill.scorers import Context, Scored
-from llm_distill.scorers.ballot import Ballot, Form, Vote
-from llm_distill.scorers.verdicts import Case, Item, agreed, comparing, orders, scoring, votes
+from llm_distill.scorers.ballot import Ballot, Form
+from llm_distill.scorers.verdicts import Case, Item, Verdict, comparing, scoring, verdict, votes
 
 #: Bytes of English a token, about.
 _BYTES_PER_TOKEN = 4
@@ -121,16 +121,13 @@ def at_most(
 def _scored(answers: Sequence[Answer], context: Context, model: str, case: Case) -> Scored:
     places = [p for p, a in enumerate(answers) if a.prompt.reference is not None or not (case.reference or case.pair)]
     items = [Item(answers[p].prompt, answers[p].text, answers[p].prompt.reference) for p in places]
-    found = dict(zip(places, votes(items, context.ask, model, case), strict=True))
-    scores = [_merged(found[p], case.pair) if p in found else (math.nan, "no reference") for p in range(len(answers))]
+    found = [verdict(of, pair=case.pair) for of in votes(items, context.ask, model, case)]
+    known = dict(zip(places, found, strict=True))
+    scores = [_as_score(known.get(place)) for place in range(len(answers))]
     return Scored([value for value, _ in scores], why=[why for _, why in scores])
 
 
-def _merged(of: Sequence[Vote], pair: bool) -> tuple[float, str]:
-    """The mean of all verdicts, and their reasons; NaN as soon as one is missing, for fewer are another measurement."""
-    if missing := [vote.fault for vote in of if vote.score is None]:
-        return math.nan, f"no verdict: {missing[0]}"
-    scores = [vote.score or 0.0 for vote in of]
-    if pair:
-        scores = [agreed(one.score or 0.0, other.score or 0.0) for one, other in orders(of)]
-    return math.fsum(scores) / len(scores), " | ".join(dict.fromkeys(vote.reason for vote in of))
+def _as_score(found: Verdict | None) -> tuple[float, str]:
+    if found is None:
+        return math.nan, "no reference"
+    return (math.nan, f"no verdict: {found.fault}") if found.value is None else (found.value, found.reason)

@@ -8,6 +8,7 @@ away before the judge can like it. What no question can mend is a judge of the j
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -96,14 +97,35 @@ def votes(items: Sequence[Item], ask: Ask, role: str, case: Case) -> list[list[V
     return found
 
 
-def orders(of: Sequence[Vote]) -> list[tuple[Vote, Vote]]:
-    """A pair's verdicts as `votes` gives them, both orders of each run together."""
-    return list(zip(of[::2], of[1::2], strict=True))
+@dataclass(frozen=True)
+class Verdict:
+    """What the votes on an item come to: a value, or the fault for which there is none. owed: a later run asks again.
+
+    Of a pair the value is 1, 0.5 or 0, or a mean of these over runs; a verdict that changes with the order is a tie. changed:
+    the share of runs in which it did; leaning: how much oftener to the text shown first (1: always, -1: to the second).
+    """
+
+    value: float | None
+    reason: str = ""
+    fault: str | None = None
+    owed: bool = False
+    changed: float = 0.0
+    leaning: float = 0.0
 
 
-def agreed(first: float, turned: float) -> float:
-    """What both orders come to: a verdict that changes with the order is a tie."""
-    return first if first == turned else 0.5
+def verdict(of: Sequence[Vote], *, pair: bool) -> Verdict:
+    """The mean of all votes, with their reasons; none as soon as one is missing, for fewer are another measurement."""
+    if missing := [vote for vote in of if vote.score is None]:
+        return Verdict(None, "", missing[0].fault, any(vote.owed for vote in missing))
+    scores = [vote.score or 0.0 for vote in of]
+    reason = " | ".join(dict.fromkeys(vote.reason for vote in of))
+    if not pair:
+        return Verdict(math.fsum(scores) / len(scores), reason)
+    orders = list(zip(scores[::2], scores[1::2], strict=True))
+    runs, changed = len(orders), sum(one != other for one, other in orders)
+    value = math.fsum(one if one == other else 0.5 for one, other in orders) / runs
+    leaning = sum((one > other) - (one < other) for one, other in orders) / runs
+    return Verdict(value, reason, changed=changed / runs, leaning=leaning)
 
 
 def _questions(place: int, item: Item, case: Case) -> Iterator[_Question]:

@@ -193,6 +193,55 @@ def full() -> dict[str, Any]:
         },
         "gap_closed": {"value": 0.944, "low": 0.86, "high": 1.04, "from": "base_few_shot"},
         "kept_share": {"value": 0.985, "low": 0.958, "high": 1.012},
+        "judge": {
+            "role": "judge",
+            "model": "Qwen/Qwen3-32B",
+            "rubric": "quality.md",
+            "scale": [1, 5],
+            "runs": 1,
+            "plain": False,
+            "owed": 3,
+            "stopped": "cannot reach localhost, port 8000",
+            "kin": [
+                "models.judge judges answers of models.student, and both are of the family 'qwen': such a judge favours"
+            ],
+            "arms": {
+                name: scored(score) for name, score in {"base_few_shot": 2.4, "student": 3.9, "teacher": 4.2}.items()
+            },
+            "pairwise": {
+                "student_vs_teacher": judged(0.41, 0.52, 88, 70, 142, 0.001, 0.31),
+                "student_vs_base_few_shot": judged(0.83, 0.8, 230, 40, 30, 1e-20, 0.08),
+            },
+            "people": {
+                "lines": 60,
+                "held_out": 50,
+                "unjudged": 1,
+                "ratings": {
+                    "kappa": around(0.67, 0.12),
+                    "raw": around(0.58, 0.14),
+                    "n": 40,
+                    "rows": 20,
+                    "weights": "quadratic",
+                },
+                "preferences": {
+                    "kappa": around(0.31, 0.2),
+                    "raw": around(0.5, 0.2),
+                    "n": 10,
+                    "rows": 10,
+                    "weights": None,
+                },
+            },
+            "examples": [
+                {
+                    "row_id": "ab" * 16,
+                    "text": TEXTS[0],
+                    "outcome": "loss",
+                    "against": "teacher",
+                    "answers": {"student": "positive", "teacher": "positive, for it is praised"},
+                    "reason": "The second answer gives a ground.",
+                }
+            ],
+        },
         "funnel": {
             "asked": 420,
             "status": {"ok": 417, "truncated": 2, "refused": 0, "filtered": 0, "failed": 1},
@@ -411,6 +460,29 @@ def full() -> dict[str, Any]:
             "recipe_digest": "4c1d" * 8,
             "python": "3.11.2",
             "git": "0123456789abcdef0123456789abcdef01234567",
+        },
+    }
+
+
+def scored(score: float) -> dict[str, Any]:
+    counts = {"n": 297, "failed": 0, "unjudged": {"it is not one JSON object, when asked twice": 3}}
+    return {"value": score, "low": score - 0.11, "high": score + 0.11, **counts, "slices": {}}
+
+
+def judged(rate: float, level: float, wins: int, ties: int, losses: int, p: float, changed: float) -> dict[str, Any]:
+    effect = {"value": 1.2, "low": 0.6, "high": 1.8}
+    return {
+        "win_rate": around(rate, 0.05),
+        "wins": wins,
+        "ties": ties,
+        "losses": losses,
+        "p": p,
+        "unjudged": {},
+        "length_controlled": around(level, 0.06) | {"effect": effect, "longer": 60, "shorter": 190},
+        "changed_with_order": around(changed, 0.05),
+        "leaning_to_first": changed,
+        "slices": {
+            "domain": {d: around(rate, 0.1) | {"n": 100, "p": 0.2, "p_holm": 0.4} for d in ("amazon", "movies")}
         },
     }
 

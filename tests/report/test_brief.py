@@ -47,6 +47,7 @@ def test_it_says_what_a_reviewer_asks() -> None:
         "| Share of the teacher kept, lower bound | 95.8 % | at least 95.0 % | holds | 98.5 % kept |",
         "| More uneven groups than before training | cannot be judged | at most 5.0 points | FAILS | not \\| measured |",
         "| Student vs base, few-shot | \\+22.6 | \\+17.0 to +28.3 | under 0.001 | 300 |",
+        "| Student vs teacher | 41.0 % (36.0 to 46.0) | 52.0 % (46.0 to 58.0) | 88 | 70 | 142 | 31.0 % (26.0 to 36.0) |",
         "- ! Teacher, asked rows: label changes with gender alone in 15.0 %",
     ):
         assert line in said, line

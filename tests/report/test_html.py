@@ -41,6 +41,7 @@ USER_KEYED = (
     "fingerprints",
     "lost",
     "few",
+    "unjudged",
 )
 
 
@@ -150,10 +151,22 @@ def test_full_report_says_it_all() -> None:
         "Without refusal trained on 383 395 12 12 91.0 %",
         "Harmful: the student is better without it.",
         "It took no row: the student is that of the full run.",
+        "Student 3.90 3.79 to 4.01 297 0 3 it is not one JSON object, when asked twice",
+        "Student vs teacher 41.0 % 36.0 to 46.0 52.0 % 46.0 to 58.0 88 70 142",
+        "wins 41.0 % (36.0 to 46.0; 88 wins, 70 ties, 142 losses), at equal length 52.0 % (46.0 to 58.0). It prefers the other.",
+        "the judge prefers longer answers, whoever wrote them",
+        "31.0 % (26.0 to 36.0) of verdicts change with the order of the answers, mostly to the one shown first; they count as",
+        "The judge still owes 3 verdicts; run again to ask for them. cannot reach localhost, port 8000",
+        "both are of the family 'qwen'",
+        "10 of 60 lines by people are about rows that are not held out.",
+        "The judge against people, ratings: kappa 0.67 (0.55 to 0.79), the same in 58.0 % of 40; agreement is substantial.",
+        "preferences: kappa 0.31 (0.11 to 0.51), the same in 50.0 % of 10; agreement is poor, so do not rest on its verdicts.",
+        "The student loses against teacher",
+        "The second answer gives a ground.",
     ):
         assert said in page.text.replace("\u00a0", " "), said
     assert "Not part of this run" not in page.text
-    assert len(page.all("article")) == 20
+    assert len(page.all("article")) == 21
     assert len(page.all("svg")) == 13
     assert len(page.all("mark")) == 1
 
