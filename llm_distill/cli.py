@@ -17,6 +17,7 @@ import typer
 from llm_distill import (
     __version__,
     cli_attach,
+    cli_eval,
     cli_evals,
     cli_jobs,
     cli_runs,
@@ -199,6 +200,7 @@ for command in (
     cli_students.serve, cli_training.lint, cli_training.train, cli_trend.trend,
 ):  # fmt: skip
     app.command()(command)
+app.command("eval")(cli_eval.eval_models)
 app.add_typer(cli_jobs.jobs, name="jobs")
 
 

@@ -78,13 +78,14 @@ RANKS = [
         "measure_run",
         "launch",
     ],
+    ["standalone"],
     ["schedule"],
     ["screen", "trend", "tables", "starter", "doctor"],
     ["export"],
     ["serving_wire", "serving"],
     ["review_sheet"],
     ["cli_runs"],
-    ["cli_attach", "cli_evals", "cli_sweep", "cli_students", "cli_training", "cli_jobs", "cli_trend"],
+    ["cli_attach", "cli_eval", "cli_evals", "cli_sweep", "cli_students", "cli_training", "cli_jobs", "cli_trend"],
     ["cli"],
 ]
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}

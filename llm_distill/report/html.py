@@ -136,16 +136,17 @@ def tiles(report: Part, arms: Mapping[str, Part], primary: str, pairs: Mapping[s
 
 def verdict(name: str, pair: Part) -> Said:
     """What a paired comparison allows one to say. Calls nothing equal: not seen is not absent."""
-    left = human(name.partition("_vs_")[0]).lower()
+    left = name.partition("_vs_")[0]
+    who = f"The {human(left).lower()}" if left in words.ARMS else short(left)
     low, high, p = value(pair, "low"), value(pair, "high"), value(pair, "p")
     if low is None or high is None:
         return Said("look", "There is no interval, so nothing can be said.")
     if p is not None and (low > 0 or high < 0) != (p < 0.05):
         return Said("same", "Borderline: the interval and the exact test disagree.")
     if low > 0:
-        return Said("good", f"The {left} is better.")
+        return Said("good", f"{who} is better.")
     if high < 0:
-        return Said("look", f"The {left} is worse.")
+        return Said("look", f"{who} is worse.")
     seen = value(pair, "smallest_visible")
     power = (
         f"; {words.count(pair.get('n'))} rows would mostly show one of {100 * seen:.1f} points or more" if seen else ""

@@ -106,6 +106,8 @@ def value(of: Part, key: str = "value") -> float | None:
 def human(name: object) -> str:
     """A key as a reader says it: `student_vs_teacher` -> "Student vs teacher"."""
     left, versus, right = str(name).partition("_vs_")
+    if versus and left not in ARMS:  # models by the names that their user gave them
+        return short(f"{left} vs {right}")
     words = NAMES.get(left) or (left[:1].upper() + left[1:]).replace("_", " ")
     return short(f"{words} vs {human(right)[:1].lower()}{human(right)[1:]}" if versus else words)
 
