@@ -17,6 +17,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -38,9 +39,16 @@ _FLOW = "llm_distill.schedule.prefect_flow.night"
 
 
 def check_installed() -> None:
-    """UserError where Prefect is not."""
+    """UserError where Prefect is not, or not with what it needs."""
     if find_spec("prefect") is None:
-        raise UserError("Prefect is not installed; pip install 'llm-distill[schedule]'.")
+        raise UserError(
+            "Prefect is not installed; pip install 'llm-distill[schedule]', best into an environment of its own."
+        )
+    if (found := version("sqlalchemy")).split(".")[:2] != ["2", "0"]:
+        raise UserError(
+            f"Prefect plans no runs with SQLAlchemy {found}, and says nothing of it; pip install 'llm-distill[schedule]', which "
+            "brings 2.0."
+        )
 
 
 def quiet(**more: str) -> None:

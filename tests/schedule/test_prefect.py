@@ -1,0 +1,181 @@
+"""Jobs woken by Prefect, its own server and page on loopback; its server killed in mid-run. Needs the extra `schedule`."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from llm_distill.errors import UserError
+from llm_distill.recipe_schedule import Schedule, moment
+from llm_distill.schedule.night import opened
+from tests.conftest import Desk
+from tests.mock_api import serving
+from tests.report.chromium import EXECUTABLE, chromium
+from tests.schedule.test_jobs import ROWS, folder
+
+HAS_PREFECT = find_spec("prefect") is not None
+prefect = [pytest.mark.prefect, pytest.mark.skipif(not HAS_PREFECT, reason="the extra `schedule` is not installed")]
+
+
+@pytest.mark.skipif(HAS_PREFECT, reason="Prefect is here")
+def test_without_prefect_the_repair_is_named(desk: Desk) -> None:
+    desk.seeds(ROWS)
+    desk.recipe("nightly", schedule="0 3 * * *")
+    assert "pip install 'llm-distill[schedule]'" in desk.llm_distill("jobs", "serve", folder(desk), code=2)
+    assert "pip install 'llm-distill[schedule]'" in desk.llm_distill(
+        "jobs", "deploy", "--pool", "p", folder(desk), code=2
+    )
+
+
+@contextmanager
+def served(desk: Desk) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """`jobs serve` in a process of its own; gives its page's address."""
+    log = desk.folder / "serve.log"
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "llm_distill.cli", "jobs", "serve", "--port", "0", folder(desk)],
+            cwd=desk.folder, env=os.environ | {"HOME": str(desk.folder / "home")}, stdout=out, stderr=out, text=True,
+        )  # fmt: skip
+    try:
+        _until(lambda: "their page is" in log.read_text(), 240, log)
+        found = re.search(r"their page is (http://127\.0\.0\.1:\d+)", log.read_text())
+        assert found
+        yield found[1], process
+    finally:
+        children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        left = [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+        for child in left:
+            child.kill()
+
+
+def _until(holds: Callable[[], bool], seconds: float, log: Path) -> None:
+    until = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < until, log.read_text()[-6000:]
+        time.sleep(0.5)
+
+
+def _flow_runs(url: str) -> list[dict[str, Any]]:
+    request = urllib.request.Request(f"{url}/api/flow_runs/filter", b"{}", {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            found: list[dict[str, Any]] = json.load(answer)
+            return found
+    except OSError:
+        return []
+
+
+@pytest.mark.timeout(900)
+class TestServed:
+    """One server for several looks, as it takes long to start."""
+
+    pytestmark = prefect
+
+    def test_jobs_are_woken_and_a_server_that_dies_in_mid_run_does_no_harm(self, desk: Desk) -> None:
+        with serving(latency_s=0.05) as api:
+            desk.seeds([{"prompt": f"row {i}"} for i in range(60)])
+            knobs = {"model": "mock-large", "base_url": api.url, "api_key_env": None, "concurrency": 1}
+            models = {"teacher": {"openai_api": knobs}}
+            desk.recipe("slow", schedule={"cron": "* * * * *", "timezone": "Europe/Berlin"}, models=models)
+            desk.recipe("short", schedule="* * * * *", filter=[{"length": {"min": 1000}}])
+            with served(desk) as (url, process):
+                log = desk.folder / "serve.log"
+                _until(lambda: sum(api.paid.values()) > 5, 240, log)
+                before = _server(process)
+                before.kill()  # in the middle of the answers
+                _until(lambda: {("short", "FAILED"), ("slow", "COMPLETED")} <= _states(url), 400, log)
+                assert _server(process).pid != before.pid
+                assert "starting it again" in log.read_text()
+                assert ("slow", "SCHEDULED") in _states(url)
+                artifacts = _post(f"{url}/api/artifacts/filter")
+                assert any("slow" in (one["key"] or "") and one["type"] == "markdown" for one in artifacts)
+                tasks = {one["name"].split("-")[0] for one in _post(f"{url}/api/task_runs/filter")}
+                assert {"prompts", "answers", "filter", "report"} <= tasks
+                if EXECUTABLE:
+                    _look(url, Path(os.environ.get("PREFECT_PICTURES", str(desk.folder))))
+            assert set(api.paid.values()) == {1}
+            with opened(desk.folder / "data", None) as book:
+                assert {row.state for row in book.ticks("slow")} <= {
+                    "done",
+                    "running",
+                    "postponed",
+                    "skipped",
+                    "missed",
+                }
+                assert any(row.state == "done" for row in book.ticks("slow"))
+            assert not (desk.folder / "home" / ".prefect").exists()
+
+
+def _states(url: str) -> set[tuple[str, str]]:
+    """Jobs and the states of their flow runs, whatever was put behind their names."""
+    return {(run["name"].split(" ")[0], run["state_type"]) for run in _flow_runs(url)}
+
+
+def _post(url: str) -> list[dict[str, Any]]:
+    request = urllib.request.Request(url, b"{}", {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        found: list[dict[str, Any]] = json.load(answer)
+    return found
+
+
+def _server(process: subprocess.Popen[str]) -> psutil.Process:
+    """The Prefect server among the processes of `jobs serve`."""
+    for child in psutil.Process(process.pid).children(recursive=True):
+        if "server" in child.cmdline() and "start" in child.cmdline():
+            return child
+    raise AssertionError("no server")
+
+
+def _look(url: str, where: Path) -> None:
+    """Prefect's page in Chromium, with runs that finished, failed and are to come; nothing else is asked of the network."""
+    with chromium() as page:
+        page.send("Emulation.setDeviceMetricsOverride", width=1400, height=1000, deviceScaleFactor=1, mobile=False)
+        page.send("Page.navigate", url=f"{url}/runs")
+        until, text = time.monotonic() + 60, ""
+        while time.monotonic() < until and not all(word in text for word in ("Completed", "FellShort", "Scheduled")):
+            time.sleep(1)
+            text = page.evaluate("document.body ? document.body.innerText : ''")
+        page.picture(where / "prefect.png")
+        for word in ("Completed", "FellShort", "Scheduled", "slow", "short"):
+            assert word in text, text
+        others = [asked for asked in page.requests() if not asked.startswith((url, "data:", "blob:", "about:"))]
+        assert not others
+
+
+@pytest.mark.skipif(not HAS_PREFECT, reason="the extra `schedule` is not installed")
+def test_a_flow_run_stands_for_the_tick_that_it_was_woken_for() -> None:
+    from llm_distill.schedule.prefect_flow import woken
+
+    schedule = Schedule(cron="30 2 * * *", timezone="Europe/Berlin")
+    assert woken(schedule, moment("2026-11-26T01:30:01Z"), auto=True) == moment("2026-11-26T01:30:00Z")
+    assert woken(schedule, moment("2026-11-26T01:40:00Z"), auto=False) == moment("2026-11-26T01:40:00Z")
+    # In the night without half past two, Prefect may wake it half an hour after us.
+    assert woken(schedule, moment("2026-03-29T01:30:00Z"), auto=True) == moment("2026-03-29T01:00:00Z")
+
+
+@pytest.mark.skipif(not HAS_PREFECT, reason="the extra `schedule` is not installed")
+def test_deploy_needs_a_server(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llm_distill.schedule.prefect_serve import deploy
+
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    with pytest.raises(UserError, match="PREFECT_API_URL is not set"):
+        deploy([], "pool", "data", None, None)
