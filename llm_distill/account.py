@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from llm_distill.errors import DistillError, FellShort, Unavailable, UserError
-from llm_distill.limits import Budget, Charge, Limits, Per, Tally, accounts
+from llm_distill.limits import Budget, Charge, Charged, Limits, Tally, accounts, noted
 from llm_distill.models import Model
 from llm_distill.records import Completion, Entry, Request
 
@@ -64,7 +64,7 @@ class Item:
 
     key: str
     request: Request
-    accounts: dict[Per, str]
+    accounts: Charged
     prompt_bound: int
     usual_tokens: int
     more: int
@@ -88,21 +88,22 @@ class Account:
 
     model: Model
     run: str
+    stage: str = ""
     bare: int = 0  # answers without the logprobs that were asked for
     has_logprobs: bool = False
     recent: deque[bool] = field(default_factory=lambda: deque(maxlen=GATE_WINDOW))  # which of the last ended failed
     _more: int = 0  # by how much a prompt was longer than its bound: a chat template that nobody told us of
     _day: str = ""
-    _names: dict[Per, str] = field(default_factory=dict)
+    _names: Charged = field(default_factory=dict)
 
-    def names(self) -> dict[Per, str]:
+    def names(self) -> Charged:
         """The ledger accounts to charge now; the same object for the whole of a day."""
         day = f"{datetime.now(UTC):%Y-%m-%d}"
         if day != self._day:
-            self._day, self._names = day, {**accounts(self.run)}
+            self._day, self._names = day, accounts(self.run, note=noted(self.stage, self.model.identity))
         return self._names
 
-    def item(self, key: str, request: Request, names: dict[Per, str] | None = None) -> Item:
+    def item(self, key: str, request: Request, names: Charged | None = None) -> Item:
         """A request with the most that it may cost; charged to `names`, or to the accounts of now."""
         size = sum(len(m.content.encode()) for m in request.messages)
         bound, most = self.model.count(request) + self._more, request.sampling.max_tokens

@@ -39,7 +39,7 @@ class Asking:
     ) -> None:
         self.model, self.ledger, self.limits, self.total = model, ledger, limits, total
         self.on_tally, self.on_stop = on_tally, on_stop
-        self.account = Account(model, run)
+        self.account = Account(model, run, ledger.stage)
         self.pace = model.pace
         self.drain_s = limits.drain_s
         self.probed = False

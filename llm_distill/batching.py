@@ -15,7 +15,7 @@ from llm_distill.account import Account, Item, Peer, no_budget, still, unfit
 from llm_distill.batch_course import CHUNK, Course, row_of
 from llm_distill.errors import DistillError, FellShort, UserError
 from llm_distill.ledger_batches import Batch, Row
-from llm_distill.limits import Limits, Per, Tally
+from llm_distill.limits import Charged, Limits, Tally
 from llm_distill.models import Model
 from llm_distill.models.batch_lines import full_files
 from llm_distill.models.openai_batch import OpenAIBatchModel
@@ -42,13 +42,13 @@ class BatchAsking:
         assert isinstance(model, OpenAIBatchModel)
         self.model, self.ledger, self.limits, self.total = model, ledger, limits, total
         self.on_tally, self.on_stop = on_tally, on_stop
-        self.account = Account(model, run)
+        self.account = Account(model, run, ledger.stage)
         self.course = Course(model, ledger, self.account, limits, say)
         self.book = self.course.book
         self.tally = Tally()
         self.drain_s, self.open = 0.0, ()  # nothing is in flight between us and the provider for long
         self.claimed: list[tuple[Row, int]] = []  # ours, in no batch yet: with the bytes of their lines
-        self.names: dict[Per, str] = {}  # the accounts that these are charged to
+        self.names: Charged = {}  # the accounts that these are charged to
         self.live: set[asyncio.Task[None]] = set()  # one for each batch
         self.peers: Sequence[Peer] = [self]  # all that share our budgets, in this process
         self.claiming = False

@@ -10,13 +10,15 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
 from llm_distill import (
     __version__,
     cli_attach,
+    cli_audit,
+    cli_data,
     cli_eval,
     cli_evals,
     cli_jobs,
@@ -63,6 +65,15 @@ def run(
     ] = None,
     strict: Strict = False,
     workspace: Workspace = Path("data"),
+    log: Annotated[Literal["text", "json"], typer.Option(help="What stderr gets: text, or JSON lines.")] = "text",
+    metrics: Annotated[
+        Path | None,
+        typer.Option(
+            help="A file of metrics for Prometheus' textfile collector.",
+            envvar="LLM_DISTILL_METRICS",
+            show_default=False,
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a recipe: whatever of it is not done yet.
@@ -70,24 +81,23 @@ def run(
     Stages: prompts, answers, filter, train, evaluate, report. Ctrl-C stops and keeps everything; the same command goes on.
     LLM_DISTILL_LEDGER names another ledger than <workspace>/ledger.sqlite, as a SQLAlchemy URL.
     """
-    from rich.console import Console
-
     from llm_distill import pipeline
     from llm_distill.errors import did_you_mean
     from llm_distill.kinship import refuse_kin
     from llm_distill.recipe import load
-    from llm_distill.screen import Screen
+    from llm_distill.watching import watching
 
+    _LOG["json"] = log == "json"
     plan = load(recipe, overrides or ())
     if strict:
         refuse_kin(plan, "--strict")
     for option, stage in (("--until", until), ("--from", first)):
         if stage is not None and stage not in pipeline.STAGES:
             raise UserError(f"{option}: no stage {stage!r}.{did_you_mean(stage, pipeline.STAGES)}")
-    with Screen(Console(stderr=True)) as screen:
-        summary = pipeline.run(
-            plan, workspace, screen, ledger_url=os.environ.get("LLM_DISTILL_LEDGER"), first=first, last=until
-        )
+    ledger_url = os.environ.get("LLM_DISTILL_LEDGER")
+    with watching(plan.name, log, metrics, workspace, ledger_url) as watched:
+        summary = pipeline.run(plan, workspace, watched.watch, ledger_url=ledger_url, first=first, last=until)
+        watched.end(summary)
     if as_json:
         print(json.dumps(summary, sort_keys=True))
     else:
@@ -115,7 +125,7 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Read a recipe, find its mistakes, estimate what it would ask and cost. Spends nothing."""
-    from llm_distill import lineage, rivals
+    from llm_distill import growing, lineage, rivals
     from llm_distill.estimate import estimate, missing_keys
     from llm_distill.kinship import refuse_kin
     from llm_distill.recipe import load
@@ -129,7 +139,12 @@ def check(
     # Making a model loads nothing, and refuses what no type can: an address, a pattern.
     models = {role: model() for role, model in plan.models.items() if role not in untrained}
     plan.teachers.check_models({role: models[role].identity if role in models else role for role in plan.models})
-    found = {"recipe": plan.name, "digest": plan.digest, **estimate(plan), "missing_keys": missing_keys(plan)}
+    found = {
+        "recipe": plan.name,
+        "digest": plan.digest,
+        **estimate(plan, growing.earlier(plan, workspace)),
+        "missing_keys": missing_keys(plan),
+    }
     for role, asked in found["teachers"].items():
         asked["counting"] = models[role].count.how if role in models else "not trained yet"
     tried = space(plan) if plan.sweep else None  # which binds every value that would be tried
@@ -197,11 +212,13 @@ def fetch(recipe: RecipeArg, overrides: Overrides = None, workspace: Workspace =
 for command in (
     cli_runs.runs, cli_runs.show, cli_runs.report, cli_runs.refilter, cli_runs.review, cli_runs.ablate,
     cli_attach.attach, cli_sweep.sweep, cli_evals.gate, cli_evals.compare, cli_evals.measure, cli_students.export,
-    cli_students.serve, cli_training.lint, cli_training.train, cli_trend.trend,
+    cli_students.serve, cli_training.lint, cli_training.train, cli_trend.trend, cli_audit.why,
+    cli_audit.forget, cli_audit.costs,
 ):  # fmt: skip
     app.command()(command)
 app.command("eval")(cli_eval.eval_models)
 app.add_typer(cli_jobs.jobs, name="jobs")
+app.add_typer(cli_data.app, name="data")
 
 
 @app.command()
@@ -226,7 +243,16 @@ def doctor() -> None:
         print(f"{subject:<14} {finding}")
 
 
+#: Whether stderr is for a machine.
+_LOG = {"json": False}
+
+
 def _quit(message: str, code: int) -> NoReturn:
+    if _LOG["json"]:
+        from llm_distill.watching import scrubbed
+
+        print(json.dumps({"event": "exit", "code": code, "message": scrubbed(brief(message, 4000))}), file=sys.stderr)
+        raise SystemExit(code)
     print(f"llm-distill: {brief(message, 4000)}", file=sys.stderr)  # it may quote a server
     raise SystemExit(code)
 

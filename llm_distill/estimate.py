@@ -20,6 +20,7 @@ from llm_distill.recipe_judge import asked_of_judge
 from llm_distill.records import Prompt
 from llm_distill.scorers import ASKS
 from llm_distill.seeds import read_rows
+from llm_distill.sides import Earlier
 from llm_distill.splits import Rows, check_rows, gather
 from llm_distill.trainers.calibration_evidence import CONTENT_FREE, emptied
 
@@ -31,14 +32,14 @@ _COUNTED = ("requests", "prompt_tokens", "completion_tokens_at_most", "cost_usd_
 _REPAIR_TOKENS = 120
 
 
-def estimate(plan: Plan) -> dict[str, Any]:
+def estimate(plan: Plan, earlier: Earlier | None = None) -> dict[str, Any]:
     """Rows, requests, and an estimate of tokens and dollars for answers and evaluation. Reads the seeds, asks nobody.
 
     With a schema, at most means that every question is asked a second time.
     """
-    found = gather(plan)
+    found = gather(plan, earlier=earlier)
     prompts, held_out = found.asked, found.held_out
-    check_rows(plan, prompts, held_out, more=bool(found.at_most))
+    check_rows(plan, prompts, held_out, more=bool(found.at_most) or earlier is not None)
     rows = [*prompts, *(held_out if plan.evaluate else ())]
     who = [plan.teachers.of(prompt) for prompt in rows]
     said = [most for _, most in found.at_most if most]

@@ -51,7 +51,7 @@ def evaluate(run: Run) -> Outcome:
     prompts = store.read_prompts(run.folder.file("held_out.parquet"))
     if not prompts:
         raise UserError("evaluate: the held-out set is empty; raise held_out.share or name a file.")
-    overlap = check_leaks(plan, prompts, run.folder.file("kept.parquet"))
+    overlap = check_leaks(plan, prompts, run.folder.lessons)
     panels, rivals = arms(run, prompts), plan.rivals.all if plan.rivals else ()
     for table in run.folder.path.glob("eval/*.parquet"):  # of an arm that is none any more
         if table.stem not in panels:

@@ -26,8 +26,9 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from llm_distill import ledger_tables as tables
+from llm_distill.ledger_spending import Spending, names
 from llm_distill.ledger_tables import ACCOUNTS, REQUESTS
-from llm_distill.limits import NANO, Budget, Charge, Per
+from llm_distill.limits import NANO, Budget, Charge, Charged, Per
 from llm_distill.records import Entry, Request
 
 #: A claim whose owner has not renewed it for this long is free again; long enough for a machine that swaps.
@@ -62,6 +63,7 @@ class Ledger:
 
     def __init__(self, url: str | Path) -> None:
         self._engine = tables.connect(url)
+        self.stage = ""  # of the run that asks, for the note of what it spends
         self._turn = threading.Lock()
         insert = postgresql.insert if self._engine.dialect.name == "postgresql" else sqlite.insert
         claim: dict[str, Any] = {name: sa.bindparam(name) for name in ("run", "owner", "lease_until", "asked_at")}
@@ -69,6 +71,7 @@ class Ledger:
         add = insert(REQUESTS).values(new).on_conflict_do_nothing(index_elements=["key"])
         self._insert = tables.for_many_rows(self._engine, add)
         self._open_account = insert(ACCOUNTS).on_conflict_do_nothing(index_elements=["name"])
+        self._spending = Spending(self._engine)
         self._charge = (
             ACCOUNTS.update()
             .where(ACCOUNTS.c.name == sa.bindparam("_name"))
@@ -108,7 +111,7 @@ class Ledger:
         model: str,
         requests: Mapping[str, Request],
         reserve: Mapping[str, Charge] | None = None,
-        accounts: Mapping[Per, str] | None = None,
+        accounts: Charged | None = None,
         budgets: Sequence[Budget] = (),
     ) -> Claims:
         """Take what is owed and nobody else is asking, as far as every budget has room for what it may cost.
@@ -167,21 +170,21 @@ class Ledger:
             sa.select(*columns).where(REQUESTS.c.key.in_(keys)).order_by(REQUESTS.c.key).with_for_update()
         ).all()
 
-    def _accounts(self, db: sa.Connection, accounts: Mapping[Per, str]) -> dict[Per, Charge]:
+    def _accounts(self, db: sa.Connection, accounts: Charged) -> dict[Per, Charge]:
         """What each account holds, spent and reserved; its row stays locked until the transaction ends."""
-        names = sorted(accounts.values())
-        db.execute(self._open_account, [{"name": name, "nano_usd": 0, "tokens": 0} for name in names])
-        rows = db.execute(
-            sa.select(ACCOUNTS).where(ACCOUNTS.c.name.in_(names)).order_by(ACCOUNTS.c.name).with_for_update()
-        )
+        known = names(accounts)
+        db.execute(self._open_account, [{"name": name, "nano_usd": 0, "tokens": 0} for name in known])
+        there = sa.select(ACCOUNTS).where(ACCOUNTS.c.name.in_(known)).order_by(ACCOUNTS.c.name)
+        rows = db.execute(there.with_for_update())
         held = {row.name: Charge(row.nano_usd / NANO, row.tokens) for row in rows}
-        return {per: held[name] for per, name in accounts.items()}
+        return {per: held[name] for per, name in accounts.items() if per != "note"}
 
-    def _add(self, db: sa.Connection, accounts: Mapping[Per, str], charges: Sequence[Charge], sign: int = 1) -> None:
+    def _add(self, db: Any, accounts: Charged, charges: Sequence[Charge], sign: int = 1, spent: bool = False) -> None:
         usd, tokens = sign * sum(c.nano_usd for c in charges), sign * sum(c.tokens for c in charges)
         if usd or tokens:
-            names = sorted(accounts.values())
-            db.execute(self._charge, [{"_name": name, "_nano_usd": usd, "_tokens": tokens} for name in names])
+            db.execute(self._charge, [{"_name": n, "_nano_usd": usd, "_tokens": tokens} for n in names(accounts)])
+        if charges:
+            self._spending.note(db, accounts, usd, tokens, len(charges) if spent else None)
 
     def _alive(self, owner: str | None, lease_until: float | None) -> bool:
         """Whether a claim still holds: its lease runs, and on this machine its process lives."""
@@ -199,7 +202,7 @@ class Ledger:
         return True
 
     def reserve(
-        self, accounts: Mapping[Per, str], charges: Sequence[Charge], budgets: Sequence[Budget] = ()
+        self, accounts: Charged, charges: Sequence[Charge], budgets: Sequence[Budget] = ()
     ) -> tuple[int, Budget | None, Charge]:
         """Reserve for tries whose forerunners may have been billed, the first ones first.
 
@@ -226,7 +229,7 @@ class Ledger:
         self,
         entries: Sequence[Entry],
         reserved: Sequence[Charge] = (),
-        accounts: Mapping[Per, str] | None = None,
+        accounts: Charged | None = None,
     ) -> None:
         """Make answers durable: when this returns they survive a kill and a power loss.
 
@@ -253,11 +256,9 @@ class Ledger:
             self._settle(db, rows)
             if accounts:
                 self._add(db, accounts, reserved, -1)
-                self._add(db, accounts, [Charge(e.charged_usd, e.charged_tokens) for e in entries])
+                self._add(db, accounts, [Charge(e.charged_usd, e.charged_tokens) for e in entries], spent=True)
 
-    def release(
-        self, keys: Sequence[str], reserved: Sequence[Charge] = (), accounts: Mapping[Per, str] | None = None
-    ) -> None:
+    def release(self, keys: Sequence[str], reserved: Sequence[Charge] = (), accounts: Charged | None = None) -> None:
         """Give back claims that were never asked, and what was reserved for them."""
         with self._transaction() as db:
             if accounts:

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 
 from llm_distill.errors import FellShort
 from llm_distill.ledger_tables import BATCHES, REQUESTS, chunks, locked
-from llm_distill.limits import Charge, Per
+from llm_distill.limits import Charge, Charged
 from llm_distill.records import Request
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Batch(msgspec.Struct, frozen=True):
     run: str
     state: State
     attempt: int
-    accounts: dict[Per, str]
+    accounts: Charged
     size: int
     created: float
     file_id: str | None = None
@@ -79,7 +79,7 @@ class BatchBook:
         self.ledger = ledger
         self.keeper = f"{ledger.owner.rpartition(':')[0]}:{uuid4().hex[:8]}"  # of this process, and no other in it
 
-    def put(self, model: str, run: str, accounts: Mapping[Per, str], rows: Sequence[Row]) -> list[Batch]:
+    def put(self, model: str, run: str, accounts: Charged, rows: Sequence[Row]) -> list[Batch]:
         """Write down a new batch of rows that this process has claimed; none where it lost all its claims."""
         batch = Batch(uuid4().hex, model, run, "uploading", 1, dict(accounts), len(rows), time.time())
         with self.ledger._transaction() as db:

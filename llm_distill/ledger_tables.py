@@ -7,6 +7,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,22 @@ ACCOUNTS = sa.Table(
     sa.Column("name", sa.Text, primary_key=True),
     sa.Column("nano_usd", sa.BigInteger, nullable=False),
     sa.Column("tokens", sa.BigInteger, nullable=False),
+)
+#: What the accounts hold, by what it was for; each account is the sum of its rows. Money stays here when a request's texts go.
+SPENDING = sa.Table(
+    "spending",
+    META,
+    sa.Column("run", sa.Text, primary_key=True),
+    sa.Column("day", sa.String(10), primary_key=True),  # in UTC; empty where it was not noted, as are the next two
+    sa.Column("stage", sa.Text, primary_key=True),
+    sa.Column("model", sa.Text, primary_key=True),
+    sa.Column("nano_usd", sa.BigInteger, nullable=False),
+    sa.Column("tokens", sa.BigInteger, nullable=False),
+    sa.Column("requests", sa.BigInteger, nullable=False),  # settled
+    sa.Column(
+        "reserved_nano_usd", sa.BigInteger, nullable=False
+    ),  # for what is in flight, or was when its process died
+    sa.Column("reserved_tokens", sa.BigInteger, nullable=False),
 )
 #: Batches at a provider and on their way there; see ledger_batches.
 BATCHES = sa.Table(
@@ -86,7 +103,7 @@ TICKS = sa.Table(
     sa.Column("notes", sa.Text, nullable=False),  # the reason, the counts, as JSON
 )
 FORMAT = sa.Table("format", META, sa.Column("version", sa.Integer, primary_key=True))
-VERSION = 2
+VERSION = 3
 #: SQLite allows 32,766 variables a statement and plans long IN lists well up to about this size.
 CHUNK = 500
 
@@ -113,13 +130,15 @@ def connect(url: str | Path) -> sa.Engine:
             if version == 1:
                 _from_version_1(db)
             META.create_all(db)
-            if version != VERSION and version in (None, 1):
+            if version in (1, 2):
+                _note_spending(db)
+            if version != VERSION and version in (None, 1, 2):
                 db.execute(FORMAT.delete())
                 db.execute(FORMAT.insert().values(version=VERSION))
     except (sa.exc.SQLAlchemyError, ImportError, OSError, ValueError) as error:
         why = " ".join(str(getattr(error, "orig", None) or error).split())
         raise UserError(f"ledger: cannot open {_shown(url)}: {why}.") from None
-    if version not in (None, 1, VERSION):
+    if version not in (None, 1, 2, VERSION):
         raise UserError(f"ledger: format {version} was made by another llm-distill; this one reads {VERSION}.")
     return engine
 
@@ -156,6 +175,34 @@ def _from_version_1(db: sa.Connection) -> None:
     sums = sa.select(REQUESTS.c.run, sa.func.sum(REQUESTS.c.nano_usd), sa.func.sum(REQUESTS.c.tokens))
     db.execute(ACCOUNTS.insert().from_select(["name", "nano_usd", "tokens"], sums.group_by(REQUESTS.c.run)))
     old.drop(db)
+
+
+def _note_spending(db: sa.Connection) -> None:
+    """Before version 3 nobody noted what was spent on what. A request tells its run, day and model, but not its stage; what
+    an account holds beyond its requests (reservations, and tries that were paid for before another answer came) is put on no day.
+    """
+    spent: dict[tuple[str, str, str], list[int]] = {}
+    columns = [REQUESTS.c[name] for name in ("run", "model", "answered_at", "asked_at", "nano_usd", "tokens")]
+    for row in db.execute(sa.select(*columns).where(REQUESTS.c.status.is_not(None))):
+        when = row.answered_at or row.asked_at
+        day = datetime.fromtimestamp(when, UTC).strftime("%Y-%m-%d") if when else ""
+        sums = spent.setdefault((row.run, day, row.model), [0, 0, 0])
+        for place, value in enumerate((row.nano_usd or 0, row.tokens or 0, 1)):
+            sums[place] += value
+    rows: list[dict[str, Any]] = [
+        {"run": run, "day": day, "stage": "", "model": model, "nano_usd": usd, "tokens": tokens, "requests": n}
+        | {"reserved_nano_usd": 0, "reserved_tokens": 0}
+        for (run, day, model), (usd, tokens, n) in spent.items()
+    ]
+    for account in db.execute(sa.select(ACCOUNTS).where(~ACCOUNTS.c.name.contains("@"))).all():
+        own = [row for row in rows if row["run"] == account.name]
+        usd = account.nano_usd - sum(row["nano_usd"] for row in own)
+        tokens = account.tokens - sum(row["tokens"] for row in own)
+        if usd or tokens:
+            beyond = {"nano_usd": 0, "tokens": 0, "requests": 0, "reserved_nano_usd": usd, "reserved_tokens": tokens}
+            rows.append({"run": account.name, "day": "", "stage": "", "model": "", **beyond})
+    if rows:
+        db.execute(SPENDING.insert(), rows)
 
 
 def _make_durable(engine: sa.Engine) -> None:

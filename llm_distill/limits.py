@@ -20,6 +20,8 @@ RETRY_AFTER_CAP_S = 600.0
 NANO = 1e9
 
 Per = Literal["run", "day", "week", "month"]
+#: What a request is charged to: the account of each period, and a note of what for (`noted`).
+Charged = Mapping[Literal["run", "day", "week", "month", "note"], str]
 #: How a period is named in the ledger, in UTC: the calendar day, the ISO week, the calendar month.
 _PERIODS: Mapping[Per, str] = {"day": "%Y-%m-%d", "week": "%G-W%V", "month": "%Y-%m"}
 
@@ -65,10 +67,16 @@ class Limits:
     drain_s: float = 20.0
 
 
-def accounts(run: str, now: datetime | None = None) -> dict[Per, str]:
-    """The ledger accounts that a request of `run` (recipe/account) is charged to now."""
+def noted(stage: str, model: str) -> str:
+    """What a request is asked for, beside the accounts that it is charged to: the stage, and who answers."""
+    return f"{stage}\t{model}"
+
+
+def accounts(run: str, now: datetime | None = None, note: str | None = None) -> Charged:
+    """The ledger accounts that a request of `run` (recipe/account) is charged to now, and what for."""
     recipe, now = run.split("/", maxsplit=1)[0], now or datetime.now(UTC)
-    return {"run": run, **{per: f"{recipe}@{now.strftime(form)}" for per, form in _PERIODS.items()}}
+    periods: Charged = {per: f"{recipe}@{now.strftime(form)}" for per, form in _PERIODS.items()}
+    return {"run": run, **periods, **({} if note is None else {"note": note})}
 
 
 @dataclass

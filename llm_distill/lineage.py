@@ -16,8 +16,9 @@ from llm_distill import store
 from llm_distill.errors import UserError, did_you_mean
 from llm_distill.models import weights
 from llm_distill.plugs import RUN, Plug, is_run
-from llm_distill.recipe import Plan, checked_name
+from llm_distill.recipe import Plan
 from llm_distill.recipe_checks import open_terms
+from llm_distill.recipe_keys import checked_name
 from llm_distill.terms import UNKNOWN, Record
 
 
@@ -110,7 +111,7 @@ def graduate(run: store.RunFolder) -> Graduate | None:
     if not stamp or stamp["owed"] or store.digest(student) != stamp["outputs"]["student"]:
         return None
     records = {name: Record.model_validate(words) for name, words in run.record.get("terms", {}).items()}
-    rows = store.read_table(run.file("kept.parquet"), ["terms"])
+    rows = store.read_table(run.lessons, ["terms"])
     terms = sorted({name for row in rows for name in (row["terms"] or UNKNOWN).split("+")})
     knobs: dict[str, str | None] = {"model": str(student.resolve()), "sha256": None, "revision": None, "adapter": None}
     if (student / "adapter_config.json").exists():

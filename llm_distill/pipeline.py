@@ -1,6 +1,7 @@
-"""The table of contents: six stages (and a probe, where asked for), in order, each reading what those before left on disk.
+"""The table of contents: six stages (more where a probe or a data set is asked for), in order, each reading what those before
+left on disk.
 
-    prompts (-> probe) -> answers -> filter -> train -> evaluate -> report
+    prompts (-> probe) -> answers -> filter (-> data_set) -> train -> evaluate -> report
 
 A finished stage leaves a stamp: a digest of the recipe's words it depends on, of the files it read, and of the files it
 wrote. While all three still hold there is nothing to do, so running a recipe again costs nothing, and whatever was
@@ -17,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llm_distill import __version__, lineage, probe_rows, review, rivals, store
+from llm_distill import __version__, growing, lineage, probe_rows, review, rivals, store
 from llm_distill.errors import FellShort, Interrupted, UserError
 from llm_distill.evaluating import evaluate
 from llm_distill.ledger import Ledger
@@ -28,6 +29,7 @@ from llm_distill.stages import (
     Outcome,
     Run,
     Watch,
+    add_to_set,
     ask_teacher,
     filter_answers,
     gate_training,
@@ -73,6 +75,11 @@ STAGES = {
         filter_answers, ("seed", "task", "filter"),
         ("answers.parquet", "held_out.parquet"), ("kept.parquet", "dropped.parquet"),
         asks=lambda plan: plan.judges,
+    ),
+    "data_set": Stage(
+        add_to_set, ("data_set", "held_out"),
+        ("kept.parquet", "dropped.parquet", "held_out.parquet"), ("set.json", "set.parquet"),
+        lambda plan: plan.data_set is not None,
     ),
     "train": Stage(
         train_student, ("seed", "task", "train"),
@@ -126,6 +133,7 @@ def run(
         folder.path.mkdir(parents=True, exist_ok=True)
     except (NotADirectoryError, FileExistsError, PermissionError) as error:
         raise UserError(f"--workspace {workspace}: cannot hold runs: {error.strerror}: {error.filename}.") from None
+    growing.begin(plan, folder)
     ledger = Ledger(ledger_url or workspace / "ledger.sqlite")
     job = Run(plan, folder, ledger, watch)
     summary: dict[str, Any] = {"run": str(folder.path), "status": "done", "stages": {}}
@@ -166,6 +174,7 @@ def _step(job: Run, name: str, *, forced: bool) -> dict[str, Any]:
 def do(job: Run, name: str, by: Callable[[Run], Outcome] | None = None) -> None:
     """Do one stage, whatever was done of it before, and stamp it; or have another function make what it would make."""
     stage, folder = STAGES[name], job.folder
+    job.ledger.stage = name
     folder.save(name)  # whatever is there now is no longer vouched for
     start = time.perf_counter()
     outcome = (by or stage.function)(job)
@@ -224,5 +233,6 @@ def _inputs(job: Run, name: str) -> str:
         more.append(plan.digest)
     elif name == "probe":
         more += probe_rows.inputs(plan)
+    more += growing.inputs(job.folder, plan, name)
     words = plan.slice(stage.keys, stage.asks(plan))
     return content_id([__version__, store.FORMAT, words, files, more])

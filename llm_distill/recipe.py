@@ -6,7 +6,6 @@ that names the key, what was found, what is allowed and the repair.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -24,9 +23,10 @@ from llm_distill.mixing import Mix
 from llm_distill.models import MODELS
 from llm_distill.plugs import Plug, Reading, Spec, bind, one_line
 from llm_distill.recipe_checks import check_across
+from llm_distill.recipe_data_set import DataSet, NamedSet
 from llm_distill.recipe_evaluation import Evaluate, Ship
 from llm_distill.recipe_file import override, read_recipe
-from llm_distill.recipe_keys import Answers, HeldOut, Probe, Report, Strict, Sweep
+from llm_distill.recipe_keys import Answers, HeldOut, Probe, Report, Strict, Sweep, checked_name
 from llm_distill.recipe_schedule import Keep, Notify, Schedule, Tick
 from llm_distill.records import Sampling, content_id
 from llm_distill.scorers import SCORERS, Filter, Pick, bind_filters, bind_pick
@@ -44,14 +44,6 @@ _T = TypeVar("_T", bound=BaseModel)
 _BOUNDS = ("budget_usd", "budget_tokens", "per", "retries", "max_failed", "drain_s")
 #: Keys that change nothing of what a run makes.
 _BESIDE = ("sweep", "ship", "probe", "schedule", "keep", "notify")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-
-
-def checked_name(name: str) -> str:
-    """A recipe's name; ValueError when it cannot name a folder."""
-    if not _NAME.fullmatch(name):
-        raise ValueError(f"found {name!r}; it names a folder: letters, digits, dot, dash and underscore, at most 64")
-    return name
 
 
 class _Recipe(BaseModel):
@@ -71,6 +63,7 @@ class _Recipe(BaseModel):
     held_out: HeldOut | None = None
     answers: Answers = Answers()
     filter: list[str | dict[str, Any]] = []
+    data_set: NamedSet | None = None
     train: str | dict[str, Any] | None = None
     evaluate: Evaluate | None = None
     ship: Ship | None = None
@@ -109,6 +102,7 @@ class Plan:
     answers: Answers
     pick: Pick | None
     filters: list[Filter]
+    data_set: DataSet | None
     trainer: Plug | None
     trainer_files: tuple[str, ...]  # digests of what its knobs name, and of its code where it is one's own
     train_seed: int  # `seed` among the trainer's knobs; the recipe's unless given
@@ -225,6 +219,7 @@ def load(path: Path, overrides: Sequence[str] = (), raw: Mapping[str, Any] | Non
         answers=recipe.answers,
         pick=None if best_by is None else bind_pick(best_by, "answers.best_by", SCORERS, reading),
         filters=bind_filters([Spec.read(v, f"filter[{i}]") for i, v in enumerate(recipe.filter)], SCORERS, reading),
+        data_set=recipe.data_set,
         trainer=None if train is None else bind("trainer", train, TRAINERS, {**reading, "files": trained_by}),
         trainer_files=tuple(sorted(map(_file_digest, trained_by))),
         train_seed=train_seed,

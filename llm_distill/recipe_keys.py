@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
@@ -14,6 +15,16 @@ from llm_distill.structured import Schema
 
 Usd = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Tokens = Annotated[int, Field(ge=0)]
+
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def checked_name(name: str) -> str:
+    """A recipe's name; ValueError when it cannot name a folder."""
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"found {name!r}; it names a folder: letters, digits, dot, dash and underscore, at most 64")
+    return name
 
 
 class Strict(BaseModel):

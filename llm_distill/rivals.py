@@ -19,7 +19,8 @@ from llm_distill import shipped, store
 from llm_distill.errors import UserError, did_you_mean
 from llm_distill.lineage import graduate, latest
 from llm_distill.models import weights
-from llm_distill.recipe import Plan, checked_name, load
+from llm_distill.recipe import Plan, load
+from llm_distill.recipe_keys import checked_name
 from llm_distill.records import content_id
 from llm_distill.tasks import View
 

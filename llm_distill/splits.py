@@ -1,15 +1,10 @@
-"""What is asked and what is held out: rows are made, put on their side at once, and only then shown to other generators.
-
-A row's side never depends on later rows, so a held-out row stays one whatever is appended. It goes, by the first of these
-that knows a side, with its counterfactual group, with the row it was made from, with an earlier row that it nearly equals,
-or where a hash of its content puts it. A row that is near both sides is set aside: it would leak from one to the other.
-"""
+"""What is asked and what is held out: rows are made, put on their side at once, and only then shown to other generators."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
@@ -17,22 +12,16 @@ from llm_distill.coverage import coverage
 from llm_distill.errors import UserError
 from llm_distill.evals.gold import check_labels, check_slices
 from llm_distill.generators import AT_MOST, AtMost, Context
-from llm_distill.mixing import balanced, mixed, unit
+from llm_distill.mixing import balanced, mixed
 from llm_distill.models import Model
-from llm_distill.near import NearIndex
-from llm_distill.ngrams import portions
 from llm_distill.plugs import Plug, find
 from llm_distill.recipe import Plan
-from llm_distill.recipe_keys import HeldOut
 from llm_distill.recipe_schedule import drawn
-from llm_distill.records import Ask, Prompt, make_prompt
-from llm_distill.seeds import numbered, read_rows
+from llm_distill.records import Ask, Prompt
+from llm_distill.seeds import read_rows
+from llm_distill.sides import Earlier, Sides
 from llm_distill.trainers import calibration_evidence, logit_kd_checks, sft_checks
 
-Side = Literal["asked", "held_out", "aside"]
-#: A row with so many near neighbours is not looked at by later ones, which find those: thousands of rows made from one
-#: template would otherwise all be compared with each other.
-_CROWD = 8
 #: Generators that work on held-out rows too, each new row on its parent's side: groups are compared in evaluation as well.
 _BOTH_SIDES = {"counterfactual"}
 
@@ -58,10 +47,11 @@ def gather(
     say: Callable[[str], None] = lambda _line: None,
     embed: Callable[[Sequence[str]], Any] | None = None,
     model: Callable[[str], Model] | None = None,
+    earlier: Earlier | None = None,
 ) -> Rows:
     """Every row of a recipe, on its side and mixed. Without `ask` the generators that ask are left out and estimated."""
     found = Rows()
-    sides = _Sides(plan.held_out)
+    sides = Sides(plan.held_out, earlier)
     entries: list[list[Prompt]] = []
 
     def made_by(generator: Plug, before: Sequence[Prompt]) -> list[Prompt]:
@@ -95,20 +85,37 @@ def gather(
         entries.append(mine)
         if ask is not None:  # an estimate has no use for it
             found.made.append({"generator": generator.spec.name, **coverage(new, embed)})
-    found.asked = _mix(plan, entries, made_by, sides, say, mixes=ask is not None or not found.at_most)
     if plan.held_out and plan.held_out.file:
         found.held_out = sides.given
+    if earlier is not None:  # held-out rows first: where two would be alike, it is the one to be kept
+        found.held_out = _held_out(plan, earlier, found.held_out)
+        entries = [earlier.new(rows) for rows in entries]
+    found.asked = _mix(plan, entries, made_by, sides, say, earlier, mixes=ask is not None or not found.at_most)
     if found.aside:
         say(f"prompts: {found.aside:,} rows nearly equal held-out ones and are set aside, before anybody is asked")
     return found
+
+
+def _held_out(plan: Plan, earlier: Earlier, rows: Sequence[Prompt]) -> list[Prompt]:
+    """The rows held out before, and those that are new; of a file all."""
+    assert plan.held_out or not rows
+    if plan.held_out is None or plan.held_out.file is None:
+        return [*earlier.held_out, *earlier.new(rows)]
+    _disjoint(
+        f"taught already by the data set {plan.data_set and plan.data_set.name}", rows, {r.gist for r in earlier.taught}
+    )
+    earlier.new(rows)  # nothing like them is asked
+    before = {row.gist for row in earlier.held_out}
+    return [*earlier.held_out, *(row for row in rows if row.gist not in before)]
 
 
 def _mix(
     plan: Plan,
     entries: Sequence[Sequence[Prompt]],
     made_by: Callable[[Plug, Sequence[Prompt]], list[Prompt]],
-    sides: _Sides,
+    sides: Sides,
     say: Callable[[str], None],
+    earlier: Earlier | None,
     *,
     mixes: bool,
 ) -> list[Prompt]:
@@ -128,7 +135,7 @@ def _mix(
         # What is made from rows of one value is of that value, whatever the generator knows of tags.
         value = {balance.tag: of[0].tags[balance.tag]}
         for row in sides.numbered([msgspec.structs.replace(row, tags={**row.tags, **value}) for row in new]):
-            if sides.of(row, chance=False) == "asked":
+            if sides.of(row, chance=False) == "asked" and (earlier is None or earlier.new([row])):
                 yield row
 
     return balanced(rows, balance, plan.mix.rows, fill if filler else None, say)
@@ -163,73 +170,6 @@ def _retagged(new: Sequence[Prompt], known: Sequence[list[Prompt]]) -> list[Prom
         tags = {tag: value for tag, value in row.tags.items() if tag not in ("generator", "parent")}
         rows[i] = msgspec.structs.replace(rows[i], tags={**rows[i].tags, **tags})
     return fresh
-
-
-class _Sides:
-    """Who is on which side."""
-
-    def __init__(self, held_out: HeldOut | None) -> None:
-        self._share = 0.0 if held_out is None or held_out.share is None else held_out.share
-        near = held_out.near if held_out else None
-        self._index = None if near is None else NearIndex(near)
-        self._side: dict[str, Side] = {}  # of units and of row_ids
-        self._sides: list[Side] = []  # of what is in the index
-        self._seen: dict[str, int] = {}
-        self._file = held_out is not None and held_out.file is not None
-        self.given = list(numbered(read_rows(held_out.file))) if held_out and held_out.file else []
-        for row in self.given:
-            self._place(row, "held_out")
-        self._taken = {row.gist for row in self.given}
-
-    def numbered(self, rows: Sequence[Prompt]) -> Iterator[Prompt]:
-        """The same rows; those whose words stood there before get row_ids of their own."""
-        texts = [row.text for row in rows] if self._index else []
-        ahead = {some.start: texts[some.start : some.stop] for some in portions(texts)}
-        for place, row in enumerate(rows):
-            if self._index and place in ahead:
-                self._index.expect(ahead[place])
-            n = self._seen.get(row.prompt_id, 0)
-            self._seen[row.prompt_id] = n + 1
-            yield make_prompt(row.messages, row.tags, row.label, row.reference, occurrence=n) if n else row
-
-    def of(self, row: Prompt, *, chance: bool = True) -> Side:
-        """The side of a row that was not seen before. Without `chance` only its neighbours can hold it out."""
-        if row.gist in self._taken:  # also a given row, which is the user's to repair
-            return "asked"
-        known = self._side.get(unit(row)) or self._side.get(row.tags.get("parent", ""))
-        near = [] if self._index is None else self._index.near(row.text)
-        joins = {*(self._sides[i] for i in near), *([known] if known else [])}
-        if not joins:
-            chosen = chance and int(unit(row)[:8], 16) / 2**32 < self._share
-            joins = {"held_out"} if chosen else {"asked"}
-        elif self._file:  # which rows are held out is given, all of them
-            joins = joins if joins == {"asked"} else {"aside"}
-        side: Side = joins.pop() if len(joins) == 1 else "aside"
-        self._place(row, side, crowded=len(near) >= _CROWD)
-        return side
-
-    def reunite(self, asked: Sequence[list[Prompt]], held_out: Sequence[Prompt]) -> int:
-        """Let groups that were formed of rows which stood already lie on one side: where some members are held out, the
-        others are set aside. Gives how many.
-        """
-        held = {row.tags["group"] for row in held_out if "group" in row.tags}
-        aside = 0
-        for rows in asked:
-            apart = [row for row in rows if row.tags.get("group") in held]
-            aside += len(apart)
-            rows[:] = [row for row in rows if row.tags.get("group") not in held]
-            for row in apart:
-                self._side[row.row_id] = "aside"
-        still = [row for rows in asked for row in rows]
-        self._side |= {unit(row): "asked" for row in still if "group" in row.tags}
-        self._side |= {unit(row): "held_out" for row in held_out if "group" in row.tags}
-        return aside
-
-    def _place(self, row: Prompt, side: Side, *, crowded: bool = False) -> None:
-        self._side[unit(row)] = self._side[row.row_id] = side
-        if self._index is not None and side != "aside" and not crowded:
-            self._index.add(len(self._sides), row.text)
-            self._sides.append(side)
 
 
 def check_rows(plan: Plan, prompts: Sequence[Prompt], held_out: Sequence[Prompt], *, more: bool = False) -> None:

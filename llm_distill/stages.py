@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from llm_distill import probe, review, store
+from llm_distill import growing, probe, review, store
 from llm_distill.attach import attach
 from llm_distill.collect import collect, teachers
 from llm_distill.coverage import embedding
@@ -97,14 +97,18 @@ class Outcome:
 def make_prompts(run: Run) -> Outcome:
     """prompts.parquet and held_out.parquet: what will be asked, and what only evaluation will see."""
     ask = Errand(run, "prompts")
-    rows = gather(run.plan, lambda role, q: ask(role, anew(q, run.plan.tick)), run.watch.say, embedding(), run.model)
+    earlier = growing.seen(run)
+    rows = gather(
+        run.plan, lambda role, q: ask(role, anew(q, run.plan.tick)), run.watch.say, embedding(), run.model, earlier
+    )
     if ask.owed and not rows.asked:
         why = f"prompts: no row was made; {ask.owed:,} questions got no answer. Run again to ask for them."
         raise FellShort(why, passes="trouble")
-    check_rows(run.plan, rows.asked, rows.held_out)
+    nothing_new = bool(earlier and earlier.aside) and not rows.asked
+    check_rows(run.plan, rows.asked, rows.held_out, more=nothing_new)
     store.write_table(run.folder.file("prompts.parquet"), map(store.prompt_row, rows.asked), "prompts")
     store.write_table(run.folder.file("held_out.parquet"), map(store.prompt_row, rows.held_out), "prompts")
-    notes = {"made": rows.made, "set_aside": rows.aside, **ask.spent}
+    notes = {"made": rows.made, "set_aside": rows.aside, **ask.spent, **growing.not_new(earlier, run.watch.say)}
     return Outcome(len(rows.asked) + len(rows.held_out), len(rows.asked), ask.owed, notes)
 
 
@@ -195,9 +199,16 @@ def _nothing_to_learn(answer: Answer, plan: Plan) -> str | None:
 
 def gate_training(run: Run) -> None:
     """UserError when the terms of a row that would be trained on forbid it. Asked on every run, trained or not."""
-    kept = run.folder.file("kept.parquet")
-    if kept.exists():
-        gate(run.plan, store.read_table(kept, ["model", "terms"]))
+    lessons = run.folder.lessons
+    if lessons.exists():
+        gate(run.plan, store.read_table(lessons, ["model", "terms"]))
+
+
+def add_to_set(run: Run) -> Outcome:
+    """set.json and set.parquet: the recipe's data set with what this run kept, and what a student is to learn."""
+    found = growing.grow(run)
+    run.watch.say(growing.said(found))
+    return Outcome(run.folder.stamp("filter")["rows_out"], found["added"]["taught"], notes={"set": found})
 
 
 def train_student(run: Run, look: Path | None = None) -> Outcome:
@@ -208,13 +219,14 @@ def train_student(run: Run, look: Path | None = None) -> Outcome:
     calibration_evidence.check_taught(plan, store.read_prompts(run.folder.file("held_out.parquet")))
     run.make_room()
     samples = []
-    for answer in store.read_answers(run.folder.file("kept.parquet")):
+    for answer in store.read_answers(run.folder.lessons):
         (messages,) = plan.task.student_view.questions(answer.prompt, plan.task.labels)
         target = answer.prediction if plan.task.kind == "classify" else answer.text
         gold = answer.prompt.label if plan.task.kind == "classify" else answer.prompt.reference
         assert target is not None, answer.prompt.row_id  # the filter stage has taken out what has no label
         samples.append(Sample(answer.prompt.row_id, messages, target, gold, answer))
     assert plan.trainer is not None
+    growing.check_lessons(plan, len(samples))
 
     def student_answers(folder: Path | None, questions: Sequence[Request]) -> list[Entry]:
         student = run.model("student", **(trained(folder) if folder else {}))

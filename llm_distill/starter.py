@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from llm_distill.errors import UserError
-from llm_distill.recipe import checked_name
+from llm_distill.recipe_keys import checked_name
 
 _RECIPE = """\
 # {name}: check it with `llm-distill check`, run it with `llm-distill run`. It runs as it is, with a scripted teacher.

@@ -230,6 +230,11 @@ class RunFolder:
         """The path of a file of this run."""
         return self.path / name
 
+    @property
+    def lessons(self) -> Path:
+        """The table of what a student learns: the rows that the run kept, or those of the data set that it grows."""
+        return self.file("set.parquet") if self.file("set.parquet").exists() else self.file("kept.parquet")
+
     def stamp(self, stage: str) -> dict[str, Any]:
         """What is recorded of a stage that finished; empty when it did not."""
         return self.record["stages"].get(stage) or {}

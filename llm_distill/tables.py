@@ -24,7 +24,11 @@ def look(folder: RunFolder, table: str, where: str | None = None) -> list[dict[s
     tables = {name: path for name, path in found.items() if path.name not in (LOGPROBS, TOKENS)}
     if table not in tables:
         raise UserError(f"no table {table!r} in {folder.path}.{did_you_mean(table, tables)}")
-    rows = [row | {f"tags.{k}": v for k, v in row.pop("tags")} for row in read_table(tables[table])]
+    return matching([row | {f"tags.{k}": v for k, v in row.pop("tags")} for row in read_table(tables[table])], where)
+
+
+def matching(rows: list[dict[str, Any]], where: str | None) -> list[dict[str, Any]]:
+    """The rows that fit a pandas query; all without one."""
     if where is None or not rows:
         return rows
     import pandas as pd

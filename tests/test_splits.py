@@ -15,7 +15,8 @@ from llm_distill.near import similarity
 from llm_distill.recipe import load
 from llm_distill.recipe_keys import HeldOut
 from llm_distill.records import Entry, Prompt, Request
-from llm_distill.splits import _Sides, gather
+from llm_distill.sides import Sides
+from llm_distill.splits import gather
 from tests.conftest import Desk
 from tests.test_mixing import row
 
@@ -23,7 +24,7 @@ WORDS = ["river", "stone", "cloud", "market", "engine", "violin", "pepper", "win
 
 
 def sides(rows: list[Prompt], **held_out: Any) -> list[str]:
-    split = _Sides(HeldOut.model_construct(**{"file": None, "share": 0.4, "near": 0.6} | held_out))
+    split = Sides(HeldOut.model_construct(**{"file": None, "share": 0.4, "near": 0.6} | held_out))
     return [split.of(r) for r in split.numbered(rows)]
 
 

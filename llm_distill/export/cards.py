@@ -108,7 +108,7 @@ def data_card(student: Student, standing: Standing, report: Mapping[str, Any]) -
     funnel, cost = report["funnel"], report["cost"]["total_usd"]
     made = (report.get("prompts") or {}).get("made", [])
     held_out = len(store.read_prompts(student.run.file("held_out.parquet")))
-    kept = store.read_answers(student.run.file("kept.parquet"))
+    kept = store.read_answers(student.run.lessons)
     served = Counter((shown(a.model), a.role, a.terms) for a in kept)
     parts = [
         front_matter(

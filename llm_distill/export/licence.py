@@ -36,7 +36,7 @@ class Standing:
 def standing(student: Student) -> Standing:
     """The standing of a run's student; UserError where terms forbid what the recipe's policy states."""
     plan = student.plan
-    rows = read_table(student.run.file("kept.parquet"), ["model", "terms"])
+    rows = read_table(student.run.lessons, ["model", "terms"])
     answered = [
         Source(who, terms) for who, terms in row_sources([{**r, "model": shown(r["model"] or "")} for r in rows])
     ]

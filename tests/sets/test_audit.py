@@ -1,0 +1,163 @@
+"""`why`, `forget` and `costs`: who has to answer for a row or a dollar finds what there is to know."""
+
+from __future__ import annotations
+
+import json
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llm_distill.ledger import Ledger
+from llm_distill.ledger_spending import costs, total
+from llm_distill.ledger_tables import ACCOUNTS
+from llm_distill.limits import Charge, accounts, noted
+from llm_distill.records import Entry, Message, Request, Sampling
+from llm_distill.sets.adding import identity
+from tests.conftest import Desk
+from tests.mock_api import MockApi
+from tests.sets.nights import night, rows, shelf, taught, text
+
+PRICES = {"prompt": 0.15, "completion": 0.6}
+
+
+def _hosted(api: MockApi) -> dict[str, Any]:
+    how = {"model": "mock-large", "base_url": api.url, "api_key_env": None, "prices_usd": PRICES, "terms": "apache-2.0"}
+    return {"teacher": {"openai_api": how}}
+
+
+def _id(desk: Desk, summary: dict[str, Any], n: int) -> str:
+    found: str = next(
+        row["row_id"] for row in desk.rows(summary, "prompts") if row["messages"][-1]["content"] == text(n)
+    )
+    return found
+
+
+def test_why_tells_the_whole_story_of_a_row(desk: Desk, api: MockApi) -> None:
+    summary = night(desk, rows(range(6)), models=_hosted(api), filter=["empty", {"length": {"min": 2}}])
+    night(desk, rows(range(4, 9)), models=_hosted(api), filter=["empty"])
+    row_id = _id(desk, summary, 1)
+    found = json.loads(desk.llm_distill("why", row_id[:12], "--json"))
+    (run,) = found["runs"]
+    assert found["prompt"]["messages"][-1]["content"] == text(1)
+    assert (run["side"], run["source"]) == ("asked", "seeds (seeds.jsonl)")
+    (asked,) = run["answer"]["asked"]
+    assert (asked["served_model"], asked["fingerprint"]) == ("mock-large-2026-01-01", "fp_1")
+    assert asked["nano_usd"] == pytest.approx(run["answer"]["cost_usd"] * 1e9, abs=1)
+    assert run["answer"]["terms"]["apache-2.0"]["licence"]
+    assert run["decision"] == {"dropped_by": None, "review": None}
+    assert run["scores"]["length"] == 8
+    said = desk.llm_distill("why", row_id)
+    assert f"asks      {text(1)}" in said
+    assert "request " in said
+    assert "no student was trained on it" in said
+    kept = json.loads(desk.llm_distill("why", _id(desk, summary, 3), "--json"))
+    assert kept["sets"][0]["versions"] == {"taught": [1, 2]}
+    assert "no row 'zz'" in desk.llm_distill("why", "zz", code=2)
+
+
+def test_forget_takes_a_row_out_of_every_version_and_it_never_comes_back(desk: Desk) -> None:
+    summary = night(desk, rows(range(6)))
+    night(desk, rows(range(4, 9)))
+    row_id = _id(desk, summary, 2)
+    before = [path.read_bytes() for path in sorted((shelf(desk).path / "shards").iterdir())]
+    found = json.loads(desk.llm_distill("forget", "--row", row_id[:10], "--dry-run", "--json"))
+    assert (found["rows"], found["sets"]) == ([row_id], {"tone": 1})
+    assert "say --yes" in desk.llm_distill("forget", "--row", row_id, code=2)
+    assert [path.read_bytes() for path in sorted((shelf(desk).path / "shards").iterdir())] == before
+    assert "tone@v3" in desk.llm_distill("forget", "--row", row_id, "--yes")
+    assert shelf(desk).versions == [1, 2, 3]
+    for version in (1, 2, 3):
+        assert text(2) not in taught(desk, version)
+    for path in shelf(desk).path.rglob("*.parquet"):
+        assert row_id.encode() not in path.read_bytes()
+    manifests = [shelf(desk).manifest(version) for version in (1, 2, 3)]
+    assert manifests[2]["removed"] == [{"row_id": row_id, "why": "forgotten"}]
+    assert [m["parent_id"] for m in manifests[1:]] == [identity(m) for m in manifests[:2]]
+    summary = night(desk, rows([2, 20]))
+    assert taught(desk)[-1] == text(20)
+    run = json.loads((Path(summary["run"]) / "run.json").read_text())
+    assert run["stages"]["prompts"]["not_new"] == {"forgotten": 1}
+
+
+def test_forget_everywhere_leaves_no_word_of_a_row_and_keeps_what_it_cost(desk: Desk, api: MockApi) -> None:
+    night(desk, rows(range(6)), models=_hosted(api))
+    spent = json.loads(desk.llm_distill("costs", "--json"))["total"]
+    where = f"question == '{text(3)}'"
+    done = json.loads(desk.llm_distill("forget", "--where", where, "--everywhere", "--yes", "--json"))
+    assert (len(done["rows"]), done["ledger"]) == (1, 1)
+    with closing(Ledger(desk.folder / "data" / "ledger.sqlite")) as ledger, ledger._transaction(reading=True) as db:
+        assert db.exec_driver_sql("SELECT count(*) FROM requests").scalar() == 5
+    for path in (desk.folder / "data").rglob("*.parquet"):
+        import pyarrow.parquet as pq
+
+        assert text(3) not in str(pq.read_table(path).to_pylist())
+    assert json.loads(desk.llm_distill("costs", "--json"))["total"] == spent
+    assert "Columns: " in desk.llm_distill("forget", "--where", "nothing == 1", code=2)
+
+
+def test_costs_come_to_what_the_endpoint_billed_by_whatever_they_are_added_up(desk: Desk, api: MockApi) -> None:
+    night(desk, rows(range(6)), models=_hosted(api))
+    night(desk, rows(range(6, 9)), models=_hosted(api), name="other", data_set=None)
+    tokens = sum(len(line.split()) for line in api.paid) * 150 + api.paid.total() * 600
+    for by in ("day", "teacher", "recipe", "stage"):
+        found = json.loads(desk.llm_distill("costs", "--by", by, "--json"))
+        assert found["total"]["nano_usd"] == tokens
+        assert found["total"]["reserved_nano_usd"] == 0
+        assert found["total"]["requests"] == 9
+        names = [row[by] for row in found["rows"]]
+        assert names == {"recipe": ["job", "other"], "stage": ["answers"]}.get(by, names)
+    assert "write a day as" in desk.llm_distill("costs", "--since", "yesterday", code=2)
+    assert f"${tokens / 1e9:.9f}" in desk.llm_distill("costs", "--by", "recipe")
+
+
+ACTS = st.lists(st.tuples(st.sampled_from("crsx"), st.integers(0, 5), st.integers(0, 2000)), max_size=25)
+
+
+@settings(max_examples=25, deadline=None)
+@given(ACTS)
+def test_what_is_noted_is_what_the_accounts_hold(tmp_path_factory: pytest.TempPathFactory, acts: Any) -> None:
+    """Claims, reservations, answers and releases in any order, of two runs and stages, cut off anywhere."""
+    with closing(Ledger(tmp_path_factory.mktemp("ledger") / "l.sqlite")) as ledger:
+        held: dict[str, tuple[Charge, Any]] = {}
+        for act, n, nano in acts:
+            run, charge, key = f"job{n % 2}/a", Charge(nano / 1e9, n), f"k{n}"
+            names = accounts(run, note=noted(("answers", "filter")[n // 3], "m"))
+            if act == "c" and key not in held:
+                request = Request((Message("user", key),), Sampling())
+                if ledger.claim(run, "m", {key: request}, {key: charge}, names).mine:
+                    held[key] = (charge, names)
+            elif act == "r" and key in held:
+                ledger.reserve(held[key][1], [charge])
+                held[key] = (held[key][0] + charge, held[key][1])
+            elif act == "s" and key in held:
+                reserved, theirs = held.pop(key)
+                ledger.settle([Entry(key, "ok", charged_usd=nano / 1e9, charged_tokens=n)], [reserved], theirs)
+            elif act == "x" and key in held:
+                reserved, theirs = held.pop(key)
+                ledger.release([key], [reserved], theirs)
+        with ledger._transaction(reading=True) as db:
+            there = {row.name: (row.nano_usd, row.tokens) for row in db.execute(sa.select(ACCOUNTS))}
+        for run in ("job0", "job1"):
+            (noted_,) = [row for row in costs(ledger, "recipe") if row["recipe"] == run] or [total([])]
+            both = noted_["nano_usd"] + noted_["reserved_nano_usd"], noted_["tokens"] + noted_["reserved_tokens"]
+            assert both == there.get(f"{run}/a", (0, 0))
+        sums = [total(costs(ledger, by)) for by in ("day", "teacher", "recipe", "stage")]
+        assert all(one == sums[0] for one in sums)
+
+
+def test_a_ledger_of_the_version_before_is_brought_up_to_date(desk: Desk, api: MockApi) -> None:
+    night(desk, rows(range(6)), models=_hosted(api))
+    path = desk.folder / "data" / "ledger.sqlite"
+    before = json.loads(desk.llm_distill("costs", "--by", "recipe", "--json"))["total"]
+    with closing(Ledger(path)) as ledger, ledger._transaction() as db:
+        db.exec_driver_sql("DROP TABLE spending")
+        db.exec_driver_sql("UPDATE format SET version = 2")
+        db.exec_driver_sql("UPDATE accounts SET nano_usd = nano_usd + 7 WHERE name LIKE 'job/%'")  # left by a crash
+    found = json.loads(desk.llm_distill("costs", "--by", "recipe", "--json"))["total"]
+    assert found == before | {"reserved_nano_usd": 7}
+    assert {row["stage"] for row in json.loads(desk.llm_distill("costs", "--by", "stage", "--json"))["rows"]} == {""}

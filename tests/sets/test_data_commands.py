@@ -1,0 +1,136 @@
+"""`llm-distill data`: list, show, diff, push."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Desk
+from tests.sets.nights import night, rows, shelf
+
+OPEN = {"terms": "apache-2.0", "rules": {"good": "positive"}, "default": "negative"}
+PUBLIC = {"models": {"teacher": {"scripted": OPEN}}, "policy": {"publish": True}}
+
+
+def test_list_show_and_diff_tell_what_is_there_and_what_changed(desk: Desk) -> None:
+    night(desk, rows(range(10)))
+    night(desk, [*rows(range(11, 21, 2)), *rows([2])], filter=["empty", {"length": {"max": 9}}])
+    assert desk.llm_distill("data", "list").startswith("tone@v2  15 rows, 0 held out; 5 came on")
+    shown = desk.llm_distill("data", "show", "tone@v2", "--limit", "1")
+    assert "5 rows and 0 held-out ones came, 0 went; not new: exact 1" in shown
+    assert "tags.parity 0 33.3 %, 1 66.7 %" in shown
+    found = json.loads(desk.llm_distill("data", "diff", "tone@v1", "tone@v2", "--json"))
+    assert (len(found["taught"]["added"]), len(found["taught"]["removed"])) == (5, 0)
+    parity = next(s for s in found["slices"] if s["slice"] == "tags.parity" and s["value"] == "1")
+    assert (parity["before"], parity["after"]) == (0.5, 0.666667)
+    assert {"filter": "length", "before": None, "after": 0.0} in found["drop_rates"]
+    assert found["price"]["between_usd"] == 0.0
+    lines = desk.llm_distill("data", "diff", "tone@v1", "tone")
+    assert "taught     10 -> 15 rows: 5 added, 0 removed" in lines
+    assert "no data set 'ton' in" in desk.llm_distill("data", "show", "ton", code=2)
+    assert "Did you mean 'tone'?" in desk.llm_distill("data", "show", "ton", code=2)
+    assert "has no version 7; it has v1, v2" in desk.llm_distill("data", "diff", "tone@v1", "tone@v7", code=2)
+
+
+def test_a_set_is_pushed_to_a_folder_whole_and_unchanged_files_stay(desk: Desk) -> None:
+    datasets = pytest.importorskip("datasets")
+    night(desk, rows(range(30)), held_out={"share": 0.3}, **PUBLIC)
+    desk.llm_distill("data", "push", "tone", desk.folder / "out")
+    first = {file.name for file in (desk.folder / "out" / "data").iterdir()}
+    night(desk, rows(range(30, 40)), held_out={"share": 0.3}, **PUBLIC)
+    desk.llm_distill("data", "push", "tone", desk.folder / "out")
+    assert first < {file.name for file in (desk.folder / "out" / "data").iterdir()}
+    loaded = datasets.load_dataset(str(desk.folder / "out"), cache_dir=str(desk.folder / "cache"))  # by its card
+    found = shelf(desk)
+    assert loaded["train"]["row_id"] == [row["row_id"] for row in found.rows(2, "taught")]
+    assert loaded["held_out"]["row_id"] == [row["row_id"] for row in found.rows(2, "held_out")]
+    said = (desk.folder / "out" / "README.md").read_text()
+    assert 'license: "apache-2.0"' in said
+    assert str(desk.folder) not in said
+    desk.llm_distill("data", "push", "tone@v1", desk.folder / "out")  # back again: what it does not name is gone
+    assert {file.name for file in (desk.folder / "out" / "data").iterdir()} == first
+
+
+@pytest.mark.parametrize(
+    ("keys", "why"),
+    [
+        ({"models": PUBLIC["models"]}, "did not state `policy: {publish: true}`"),
+        (
+            {
+                "models": {"teacher": {"scripted": OPEN | {"terms": None}}},
+                "policy": {"publish": True, "accept_unknown": True},
+            },
+            "",
+        ),
+    ],
+)
+def test_what_may_not_leave_the_house_does_not(desk: Desk, keys: dict[str, object], why: str) -> None:
+    night(desk, rows(range(4)), **keys)
+    if why:
+        assert why in desk.llm_distill("data", "push", "tone", desk.folder / "out", code=2)
+        assert not (desk.folder / "out").exists()
+    else:
+        desk.llm_distill("data", "push", "tone", desk.folder / "out")
+        assert "not-settled" in (desk.folder / "out" / "README.md").read_text()
+
+
+def test_terms_that_were_changed_after_the_answers_still_hold(desk: Desk) -> None:
+    """Rows stand under the terms of the day they came; a policy that was stated later does not help."""
+    record = {"name": "closed", "allows": {"train": True, "publish": False}}
+    night(desk, rows(range(4)), models={"teacher": {"scripted": OPEN | {"terms": record}}})
+    manifest = shelf(desk).folder(1) / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"policy": {"publish": True}}))
+    message = desk.llm_distill("data", "push", "tone", desk.folder / "out", code=2)
+    assert "4 rows were answered by scripted" in message
+    assert "do not allow passing on" in message
+
+
+@contextmanager
+def _s3() -> Iterator[str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(200):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.kill()
+        server.wait()
+
+
+@pytest.mark.skipif(not (find_spec("moto") and find_spec("s3fs")), reason="needs moto[server] and s3fs")
+def test_a_set_is_pushed_to_an_s3_bucket(desk: Desk) -> None:
+    night(desk, rows(range(8)), **PUBLIC)
+    with _s3() as url:
+        env = {"AWS_ENDPOINT_URL": url, "AWS_ACCESS_KEY_ID": "AKIAPLANTED", "AWS_SECRET_ACCESS_KEY": "planted-secret"}
+        env |= {"AWS_DEFAULT_REGION": "us-east-1", "AWS_CONFIG_FILE": os.devnull}
+        make = "import fsspec; fsspec.filesystem('s3').mkdir('bucket')"
+        subprocess.run([sys.executable, "-c", make], env=os.environ | env, check=True)
+        for _ in range(2):
+            assert "planted" not in desk.llm_distill("data", "push", "tone", "s3://bucket/sets/tone", code=0, **env)
+        look = "import fsspec, json; print(json.dumps(fsspec.filesystem('s3').find('bucket')))"
+        done = subprocess.run(
+            [sys.executable, "-c", look], env=os.environ | env, check=True, capture_output=True, text=True
+        )
+        names = {Path(name).name for name in json.loads(done.stdout)}
+        assert {"README.md", "manifest.json"} < names
+        assert sum(name.endswith(".parquet") for name in names) == 1
+        message = desk.llm_distill("data", "push", "tone", "s3://nobody/there", code=2, **env)
+        assert "NoSuchBucket" in message or "bucket does not exist" in message
+        assert "planted" not in message

@@ -1,0 +1,89 @@
+"""`run --log json` and `--metrics`: what a machine reads of a run, and what it must not read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Desk
+from tests.mock_api import MockApi, serving
+from tests.sets.nights import rows, text
+
+KEY = "sk-planted-0123456789abcdef"
+
+
+def _recipe(desk: Desk, api: MockApi, **keys: Any) -> Path:
+    prices = {"prompt": 0.15, "completion": 0.6}
+    how = {"model": "mock-large", "base_url": api.url, "api_key_env": "MY_API_KEY", "prices_usd": prices}
+    return desk.recipe(**{"models": {"teacher": {"openai_api": how}}, "data_set": "tone", "filter": ["empty"]} | keys)
+
+
+def _run(desk: Desk, *arguments: str | Path) -> tuple[int, str, list[dict[str, Any]]]:
+    process = desk.command("run", *arguments, "--log", "json", MY_API_KEY=KEY)
+    out, err = process.communicate(timeout=240)
+    return process.returncode, out + err, [json.loads(line) for line in err.splitlines()]
+
+
+def test_a_run_tells_machines_what_it_did(desk: Desk) -> None:
+    parser = pytest.importorskip("prometheus_client.parser")
+    desk.seeds(rows(range(12)))
+    file = desk.folder / "llm.prom"
+    with serving(key=KEY) as api:
+        api.faults = {text(3): ["400"], text(4): [f"500:key {KEY} is odd"]}  # a server that repeats what it was sent
+        recipe = _recipe(desk, api, answers={"max_tokens": 8, "max_failed": 0.5})
+        code, said, log = _run(desk, recipe, "--metrics", file)
+        tokens = sum(len(line.split()) for line in api.paid) * 150 + api.paid.total() * 600
+    assert code == 0
+    assert [e["stage"] for e in log if e["event"] == "stage" and e["state"] == "done"][:1] == ["prompts"]
+    assert log[-1]["event"] == "end"
+    assert (log[-1]["status"], log[-1]["asked"], log[-1]["owed"]) == ("done", 12, 1)
+    families = {family.name: family for family in parser.text_string_to_metric_families(file.read_text())}
+
+    def value(name: str, **labels: str) -> float:
+        return next(
+            float(s.value)
+            for f in families.values()
+            for s in f.samples
+            if s.name == name and labels.items() <= s.labels.items()
+        )
+
+    assert value("llm_distill_rows", status="ok") == 11
+    assert value("llm_distill_rows", status="failed") == 1
+    assert value("llm_distill_requests", outcome="failed") == 1
+    assert value("llm_distill_spent_usd_total", stage="answers") == pytest.approx(tokens / 1e9)
+    assert value("llm_distill_answer_seconds_count") == 11
+    assert value("llm_distill_run_status", status="done") == 1
+    assert value("llm_distill_running") == 0
+    assert value("llm_distill_set_rows", set="tone", split="taught") == 11
+    assert KEY not in said
+    assert KEY not in file.read_text()
+    assert not list(desk.folder.glob(".llm.prom*"))
+
+
+def test_no_secret_is_told_when_everything_goes_wrong(desk: Desk) -> None:
+    """The server refuses and repeats the key; the recipe has it where its name belongs."""
+    desk.seeds(rows(range(3)))
+    with serving(key="another") as api:
+        api.says = lambda _body, _prompt: KEY
+        code, said, log = _run(desk, _recipe(desk, api), "--metrics", desk.folder / "m.prom")
+    assert code == 2
+    assert log[-2]["status"] == "failed"
+    assert log[-1] == {"event": "exit", "code": 2, "message": log[-1]["message"]}
+    assert KEY not in said + (desk.folder / "m.prom").read_text()
+    with serving() as api:
+        api.faults = {text(n): [f"400:what is {KEY}?"] for n in range(3)}
+        code, said, _ = _run(desk, _recipe(desk, api, name="echo"), "--metrics", desk.folder / "m.prom")
+    assert code == 1
+    assert KEY not in said + (desk.folder / "m.prom").read_text()
+    models = {"teacher": {"openai_api": {"model": "m", "base_url": "http://127.0.0.1:1/v1", "api_key_env": KEY}}}
+    code, said, log = _run(desk, desk.recipe(name="named", models=models))
+    assert (code, log[-1]["code"]) == (2, 2)
+    assert KEY not in said
+
+
+def test_metrics_have_a_place_to_go(desk: Desk) -> None:
+    desk.seeds(rows(range(3)))
+    assert "there is no folder" in desk.llm_distill("run", desk.recipe(), "--metrics", "no/where.prom", code=2)
