@@ -28,8 +28,9 @@ from llm_distill.evals.statistics import FEWEST, holm, resampled_means
 from llm_distill.ledger import Ledger
 from llm_distill.models import MODELS
 from llm_distill.plugs import Spec
-from llm_distill.recipe import Plan, checked_name, load
+from llm_distill.recipe import Plan, load
 from llm_distill.recipe_file import read_mapping
+from llm_distill.recipe_keys import checked_name
 from llm_distill.records import Answer, Prompt
 from llm_distill.seeds import read_rows
 from llm_distill.stages import Run, Watch
