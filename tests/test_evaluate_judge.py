@@ -22,6 +22,7 @@ from tests.conftest import Desk
 from tests.finished import STUDENT
 from tests.mock_api import MockApi, serving
 from tests.models.conftest import byte_level_tokenizer, tiny
+from tests.models.test_real_weights import SHA256, SMOLLM
 from tests.scorers.judges import Judge as JudgeModel
 from tests.scorers.rows import answer
 
@@ -422,3 +423,32 @@ def test_a_gate_on_the_judge(bench: Bench) -> None:
     again = bench.desk.here(bench.desk.folder / "job.yaml", f"ship.min_win_rate={condition['value']}")
     assert not again["asked"]
     assert bench.report(again)["gate"]["ships"]
+
+
+@pytest.mark.weights
+@pytest.mark.skipif(not SMOLLM.is_file(), reason="needs data/quickstart/prepare.py")
+def test_a_real_model_judges(desk: Desk) -> None:
+    """SmolLM2 135M is no judge: what it says that is no verdict is counted, what is one lies on the scale, none is lost."""
+    desk.seeds(
+        [{"prompt": f"Name {thing}.", "reference": "x"} for thing in ("a colour", "a bird", "a tree", "a river")]
+    )
+    recipe = desk.recipe(
+        task="generate",
+        models={
+            "teacher": {"scripted": {"default": "red", "rules": {}}},
+            "judge": {
+                "transformers": {"model": str(SMOLLM), "sha256": SHA256[SMOLLM], "device": "cpu", "terms": "apache-2.0"}
+            },
+        },
+        held_out={"share": 0.5},
+        evaluate={"resamples": 200, "judge": {"form": "line", "max_tokens": 48}},
+    )
+    summary = desk.run(recipe)
+    part = json.loads((desk.folder / summary["run"] / "report/report.json").read_text())["judge"]
+    arm, rows = part["arms"]["teacher"], len(desk.rows(summary, "held_out"))
+    assert summary["status"] == "done"
+    assert rows > 0
+    assert arm["n"] + sum(arm["unjudged"].values()) == rows
+    assert arm["value"] is None or 1 <= arm["value"] <= 5
+    lines = (desk.folder / summary["run"] / "eval/judge.jsonl").read_text().splitlines()
+    assert len(lines) == rows
