@@ -17,8 +17,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy.exc import OperationalError
+
 from llm_distill import pipeline
-from llm_distill.errors import DistillError, Interrupted, Unreachable, UserError
+from llm_distill.errors import DistillError, FellShort, Interrupted, Unreachable, UserError
 from llm_distill.ledger import Ledger
 from llm_distill.recipe import Plan, load
 from llm_distill.recipe_schedule import Schedule, iso, moment
@@ -48,10 +50,13 @@ def at(plan: Plan, tick: str) -> Plan:
 
 @contextmanager
 def opened(workspace: Path, ledger_url: str | None) -> Iterator[TickBook]:
-    """The jobs of a workspace's ledger."""
+    """The jobs of a workspace's ledger. FellShort where it is locked for a minute, or its server goes away."""
     ledger = Ledger(ledger_url or workspace / "ledger.sqlite")
     try:
         yield TickBook(ledger)
+    except OperationalError as error:
+        why = " ".join(str(error.orig).split())
+        raise FellShort(f"the ledger did not answer: {why}. What was begun goes on with the next call.") from None
     finally:
         ledger.close()
 
@@ -158,6 +163,9 @@ def run_tick(
                     _failed(book, plan, due_, error, watch)
                     raise
                 ending = {"state": "failed", "reason": f"the disk is full: {error}", "passes": "trouble"}
+            except OperationalError as error:
+                why = " ".join(str(error.orig).split())
+                ending = {"state": "failed", "reason": f"the ledger did not answer: {why}.", "passes": "trouble"}
             except Exception as error:
                 _failed(book, plan, due_, error, watch)
                 raise

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from llm_distill.errors import UserError
+from llm_distill.errors import FellShort, UserError
 from llm_distill.ledger import Ledger
 from llm_distill.recipe import load
 from llm_distill.recipe_schedule import iso, moment
@@ -400,6 +400,29 @@ def test_a_ledger_that_another_process_locks_is_waited_for(desk: Desk, api: Mock
     locked.close()
     assert found["state"] == "done"
     assert time.monotonic() - start > 1.5
+
+
+def test_a_ledger_that_stays_locked_loses_nothing(desk: Desk, api: MockApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Locked just after it was opened, and for longer than anybody waits: here 0.2 s instead of a minute."""
+    recipe = job(desk, api)
+    locked = sqlite3.connect(":memory:")
+
+    def impatient(url: Path) -> Ledger:
+        nonlocal locked
+        ledger = Ledger(url)
+        with ledger._engine.connect() as db:  # the one connection of its pool
+            db.exec_driver_sql("PRAGMA busy_timeout=200")
+        locked = sqlite3.connect(url, isolation_level=None)
+        locked.execute("BEGIN EXCLUSIVE")
+        return ledger
+
+    with monkeypatch.context() as patch:
+        patch.setattr("llm_distill.schedule.night.Ledger", impatient)
+        with pytest.raises(FellShort, match="the ledger did not answer: database is locked"):
+            night(desk, recipe, T1)
+    locked.close()
+    assert night(desk, recipe, T1)["state"] == "done"
+    assert set(api.paid.values()) == {1}
 
 
 def test_a_recipe_without_a_schedule_is_no_job(desk: Desk, api: MockApi) -> None:
