@@ -15,10 +15,11 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import random
+import sqlite3
 import tempfile
 import time
 from collections import Counter
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,6 @@ _USED = [
     "matplotlib.figure", "matplotlib.backends.backend_svg", "scipy.stats", "pandas", "pyarrow.compute", "tokenizers",
     "pyarrow.pandas_compat", "safetensors.numpy", "tiktoken", "py3langid.langid", "pydantic.type_adapter",
 ]  # fmt: skip
-#: Answers are on disk within so long after they arrived (twice `asking.COMMIT_S`), on a machine that is not overloaded.
-SETTLED_S = 0.4
 
 
 @dataclass
@@ -147,7 +146,7 @@ def soak(folder: Path, ticks: int, seed: int = 1, kill_share: float = 0.4, rows:
                 if tries < 4 and rng.random() < kill_share:
                     process.join(rng.uniform(0.0, usual_s))
                     teacher.open = False
-                    time.sleep(SETTLED_S)
+                    _settled(data, teacher)
                     process.kill()
                     process.join()
                     teacher.open = True
@@ -160,6 +159,23 @@ def soak(folder: Path, ticks: int, seed: int = 1, kill_share: float = 0.4, rows:
                 usual_s = 0.8 * usual_s + 0.2 * (time.monotonic() - start)
                 break
     return account(data, teacher, ticks) | {"kills": kills.total(), "killed in": dict(kills)}
+
+
+def _settled(data: Path, teacher: Teacher, within_s: float = 60.0) -> None:
+    """Wait until all that was billed is on disk: a tenth of a second, on a machine that has time."""
+    until = time.monotonic() + within_s
+    while True:
+        with (
+            suppress(sqlite3.Error),
+            closing(sqlite3.connect(f"file:{data / 'ledger.sqlite'}?mode=ro", uri=True)) as db,
+        ):
+            (count,) = db.execute("SELECT count(*) FROM requests WHERE nano_usd > 0").fetchone()
+            if count == teacher.billed.total():
+                return
+        if not teacher.billed:
+            return
+        assert time.monotonic() < until, "answers were billed that never reached the disk"
+        time.sleep(0.05)
 
 
 def _reached(data: Path, tick: str) -> str:
