@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_distill import pipeline, store
-from llm_distill.errors import FellShort, Interrupted
+from llm_distill.errors import FellShort, Interrupted, UserError
 from llm_distill.ledger import Ledger
 from llm_distill.recipe import Plan
 from llm_distill.stages import Run, Watch
@@ -29,6 +29,13 @@ class Work:
     watch: Watch
     ledger_url: str | None
     spent: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.plan.data_set is not None:
+            raise UserError(
+                f"data_set: variants of a recipe would each add their rows to {self.plan.data_set.name!r}, and see another "
+                "version of it; compare them without it, `-s data_set=null`."
+            )
 
     def ledger(self) -> Ledger:
         """The workspace's ledger, for the caller to close."""

@@ -210,6 +210,14 @@ def test_filters_are_judged_by_the_metric_of_the_evaluation(desk: Desk, recipe: 
     assert by_name(found)["without toy:noisy"]["change"]["difference"] == pytest.approx(-0.4)
 
 
+def test_a_data_set_would_grow_by_every_variant(desk: Desk, recipe: Path) -> None:
+    recipe = toy_recipe(desk, data_set="growing")
+    for command in ("ablate", "sweep"):
+        said = desk.llm_distill(command, recipe, "-s", 'sweep={"over": {"train.toy:votes.most": [25, 30]}}', code=2)
+        assert "compare them without it, `-s data_set=null`" in said
+    assert not (desk.folder / "data" / "runs").exists()
+
+
 def test_what_falls_short_is_kept(desk: Desk, recipe: Path) -> None:
     recipe = toy_recipe(desk, train={"toy:votes": {"most": 25}})
     with pytest.raises(FellShort, match="without toy:noisy: too many rows"):
