@@ -101,7 +101,7 @@ def scored_by(seen: Evaluation, metric: str | None) -> Measure:
 
     plan = seen.run.plan
     teacher = seen.answers.get("teacher", ())
-    own = measures(plan.metrics, plan.answers.json_schema)
+    own = {**measures(plan.metrics, plan.answers.json_schema), **(seen.judged.measures if seen.judged else {})}
 
     def scores(arm: str, answers: Sequence[Answer]) -> Scores:
         if metric is None or (metric == AGREEMENT and arm == "teacher"):

@@ -452,3 +452,15 @@ def test_a_real_model_judges(desk: Desk) -> None:
     assert arm["value"] is None or 1 <= arm["value"] <= 5
     lines = (desk.folder / summary["run"] / "eval/judge.jsonl").read_text().splitlines()
     assert len(lines) == rows
+
+
+def test_the_judges_score_may_be_the_metric_that_groups_are_held_against(bench: Bench) -> None:
+    rows = [
+        row | {"tags": {"group": f"g{i // 2}", "attribute": "gender", "variant": ("female", "male")[i % 2]}}
+        for i, row in enumerate(SEEDS)
+    ]
+    bench.desk.seeds(rows, "groups.jsonl")
+    bench.asked(longer, lambda text: 5 if len(text) > len(SHORT) else 1)
+    _, report = bench.judged({}, prompts=[{"seeds": {"file": "groups.jsonl"}}], evaluate={"metric": "judge"})
+    gaps = {one["of"] for one in report["bias"]["found"] if one["measure"] == "gap"}
+    assert gaps == {"judge"}
