@@ -99,6 +99,12 @@ def test_robustness_is_judged_under_the_worst_perturbation() -> None:
     seen = judged({"min_robust_share": 0.7}, arms, robustness={"found": found})
     assert (seen["holds"], seen["value"]) == (True, 0.7)
     assert seen["note"] == "typos: 75.0 % kept of 100.0 %, on 50 rows"
+    rows = {"case": {"asked": 50, "lost": {}}, "paraphrase": {"asked": 0, "lost": {"too long": 1, "failed answer": 49}}}
+    unseen = judged({"min_robust_share": 0.7}, arms, robustness={"found": found, "rows": rows})
+    assert (unseen["holds"], unseen["value"]) == (False, None), (
+        "what was to be asked and could not is not held for kept"
+    )
+    assert "paraphrase: no row could be perturbed (too long, failed answer)" in unseen["note"]
     found[0]["kept"]["n"] = 5  # type: ignore[index]
     assert "case: 5 rows are too few" in judged({"min_robust_share": 0.7}, arms, robustness={"found": found})["note"]
     assert "add `robustness` to evaluate" in judged({"min_robust_share": 0.7}, arms)["note"]

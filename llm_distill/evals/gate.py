@@ -154,24 +154,24 @@ def bias_rise(_ship: Numbers, numbers: Numbers, arms: Arms) -> Judged:
 
 def robust_share(_ship: Numbers, numbers: Numbers, _arms: Arms) -> Judged:
     """The lower end of the interval of what the student keeps of its score, under the perturbation where that is least."""
-    found = [one for one in (numbers.get("robustness") or {}).get("found", []) if one["arm"] == "student"]
+    of = numbers.get("robustness") or {}
+    for kind, rows in of.get("rows", {}).items():
+        if rows["lost"] and not rows["asked"]:
+            return Judged(None, f"{kind}: no row could be perturbed ({', '.join(rows['lost'])}); run again")
+    found = [one for one in of.get("found", []) if one["arm"] == "student"]
     if not found:
-        return Judged(
-            None, "no perturbed row was asked of the student; add `robustness` to evaluate, with student in `arms`"
-        )
-    worst: tuple[float, str] | None = None
+        return Judged(None, "the student was asked no perturbed row; add `robustness` to evaluate, with it in `arms`")
+    bounds: list[tuple[float, str]] = []
     for one in found:
         kept = one.get("kept") or {}
         if kept.get("low") is None or kept["n"] < FEWEST:
-            rows = f"{kept['n']} rows are too few" if kept else "no row has a score"
+            few = f"{kept['n']} rows are too few" if kept else "no row has a score"
             return Judged(
-                None, f"{one['kind']}: {rows} for a lower bound; hold more labelled rows out, or ask more of them"
+                None, f"{one['kind']}: {few} for a lower bound; hold more labelled rows out, or ask more of them"
             )
         shown = f"{one['kind']}: {percent(kept['value'])} kept of {percent(one['clean'])}, on {kept['n']} rows"
-        bound = (kept["low"], shown)
-        worst = bound if worst is None else min(worst, bound)
-    assert worst is not None
-    return Judged(*worst)
+        bounds.append((kept["low"], shown))
+    return Judged(*min(bounds))
 
 
 def gain_on_previous(_ship: Numbers, numbers: Numbers, arms: Arms) -> Judged:
