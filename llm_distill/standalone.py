@@ -32,7 +32,7 @@ from llm_distill.recipe import Plan, load
 from llm_distill.recipe_file import read_mapping
 from llm_distill.recipe_keys import checked_name
 from llm_distill.records import Answer, Prompt
-from llm_distill.seeds import read_rows
+from llm_distill.seeds import numbered, read_rows
 from llm_distill.stages import Run, Watch
 
 #: Of a model named by `plug:what`, the knob that says what.
@@ -81,6 +81,10 @@ def read_models(named: Sequence[str]) -> dict[str, Any]:
         for key, value in more.items():
             if key in found:
                 raise UserError(f"--model {text}: a model {key!r} is there already; name them apart: NAME=PLUG:MODEL.")
+            if "_vs_" in str(key):
+                raise UserError(
+                    f"--model {text}: {key!r} holds `_vs_`, which stands between two names; name it otherwise."
+                )
             try:
                 found[checked_name(str(key))] = value
             except ValueError as error:
@@ -112,7 +116,7 @@ def _spec(plug: str, what: str) -> dict[str, Any]:
 
 def planned(models: Mapping[str, Any], question: Question, workspace: Path) -> tuple[Plan, list[Prompt]]:
     """The whole as a plan of its own, checked before anything is spent, and the rows."""
-    rows = list(read_rows(question.data))
+    rows = list(numbered(read_rows(question.data)))
     name, knobs = (spec := Spec.read(question.task, "--task")).name, spec.knobs
     metric = None if question.metric is None or question.metric == PRIMARY.get(_kind(name)) else question.metric
     own = {"exact_match"} if _kind(name) == "generate" else set[str]()
@@ -162,7 +166,10 @@ def ask(
     from llm_distill.report.pull_request import brief
 
     folder = store.RunFolder(out)
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot hold a report: {error.strerror}: {error.filename}.") from None
     ledger = Ledger(ledger_url or workspace / "ledger.sqlite")
     run = Run(plan, folder, ledger, watch)
     answers: dict[str, list[Answer]] = {}

@@ -66,6 +66,20 @@ def test_five_rows_work_and_conclude_nothing(desk: Desk) -> None:
     assert "Nothing can be concluded from the 5 rows that ours and theirs both answered." in said
 
 
+def test_equal_rows_are_rows_of_their_own(desk: Desk) -> None:
+    rows = [{"prompt": "good", "label": "positive"}] * 3 + [{"prompt": "good", "label": "negative"}]
+    said = inside(desk, *at(desk, rows, ours=GOOD, theirs=HALF), *LABELS)
+    assert "have nothing to be held against" not in said
+    arms = report(desk)["arms"]
+    assert (arms["ours"]["accuracy"]["value"], arms["ours"]["accuracy"]["n"]) == (0.75, 4)
+    assert arms["theirs"]["accuracy"]["value"] == 0.25
+
+
+def test_a_report_needs_a_folder(desk: Desk) -> None:
+    with pytest.raises(UserError, match=r"--out rows\.jsonl: cannot hold a report: File exists: rows\.jsonl"):
+        inside(desk, *at(desk, ours=GOOD)[:-1], "rows.jsonl", *LABELS)
+
+
 @pytest.mark.parametrize(
     ("rows", "options", "said"),
     [
@@ -74,6 +88,7 @@ def test_five_rows_work_and_conclude_nothing(desk: Desk) -> None:
         ([{"prompt": "a"}], (), "no row has a `reference`, and token F1 holds"),
         (ROWS, (*LABELS, "--base", "our"), "--base our: no such model. Did you mean 'ours'"),
         (ROWS, (*LABELS, "--model", "transformer:x"), "write NAME=PLUG:MODEL, with one of openai_api"),
+        (ROWS, (*LABELS, "--model", "a_vs_b=vllm:x"), "'a_vs_b' holds `_vs_`, which stands between two names"),
         (ROWS, (*LABELS, "--model", "ours=vllm:x"), "a model 'ours' is there already"),
         (ROWS, (*LABELS, "--metric", "rouge"), "no metric 'rouge'|metrics: they measure texts"),
         (ROWS, (*LABELS, "--task", "models.yaml"), "--labels says what --task says too"),
