@@ -143,8 +143,7 @@ def _of_run(plan: Plan, run: store.RunFolder, words: str, key: str) -> Rival:
     found = graduate(run)
     if found is None:
         raise UserError(f"{key}: {run.path} has no student that is whole; run its recipe as far as its train stage.")
-    view, kept = _asked(plan, run, key), run.file("kept.parquet")
-    return Rival(run.record["recipe"], words, _told_run(run), found.knobs, view, kept)
+    return Rival(run.record["recipe"], words, _told_run(run), found.knobs, _asked(plan, run, key), run.lessons)
 
 
 def _told_run(run: store.RunFolder) -> str:
@@ -192,7 +191,7 @@ def _of_weights(plan: Plan, workspace: Path, place: Path, words: str, key: str) 
     if run is not None and not name.startswith(run.record["recipe"]):
         name = f"{run.record['recipe']}-{name}"
     known = None if run is None else _told_run(run)
-    return Rival(name, words, known, knobs, view, None if run is None else run.file("kept.parquet"))
+    return Rival(name, words, known, knobs, view, None if run is None else run.lessons)
 
 
 def _exported_from(workspace: Path, folder: Path) -> store.RunFolder | None:

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from llm_distill import store
@@ -125,6 +126,12 @@ def test_what_another_student_learnt_from_is_not_held_out(shop: Desk) -> None:
     allowing = keys["evaluate"] | {"allow_overlap": ["student_of_job"]}
     report = report_of(shop.here(following(shop, **keys | {"evaluate": allowing})))
     assert report["overlap"] == [{"with": "student_of_job", "rows": 1}]
+    # Of one that learnt from a data set, all of that counts, and not what its last run added.
+    kept = run_of(shop) / "kept.parquet"
+    shutil.copy(kept, run_of(shop) / "set.parquet")
+    pq.write_table(pq.read_table(kept).slice(1), kept)
+    with pytest.raises(UserError, match=rf"\(student_of_job\): {learnt.row_id} is a row that student_of_job learnt"):
+        shop.here(following(shop, **keys))
     # Weights that come from nowhere may have seen anything.
     unknown = {"resamples": 200, "students": ["./base"]}
     with pytest.raises(UserError, match=r"what student_of_base .* learnt from is not known"):
