@@ -21,12 +21,23 @@ from llm_distill.lineage import graduate, latest
 from llm_distill.models import weights
 from llm_distill.recipe import Plan, load
 from llm_distill.recipe_keys import checked_name
-from llm_distill.records import content_id
+from llm_distill.records import Message, Prompt, content_id
 from llm_distill.tasks import View
 
 #: The arm of the student that this one would follow, and the word for the one that shipped last.
 PREVIOUS, SHIPPED = "previous", "shipped"
 _ALONE: Mapping[str, str | None] = {"sha256": None, "revision": None, "adapter": None}
+
+
+class Taught(View):
+    """What a student was asked when it learnt: its own recipe's template, with the labels in that recipe's order."""
+
+    labels: list[str]
+
+    def questions(self, prompt: Prompt, labels: Sequence[str], order: int | None = None) -> list[tuple[Message, ...]]:
+        """As of any view, whatever order the recipe that asks has the same labels in."""
+        assert set(labels) == set(self.labels)
+        return super().questions(prompt, self.labels, order)
 
 
 @dataclass(frozen=True)
@@ -59,7 +70,10 @@ class Rivals:
     @property
     def identity(self) -> str:
         """What an evaluation depends on."""
-        asked = [store.digest(one.view.template) if one.view.template else None for one in self.all]
+        asked = [
+            (store.digest(view.template) if view.template else None, view.labels if isinstance(view, Taught) else None)
+            for view in (one.view for one in self.all)
+        ]
         return content_id([(one.arm, one.identity, how) for one, how in zip(self.all, asked, strict=True)])
 
     @property
@@ -165,7 +179,7 @@ def _asked(plan: Plan, run: store.RunFolder, key: str) -> View:
             f"{key}: the student of {run.path} does another task ({_told(*theirs)}) than this one ({_told(*ours)}), so nothing "
             "can be compared; remove it."
         )
-    return task.student_view
+    return Taught.model_construct(template=task.template, examples=[], labels=task.labels)
 
 
 def _told(kind: str, labels: Sequence[str]) -> str:

@@ -109,6 +109,22 @@ def test_a_students_run_its_export_and_its_recipe_are_arms(shop: Desk) -> None:
     assert tables == set(report["arms"])
 
 
+def test_another_student_is_asked_in_the_words_it_learnt(shop: Desk) -> None:
+    """Labels are a set to whoever compares, and a line of the prompt to a student."""
+    ours = {"classify": {"labels": LABELS}}
+    theirs = {"classify": {"labels": LABELS[::-1]}}
+    summaries = [
+        shop.here(following(shop, task=task, models={"student": {"transformers": STUDENT}, "teacher": TEACHER}, train=None,
+                            evaluate={"resamples": 200, "students": ["job"], "allow_overlap": ["student_of_job"]}))
+        for task in (ours, theirs)
+    ]  # fmt: skip
+    asked = [{row["row_id"]: row["requests"] for row in shop.rows(s, "eval/student_of_job")} for s in summaries]
+    assert asked[0] == asked[1]
+    assert summaries[0]["run"] != summaries[1]["run"]
+    of_base = [[row["requests"] for row in shop.rows(s, "eval/base_zero_shot")] for s in summaries]
+    assert of_base[0] != of_base[1]
+
+
 def test_what_another_student_learnt_from_is_not_held_out(shop: Desk) -> None:
     learnt = store.read_prompts(run_of(shop) / "kept.parquet")[0]
     shop.seeds([{"prompt": learnt.text, "label": learnt.label}, *ROWS[:0], {"prompt": "unseen good", "label": "positive"}],
