@@ -59,7 +59,8 @@ def test_what_cannot_be_judged_fails_and_says_what_to_do() -> None:
         ({"min_kept_share": 0.1}, few, "5 rows are too few"),
         ({"min_kept_share": 0.1}, none, "give the held-out rows labels"),
         ({"min_kept_share": 0.1}, {"teacher": right_on(9, 9)}, "no student was evaluated"),
-        ({"max_slice_drop": 1.0}, few, "there are no slices"),
+        ({"max_slice_drop": 1.0}, {"student": right_on(9, 9), "teacher": right_on(9, 9)}, "there are no slices"),
+        ({"max_slice_drop": 1.0}, few, "5 rows are too few"),
         ({"max_bias_rise": 1.0}, few, "bias was not measured; add `counterfactual`"),
     ):
         found = judged(ship, arms)
@@ -105,6 +106,9 @@ def test_robustness_is_judged_under_the_worst_perturbation() -> None:
         "what was to be asked and could not is not held for kept"
     )
     assert "paraphrase: no row could be perturbed (too long, failed answer)" in unseen["note"]
+    hopeless = [found[0] | {"clean": 0.0, "kept": {"value": None, "low": None, "high": None, "n": 50}}]
+    note = judged({"min_robust_share": 0.7}, arms, robustness={"found": hopeless})["note"]
+    assert note.startswith("case: no row as it is scores enough for a lower bound")
     found[0]["kept"]["n"] = 5  # type: ignore[index]
     assert "case: 5 rows are too few" in judged({"min_robust_share": 0.7}, arms, robustness={"found": found})["note"]
     assert "add `robustness` to evaluate" in judged({"min_robust_share": 0.7}, arms)["note"]

@@ -84,6 +84,8 @@ def slice_drop(_ship: Numbers, numbers: Numbers, arms: Arms) -> Judged:
     metric, of = numbers.get("metric"), numbers["arms"]
     if metric in (None, AGREEMENT):
         return Judged(None, "no held-out row has gold to score both by; give the rows labels or references")
+    if (n := of["student"][metric]["n"]) < FEWEST:
+        return Judged(None, f"{n} rows are too few to tell slices by; hold more out")
     drops: list[tuple[float, str]] = []
     for tag, groups in of["student"]["slices"].items():
         small: list[tuple[str, int, float, float]] = []
@@ -165,10 +167,8 @@ def robust_share(_ship: Numbers, numbers: Numbers, _arms: Arms) -> Judged:
     for one in found:
         kept = one.get("kept") or {}
         if kept.get("low") is None or kept["n"] < FEWEST:
-            few = f"{kept['n']} rows are too few" if kept else "no row has a score"
-            return Judged(
-                None, f"{one['kind']}: {few} for a lower bound; hold more labelled rows out, or ask more of them"
-            )
+            few = f"{kept['n']} rows are too few" if kept.get("n", FEWEST) < FEWEST else "no row as it is scores enough"
+            return Judged(None, f"{one['kind']}: {few} for a lower bound; hold more labelled rows out, or ask more")
         shown = f"{one['kind']}: {percent(kept['value'])} kept of {percent(one['clean'])}, on {kept['n']} rows"
         bounds.append((kept["low"], shown))
     return Judged(*min(bounds))
