@@ -18,6 +18,8 @@ from llm_distill.recipe_schedule import Schedule, iso, moment, utc
 ON_TIME_S = 900
 #: Of ticks that nobody was there for, how many are looked at; a job each minute comes to so many in a week.
 _MOST = 10_000
+#: Of those, how many `catch_up: all` makes up, the latest: a year of nights.
+_MADE_UP = 366
 #: Around a change of the clocks, cron lines are read from a while before.
 _BEFORE = timedelta(days=2)
 
@@ -127,9 +129,11 @@ def decide(schedule: Schedule, now: float, since: float, known: Sequence[Known])
     earlier one under `overlap: wait`; of the others, as many as `catch_up` says. A clock that was set back finds what was
     done before it as done, and whatever comes on time is done, whatever a clock that ran ahead had taken for missed.
     """
-    settled = {tick.due for tick in known if tick.state != "missed"}
-    looked = [tick.due for tick in known if tick.due <= now - ON_TIME_S]  # who recorded one settled all before it
-    fresh = [due for due in between(schedule, max([since, *looked]), now) if due not in settled]
+    settled = {tick.due for tick in known if tick.state != "missed" or tick.due <= now - ON_TIME_S}
+    looked = sorted((tick.due, tick.state) for tick in known if tick.due <= now - ON_TIME_S)
+    # All before the first, or before one that was begun, is settled; one is passed over while earlier ones wait their turn.
+    whole = [due for n, (due, state) in enumerate(looked) if n == 0 or state not in ("skipped", "missed")]
+    fresh = [due for due in between(schedule, max([since, *whole]), now) if due not in settled]
     late, skipped, missed, queue = list[int](), list[int](), list[int](), list[int]()
     for due in fresh:
         if any(tick.covers(due) for tick in known):
@@ -137,7 +141,7 @@ def decide(schedule: Schedule, now: float, since: float, known: Sequence[Known])
         else:
             (queue if due == fresh[-1] and now - due <= ON_TIME_S else late).append(due)
     if schedule.catch_up == "all":
-        queue = sorted([*queue, *late])
+        missed, queue = late[:-_MADE_UP], sorted([*queue, *late[-_MADE_UP:]])
     elif schedule.catch_up == "latest" and late and not queue:
         missed, queue = late[:-1], [late[-1]]
     else:

@@ -165,6 +165,42 @@ def test_ticks_that_overlap_are_skipped_or_wait() -> None:
     assert decide(nightly(), NIGHTS[2] + 7300, SINCE, over).skipped == (NIGHTS[1], NIGHTS[2])
 
 
+def test_a_tick_that_is_skipped_costs_none_that_is_made_up_before_it() -> None:
+    """Each run takes a day and a half: while the first missed night is made up, the next night comes due, and is left out."""
+    known, now, runs = done(NIGHTS[0]), NIGHTS[4] + 3600, list[int]()
+    for _ in range(8):
+        found = decide(nightly(catch_up="all"), now, SINCE, known)
+        assert found.missed == ()
+        known += [Known(due, "skipped") for due in found.skipped]
+        if not found.do:
+            break
+        runs.append(found.do[0])
+        known += [Known(found.do[0], "done", started=now, ended=now + 3 * DAY // 2)]
+        now += 3 * DAY // 2
+    assert runs[:4] == NIGHTS[1:5]
+
+
+def test_a_tick_that_waits_is_done_whatever_was_missed_after_it() -> None:
+    """The first night's run died after the second night had come due; the machine was off for three more."""
+    dead = Known(NIGHTS[0], "running", alive=False, started=NIGHTS[0], ended=NIGHTS[1] + 60)
+    schedule, now = nightly(overlap="wait", catch_up="none"), NIGHTS[4] + 3600
+    found = decide(schedule, now, SINCE, [dead])
+    assert (found.do, found.missed) == ((NIGHTS[0], NIGHTS[1]), tuple(NIGHTS[2:5]))
+    known = [
+        Known(NIGHTS[0], "done", started=NIGHTS[0], ended=now + 600),
+        *(Known(due, "missed") for due in found.missed),
+    ]
+    assert decide(schedule, now + 700, SINCE, known) == Due(do=(NIGHTS[1],))
+
+
+def test_a_long_absence_is_not_made_up_by_thousands_of_runs() -> None:
+    hourly = Schedule(cron="0 * * * *", catch_up="all")
+    found = decide(hourly, SINCE + 200 * DAY + 1800, SINCE, [])
+    assert (len(found.do), len(found.missed)) == (366, 200 * 24 - 366)
+    assert found.do[-1] == SINCE + 200 * DAY
+    assert found.missed[-1] < found.do[0]
+
+
 def test_what_was_begun_goes_on_first_and_a_postponed_tick_at_its_time() -> None:
     dead = Known(NIGHTS[0], "running", alive=False, started=NIGHTS[0], ended=NIGHTS[0] + 60)
     assert decide(nightly(), NIGHTS[1] + 5, SINCE, [dead]).do == (NIGHTS[0], NIGHTS[1])
