@@ -17,13 +17,15 @@ from typing import Any
 from llm_distill import store
 from llm_distill.errors import UserError
 from llm_distill.sets import card
-from llm_distill.sets.shelf import Shelf, Split
+from llm_distill.sets.shelf import SPLITS, Shelf, Split
 from llm_distill.terms import Policy, judge
 
 HUB = "hf://"
 #: Where folders need not be made, and where making one may make a bucket.
 _BUCKETS = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}
 _SPLIT: Mapping[Split, str] = {"taught": "train", "held_out": "held_out"}
+#: How `laid_out` names files of rows; whatever else lies in a folder is not ours to remove.
+_OURS = re.compile(rf"(?:{'|'.join(_SPLIT.values())})-\d{{5,}}-[0-9a-f]{{16}}\.parquet")
 
 
 def push(shelf: Shelf, version: int, target: str, say: Callable[[str], None]) -> dict[str, Any]:
@@ -46,9 +48,10 @@ def push(shelf: Shelf, version: int, target: str, say: Callable[[str], None]) ->
 def allowed(shelf: Shelf, manifest: Mapping[str, Any]) -> list[str]:
     """UserError where the rows may not leave the house; the notes on what their terms leave open.
 
-    Every recipe whose rows are in the version must have stated `policy: {publish: true}` when it brought them.
+    Every recipe whose rows are in the version, held out or not, must have stated `policy: {publish: true}` when it brought
+    them.
     """
-    runs = sorted({row["run"] for row in shelf.rows(manifest["version"], "taught", ["run"])})
+    runs = sorted({row["run"] for split in SPLITS for row in shelf.rows(manifest["version"], split, ["run"])})
     stated = {made["run"]: made.get("policy") or {} for made in map(shelf.manifest, shelf.versions)}
     accept = True
     for run in runs:
@@ -117,18 +120,23 @@ def _to_url(folder: Path, files: list[str], target: str) -> str:
         if not _BUCKETS & {*([system.protocol] if isinstance(system.protocol, str) else system.protocol)}:
             system.makedirs(f"{path}/data", exist_ok=True)
         for name in files:
-            if name.startswith("data/") and system.exists(f"{path}/{name}"):
+            if name.startswith("data/") and _is_there(system, f"{path}/{name}", (folder / name).stat().st_size):
                 continue  # named by its content
             system.put_file(str(folder / name), f"{path}/{name}")
         named = {Path(name).name for name in files}
         for old in system.ls(f"{path}/data", detail=False, refresh=True) if system.exists(f"{path}/data") else []:
-            if Path(old).name not in named and Path(old).suffix == ".parquet":
+            if Path(old).name not in named and _OURS.fullmatch(Path(old).name):
                 with suppress(FileNotFoundError):
                     system.rm_file(old)
     except (ImportError, ValueError, OSError) as error:
         why = " ".join(str(error).split())
         raise UserError(f"data push {_bare(target)}: {type(error).__name__}: {why[:500]}.") from None
     return _bare(target)
+
+
+def _is_there(system: Any, path: str, size: int) -> bool:
+    """Whether a file is there, all of it: where files do not appear whole, one that was cut off has its name too."""
+    return bool(system.exists(path)) and system.size(path) == size
 
 
 def _bare(target: str) -> str:

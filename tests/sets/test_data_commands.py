@@ -61,6 +61,35 @@ def test_a_set_is_pushed_to_a_folder_whole_and_unchanged_files_stay(desk: Desk) 
     assert {file.name for file in (desk.folder / "out" / "data").iterdir()} == first
 
 
+def test_a_push_that_was_cut_off_is_completed_and_files_of_others_stay(desk: Desk) -> None:
+    pytest.importorskip("fsspec")
+    night(desk, rows(range(6)), **PUBLIC)
+    data = desk.folder / "out" / "data"
+    data.mkdir(parents=True)
+    (data / "customers.parquet").write_bytes(b"somebody else's")
+    desk.llm_distill("data", "push", "tone", desk.folder / "out")
+    (file,) = data.glob("train-*.parquet")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:100])
+    desk.llm_distill("data", "push", "tone", desk.folder / "out")
+    assert file.read_bytes() == whole
+    night(desk, rows([0]), filter=["empty", {"length": {"min": 2}}], **PUBLIC)
+    desk.llm_distill("data", "push", "tone", desk.folder / "out")
+    assert (data / "customers.parquet").read_bytes() == b"somebody else's"
+
+
+def test_rows_held_out_leave_the_house_only_where_their_recipe_says_so(desk: Desk) -> None:
+    """The set's first recipe, which may not publish, brought rows of both sides; its taught ones are forgotten."""
+    ours = night(desk, rows(range(12)), name="house", models=PUBLIC["models"], held_out={"share": 0.5})
+    night(desk, rows(range(12, 24)), name="open", held_out={"share": 0.5}, **PUBLIC)
+    desk.llm_distill("forget", "--where", "recipe == 'house' and text == text", "--yes")
+    left = {row["recipe"] for row in shelf(desk).rows(shelf(desk).latest, "taught")}
+    assert left == {"open"}
+    message = desk.llm_distill("data", "push", "tone", desk.folder / "out", code=2)
+    assert f"the recipe of house/{Path(ours['run']).name} did not state" in message
+    assert not (desk.folder / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("keys", "why"),
     [
