@@ -2,7 +2,8 @@
 tables, their reports and the ledger's texts too. Students that have learnt them are named: weights do not forget.
 
 What is kept of a row is its id and a hash of what it asks. The order is such that the same command completes what a crash cut
-off: hashes first, then versions, then shards.
+off: hashes first; then the ledger, whose keys stand in the runs' tables; then these, the tables of prompts last; then the sets,
+over whose rows a query chooses, versions before shards.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 #: Why a version lacks a row that its parent had.
 FORGOTTEN = "forgotten"
+#: The tables of a run by which a row is found.
+_NAMING = ("prompts.parquet", "held_out.parquet")
 
 
 @dataclass(frozen=True)
@@ -110,22 +113,24 @@ def forget(workspace: Path, chosen: Chosen, ledger: Ledger | None) -> dict[str, 
     """Do it. ledger: where the runs' tables and the ledger's texts are to forget as well."""
     remember(workspace, chosen.rows.values())
     ids = set(chosen.rows)
+    elsewhere = {} if ledger is None else _out_of_runs(workspace, chosen, ledger)
     versions = {shelf.name: _out_of_set(shelf, ids) for shelf in shelves(workspace)}
-    done: dict[str, Any] = {**chosen.found, "versions": {name: v for name, v in versions.items() if v}}
-    if ledger is None:
-        return done
-    keys: set[str] = set()
-    tables = 0
-    for run in runs(workspace):
-        for path in list(_tables(run, ids)):
-            keys |= _requests(path, ids)
-            _rewrite(path, ids)
-            tables += 1
-            shutil.rmtree(
-                run.file("report"), ignore_errors=True
-            )  # its page shows rows; `llm-distill report` makes it again
+    return {**chosen.found, "versions": {name: v for name, v in versions.items() if v}, **elsewhere}
+
+
+def _out_of_runs(workspace: Path, chosen: Chosen, ledger: Ledger) -> dict[str, int]:
+    """Erase the questions of the ledger, then rewrite the runs' tables. Gives how many of each."""
+    ids = set(chosen.rows)
+    found = [(run, path) for run in runs(workspace) for path in _tables(run, ids)]
+    keys = {key for _, path in found for key in _requests(path, ids)}
     keys |= set(ledger_texts.quoting(ledger, [prompt.text for prompt in chosen.rows.values()]))
-    return done | {"tables": tables, "ledger": ledger_texts.erase(ledger, sorted(keys))}
+    erased = ledger_texts.erase(ledger, sorted(keys))
+    for run, path in sorted(found, key=lambda pair: pair[1].name in _NAMING):
+        shutil.rmtree(
+            run.file("report"), ignore_errors=True
+        )  # its page shows rows; `llm-distill report` makes it again
+        _rewrite(path, ids)
+    return {"tables": len(found), "ledger": erased}
 
 
 def remember(workspace: Path, prompts: Any) -> None:

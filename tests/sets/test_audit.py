@@ -7,11 +7,14 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llm_distill import forget as forgetting
+from llm_distill import ledger_texts
 from llm_distill.ledger import Ledger
 from llm_distill.ledger_spending import costs, total
 from llm_distill.ledger_tables import ACCOUNTS
@@ -93,11 +96,52 @@ def test_forget_everywhere_leaves_no_word_of_a_row_and_keeps_what_it_cost(desk: 
     with closing(Ledger(desk.folder / "data" / "ledger.sqlite")) as ledger, ledger._transaction(reading=True) as db:
         assert db.exec_driver_sql("SELECT count(*) FROM requests").scalar() == 5
     for path in (desk.folder / "data").rglob("*.parquet"):
-        import pyarrow.parquet as pq
-
         assert text(3) not in str(pq.read_table(path).to_pylist())
+    for path in (desk.folder / "data").glob("ledger.sqlite*"):
+        assert text(3).encode() not in path.read_bytes()
     assert json.loads(desk.llm_distill("costs", "--json"))["total"] == spent
     assert "Columns: " in desk.llm_distill("forget", "--where", "nothing == 1", code=2)
+
+
+@pytest.mark.parametrize("cut", ["erase", "_rewrite", "_out_of_set"])
+def test_the_same_command_completes_what_a_crash_cut_off(
+    desk: Desk, api: MockApi, monkeypatch: pytest.MonkeyPatch, cut: str
+) -> None:
+    """Cut off in the ledger, before the first table, before the last one, or before the sets."""
+    night(desk, rows(range(6)), models=_hosted(api))
+    workspace, where = desk.folder / "data", f"question == '{text(3)}'"
+    of: Any = ledger_texts if cut == "erase" else forgetting
+    calls = [0]
+    true = getattr(of, cut)
+
+    def dies(*given: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 2 or cut != "_rewrite":
+            raise RuntimeError("power loss")
+        return true(*given)
+
+    with closing(Ledger(workspace / "ledger.sqlite")) as ledger:
+        monkeypatch.setattr(of, cut, dies)
+        with pytest.raises(RuntimeError, match="power loss"):
+            forgetting.forget(workspace, forgetting.choose(workspace, (), where), ledger)
+        monkeypatch.setattr(of, cut, true)
+    done = json.loads(desk.llm_distill("forget", "--where", where, "--everywhere", "--yes", "--json"))
+    assert len(done["rows"]) == 1
+    for path in [p for p in workspace.rglob("*") if p.is_file()]:
+        assert text(3).encode() not in path.read_bytes(), path
+        if path.suffix == ".parquet":
+            assert text(3) not in str(pq.read_table(path).to_pylist()), path
+
+
+def test_a_question_whose_asker_died_is_erased_too(tmp_path: Path) -> None:
+    asked = {"dead": "kiwi was good and is forgotten", "live": "lime was good and is being asked"}
+    with closing(Ledger(tmp_path / "l.sqlite")) as ledger, closing(Ledger(tmp_path / "l.sqlite")) as other:
+        for owner, key in ((ledger, "dead"), (other, "live")):
+            owner.claim("job/a", "m", {key: Request((Message("user", asked[key]),), Sampling())})
+        assert ledger_texts.quoting(ledger, list(asked.values())) == ["dead", "live"]
+        assert ledger_texts.erase(ledger, ["dead", "live"]) == 1
+        assert ledger_texts.quoting(ledger, list(asked.values())) == ["live"]
+    assert asked["dead"].encode() not in (tmp_path / "l.sqlite").read_bytes()
 
 
 def test_costs_come_to_what_the_endpoint_billed_by_whatever_they_are_added_up(desk: Desk, api: MockApi) -> None:
