@@ -118,19 +118,22 @@ def run(
     workspace: Workspace = Path("data"),
     as_json: AsJson = False,
 ) -> None:
-    """Do what is due now. Whatever calls it, and however often, a tick is done once: any scheduler may.
+    """Do what is due now. Whatever calls it, and however often, a tick is done once: any scheduler may. A recipe of the folder
+    that is wrong stops no other job.
 
     Exit codes: 0 all that was due is done, or nothing was; 1 a tick fell short or is postponed; 2 a mistake in a recipe; 130
     interrupted, and the tick goes on with the next call.
     """
     from rich.console import Console
 
-    from llm_distill.schedule.jobs import named, scheduled
+    from llm_distill.schedule.jobs import named, recipes
     from llm_distill.schedule.night import run_due, run_tick, stopped
     from llm_distill.schedule.ticks import scheduled_time
     from llm_distill.screen import Screen
 
-    plans = [named(name, folder) for name in names] if names else scheduled(folder)
+    there = [] if names else recipes(folder)
+    plans = [named(name, folder) for name in names or ()] + [r.plan for r in there if r.plan and r.plan.schedule]
+    wrong = [one.error for one in there if one.error]
     if tick is not None and len(plans) != 1:
         raise UserError("--tick: name one job, whose tick it is.")
     found: list[dict[str, Any]] = []
@@ -151,7 +154,12 @@ def run(
     if not found and not as_json:
         print("Nothing is due.")
     stopped(found)
+    for error in [] if as_json else wrong:
+        print(f"wrong: {brief(error, 1000)}")
     _exit(found)
+    if wrong:
+        more = f" ({len(wrong) - 1} more are wrong.)" if len(wrong) > 1 else ""
+        raise UserError(f"{wrong[0]}{more}")
 
 
 def _exit(found: list[dict[str, Any]]) -> None:

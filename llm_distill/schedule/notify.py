@@ -15,6 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from email.message import EmailMessage
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,11 @@ def _post(webhook: Webhook, body: bytes) -> None:
             pass
     except urllib.error.HTTPError as error:
         raise _Unsaid(f"{what}: HTTP {error.code}") from None
-    except (OSError, ValueError) as error:  # urllib's words may hold the address, so only its kind is said
+    except (
+        OSError,
+        ValueError,
+        HTTPException,
+    ) as error:  # their words may hold the address, so only their kind is said
         reason = getattr(error, "reason", error)
         raise _Unsaid(f"{what}: {type(reason).__name__}") from None
 
@@ -119,7 +124,7 @@ def _mail(email: Email, told: Mapping[str, Any]) -> None:
             server.send_message(message)
     except smtplib.SMTPResponseException as error:
         raise _Unsaid(f"{what}: {type(error).__name__} {error.smtp_code}") from None
-    except (OSError, smtplib.SMTPException) as error:
+    except (OSError, ValueError, smtplib.SMTPException) as error:
         raise _Unsaid(f"{what}: {type(error).__name__}") from None
 
 
@@ -129,8 +134,8 @@ def _call(command: Sequence[str], body: bytes) -> None:
         done = subprocess.run(command, input=body, capture_output=True, timeout=TIMEOUT_S, check=False)  # noqa: S603
     except subprocess.TimeoutExpired:
         raise _Unsaid(f"{what}: no end within {TIMEOUT_S:g} s") from None
-    except OSError as error:
-        raise _Unsaid(f"{what}: {error.strerror}") from None
+    except (OSError, ValueError) as error:
+        raise _Unsaid(f"{what}: {getattr(error, 'strerror', None) or type(error).__name__}") from None
     if done.returncode:
         raise _Unsaid(f"{what}: exit code {done.returncode}")
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import socket
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +15,10 @@ import pytest
 
 from llm_distill.errors import UserError
 from llm_distill.recipe import load
-from llm_distill.recipe_schedule import moment
+from llm_distill.recipe_schedule import Notify, moment
 from llm_distill.schedule.jobs import standing
 from llm_distill.schedule.night import opened, run_tick
+from llm_distill.schedule.notify import tell
 from llm_distill.schedule.retention import expired, prune
 from tests.conftest import Desk, Unwatched
 
@@ -140,6 +145,14 @@ def test_run_does_what_is_due_and_its_exit_codes_are_honest(desk: Desk) -> None:
     assert "has no schedule" in desk.llm_distill("jobs", "run", job(desk, "once", schedule=None), code=2)
 
 
+def test_a_recipe_that_is_wrong_stops_no_other_job_and_is_not_passed_over_in_silence(desk: Desk) -> None:
+    job(desk, "night", schedule="* * * * *")
+    job(desk, "broken", schedule={"cron": "* * * * *", "overlap": "both"})
+    assert "schedule.overlap" in desk.llm_distill("jobs", "run", folder(desk), code=2)
+    with opened(desk.folder / "data", None) as book:
+        assert {row.state for row in book.ticks("night")} == {"done"}
+
+
 def test_nothing_is_due_twice(desk: Desk) -> None:
     job(desk, schedule={"cron": "* * * * *", "catch_up": "none"})
     desk.llm_distill("jobs", "run", folder(desk))
@@ -220,6 +233,39 @@ def test_whoever_cannot_be_told_harms_no_run_and_no_secret_is_said(desk: Desk, m
     assert row is not None
     assert len(row.notes["untold"]) == 5
     assert "secret" not in json.dumps(dict(row.notes))
+
+
+@pytest.fixture
+def babbling() -> Iterator[str]:
+    """The address of a server that does not speak HTTP."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def babble() -> None:
+            with suppress(OSError):
+                while True:
+                    there, _ = server.accept()
+                    with there:
+                        there.recv(65_536)
+                        there.sendall(b"what?\r\n\r\n")
+
+        threading.Thread(target=babble, daemon=True).start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}/secret"
+
+
+def test_nobody_who_answers_nonsense_harms_a_run(babbling: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOOK", babbling)
+    monkeypatch.setenv("SPACED", "http://127.0.0.1:9/a secret")
+    whom = [
+        Notify.model_validate({"webhook": {"url_env": "HOOK"}, "on": ["done"]}),
+        Notify.model_validate({"webhook": {"url_env": "SPACED"}, "on": ["done"]}),
+        Notify.model_validate({"command": ["echo", "a\0b"], "on": ["done"]}),
+    ]
+    said = tell(whom, {"job": "nightly", "tick": T1, "state": "done"})
+    assert said == [
+        "the webhook in HOOK: BadStatusLine",
+        "the webhook in SPACED: InvalidURL",
+        "the command echo: ValueError",
+    ]
 
 
 def test_old_runs_are_removed_and_answers_stay(desk: Desk) -> None:
