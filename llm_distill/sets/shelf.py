@@ -149,6 +149,7 @@ class Shelf:
             finally:
                 temporary.unlink(missing_ok=True)
             named.append({"file": f"{digest}.parquet", "split": split, "rows": len(some)})
+            _sync(home)
         return named
 
     def write_version(self, manifest: Mapping[str, Any], card: str) -> int:
@@ -160,6 +161,7 @@ class Shelf:
         store.write_json(temporary / "manifest.json", manifest)
         with store.replacing(temporary / "README.md") as file:
             file.write_text(card, encoding="utf-8")
+        _sync(temporary)
         temporary.rename(place)
         _sync(self.path)
         return version

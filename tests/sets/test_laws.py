@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -76,6 +77,15 @@ def test_the_laws_of_a_set_that_grows(told: list[tuple[dict[str, str], list[str]
             assert _ids(change, "added") or _ids(change, "removed")  # a version that changes nothing is none
             assert all(row["why"] for split in SPLITS for row in change[split]["removed"])
         _check_differences(shelf)
+
+
+def test_a_version_appears_after_what_it_names_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each folder that is synced, whether the version stood there: power loss keeps no name whose file it takes."""
+    shelf, synced = Shelf(tmp_path, "tone"), list[tuple[str, bool]]()
+    there = shelf.folder(1)
+    monkeypatch.setattr("llm_distill.sets.shelf._sync", lambda folder: synced.append((folder.name, there.exists())))
+    _add(shelf, {"river stone": "yes"}, ["cloud market engine"], 0)
+    assert synced == [("shards", False), ("shards", False), (".v0001.tmp", False), ("tone", True)]
 
 
 def _check_differences(shelf: Shelf) -> None:
