@@ -9,6 +9,7 @@ by chance, the same every time.
 from __future__ import annotations
 
 import json
+import math
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -83,7 +84,7 @@ def block(data: Mapping[str, Any]) -> dict[str, Any]:
 
 def _json(data: Any) -> str:
     """JSON in which no `<`, `>`, `&` or line separator stands as itself: it can neither end its element nor begin another."""
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for mark in "<>&\u2028\u2029":
         text = text.replace(mark, f"\\u{ord(mark):04x}")
     return text
@@ -164,7 +165,7 @@ def _held_out(
 
 def _asked(row: Mapping[str, Any], length: int) -> dict[str, Any]:
     turns = [Message(m["role"], m["content"]) for m in row["messages"]]
-    scores = {k.partition(".")[2]: round(v, 4) for k, v in row.items() if k.startswith("score.") and v is not None}
+    scores = {k.partition(".")[2]: _score(v) for k, v in row.items() if k.startswith("score.") and v is not None}
     why = {k.partition(".")[2]: _clipped(v, 300) for k, v in row.items() if k.startswith("why.") and v}
     found = _question(row["row_id"], turns, dict(row["tags"]), row["label"], row["reference"], length)
     found["teacher"] = _answer(row["text"], row["prediction"], row["status"], length)
@@ -173,6 +174,11 @@ def _asked(row: Mapping[str, Any], length: int) -> dict[str, Any]:
         "reason": _clipped(row["reason"], 300) if row.get("reason") else None, "by": row.get("role"),
     }  # fmt: skip
     return found | {key: of for key, of in more.items() if of}
+
+
+def _score(number: float) -> float | str:
+    """JSON has neither NaN, which a row that could not be measured has, nor infinities."""
+    return "not measured" if math.isnan(number) else round(number, 4) if math.isfinite(number) else str(number)
 
 
 def _question(

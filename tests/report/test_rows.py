@@ -93,6 +93,16 @@ def test_a_run_without_a_student_shows_what_was_asked(desk: Desk) -> None:
     assert data["tables"]["asked"]["rows"][0]["teacher"] == {"label": "positive"}
 
 
+def test_a_row_that_a_filter_could_not_measure_says_so(desk: Desk) -> None:
+    desk.seeds([{"prompt": "what is 2+2", "reference": "4"}, {"prompt": "and 3+2"}])
+    models = {"teacher": {"scripted": {"default": "it is 4"}}}
+    recipe = desk.recipe(task="generate", models=models, filter=[{"numeric": {"min": 0.5, "unmeasured": "keep"}}])
+    html = (Path(desk.here(recipe)["run"]) / "report/report.html").read_text(encoding="utf-8")
+    assert "NaN" not in html.split('id="rows-data">')[1].split("</script>")[0], "no browser reads that as JSON"
+    scores = {row["text"]: row["scores"]["numeric"] for row in rows_of(html)["tables"]["asked"]["rows"]}
+    assert scores == {"what is 2+2": 1.0, "and 3+2": "not measured"}
+
+
 def test_texts_are_scored_as_the_verdict_was(tmp_path: Path) -> None:
     data = browse(tmp_path, 6, 0, metric="token_f1", kind="generate")
     assert data["graded"] is False, "no row has a reference, so none has a score"
