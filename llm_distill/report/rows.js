@@ -53,9 +53,9 @@
       if (roles.length > 1) found.push(["Answered by", roles.map((role) => [role, (row) => row.by === role])]);
     }
     for (const tag of values((row) => Object.keys(row.tags ?? {}))) {
-      const of = values((row) => row.tags?.[tag]);
-      if (of.length > 1 && of.length <= VALUES)
-        found.push([tag, of.map((value) => [value, (row) => row.tags?.[tag] === value])]);
+      const tagged = (row) => (row.tags && Object.hasOwn(row.tags, tag) ? row.tags[tag] : undefined); // `constructor`, too
+      const of = values(tagged);
+      if (of.length > 1 && of.length <= VALUES) found.push([tag, of.map((value) => [value, (row) => tagged(row) === value])]);
     }
     return found.filter(([, choices]) => choices.length);
   }
@@ -155,6 +155,7 @@
   }
 
   function long(text, room = 320) {
+    if (/[\ud800-\udbff]/.test(text.charAt(room - 1))) room -= 1; // never half of a character
     const shown = make("bdi", text.slice(0, room), "said");
     if (text.length <= room) return shown;
     const box = make("details", undefined, "long"), summary = make("summary");

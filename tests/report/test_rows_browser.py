@@ -163,6 +163,25 @@ def test_texts_of_others_are_inert(page: Page, tmp_path: Path, text: str) -> Non
     quiet(page, file, 360)
 
 
+def test_tags_of_any_name_are_filters_and_characters_stay_whole(page: Page, tmp_path: Path) -> None:
+    data = browse(tmp_path, 9, 0, "a" + "\U0001f600" * 400)
+    rows = data["tables"]["held_out"]["rows"]
+    for place, row in enumerate(rows):
+        row["tags"] = {"domain": "films"} if place % 3 else {"constructor": f"kind {place % 2}"}
+    file = tmp_path / "report.html"
+    file.write_text(render({"name": "n", "headline": "h"}, data), encoding="utf-8")
+    page.open(file, 390)
+    options = page.evaluate(f"[...{HELD}].map(s => [...s.options].map(o => o.text))")
+    assert options[1:] == [["all", "kind 0", "kind 1"]]
+    assert chosen(page, 1, "kind 0") == 1
+    assert said(page) == "2 of 9 rows"
+    halves = (
+        "[...document.querySelectorAll('#rows-list bdi')].map(e => e.textContent).filter(t => !t.isWellFormed()).length"
+    )
+    assert page.evaluate(halves) == 0
+    quiet(page, file, 390)
+
+
 def test_nothing_but_its_own_script_may_run(page: Page, tmp_path: Path) -> None:
     file = tmp_path / "report.html"
     html = render({"name": "n", "headline": "h"}, browse(tmp_path, 3, 3))
