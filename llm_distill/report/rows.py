@@ -56,10 +56,11 @@ def browsed(
             "asked": [_asked(row, length) for row in asked[::step]],
         }
 
-    # Every eighth row says about how long texts may be; what that misjudges costs the last rows.
+    # Every eighth row says about how long texts may be; what that misjudges costs rows, drawn by chance again.
     data = cut(next((n for n in LENGTHS[:-1] if 8 * _size(cut(n, 8)) < ROOM), LENGTHS[-1]))
-    if (size := _size(data)) > ROOM:
-        data = {name: rows[: int(len(rows) * ROOM / size * 0.95)] for name, rows in data.items()}
+    while (size := _size(data)) > ROOM:
+        share = 0.95 * ROOM / size
+        data = {name: _drawn(rows, int(share * len(rows)), lambda row: row["id"]) for name, rows in data.items()}
     of = {"held_out": len(held_out), "asked": sum(map(len, tables))}
     counts = [f"{len(table):,} {name}" for table, name in zip(tables, ("kept", "dropped"), strict=False)]
     return {
