@@ -13,7 +13,7 @@
     if (kind) element.className = kind;
     return element;
   };
-  const fold = (text) => text.normalize("NFKC").toLowerCase();
+  const fold = (text) => text.normalize("NFKC").toUpperCase(); // Σ is both σ and ς, SS is ß
   const texts = (of) => typeof of === "object" && of !== null ? Object.values(of).map(texts).join("\n") : String(of ?? "");
   const score = (row, arm) => row.arms?.[arm]?.score;
   const right = (row, arm) => score(row, arm) === undefined ? undefined : score(row, arm) >= 1;

@@ -182,6 +182,20 @@ def test_tags_of_any_name_are_filters_and_characters_stay_whole(page: Page, tmp_
     quiet(page, file, 390)
 
 
+@pytest.mark.parametrize(
+    "word", ["strasse", "STRAßE", "ΟΔΟΣ", "οδος", "οδοσ", "\uff26ULL", "ﬁsh", "e\u0301te\u0301", "ÉTÉ"]
+)
+def test_a_word_is_found_in_any_case_and_form(page: Page, tmp_path: Path, word: str) -> None:
+    text = "Straße, οδοσήμανση, full, fish, \u00e9t\u00e9"
+    file = tmp_path / "report.html"
+    file.write_text(render({"name": "n", "headline": "h"}, browse(tmp_path, 3, 0, text)), encoding="utf-8")
+    page.open(file, 390)
+    typed(page, word)
+    assert said(page) == "3 of 3 rows"
+    typed(page, f"{word}x")
+    assert said(page) == "0 of 3 rows"
+
+
 def test_nothing_but_its_own_script_may_run(page: Page, tmp_path: Path) -> None:
     file = tmp_path / "report.html"
     html = render({"name": "n", "headline": "h"}, browse(tmp_path, 3, 3))
