@@ -12,15 +12,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from llm_distill import store
 from llm_distill.errors import UserError, did_you_mean
+from llm_distill.records import content_id
 from llm_distill.report.html import results
 from llm_distill.report.words import Part, interval, measure, part, percent, points, short, usd, value
 
 
 def history(workspace: Path, name: str) -> dict[str, Any]:
     """`name`, `notes`, and `runs`, the earliest first, each with `run`, `date`, `metric`, `score`, `teacher`, `kept_share`,
-    `rows` (asked, kept, dropped by each filter as a share of what it saw), `cost_usd`, `seconds`, and `probe` (served,
-    agreement with its first tick, said). UserError where there is no run of this name with a report.
+    `rows` (asked, kept, dropped by each filter as a share of what it saw), `held_out` (an id of those rows), `cost_usd`,
+    `seconds`, and `probe` (served, agreement with its first tick, said). UserError where there is no run of this name with
+    a report.
     """
     home = workspace / "runs" / name
     known = sorted({path.parent.parent.name for path in workspace.glob("runs/*/*/run.json")})
@@ -29,21 +32,24 @@ def history(workspace: Path, name: str) -> dict[str, Any]:
             f"no runs of {name!r} in {workspace / 'runs'}.{did_you_mean(name, known) if known else ' There are none yet.'}"
         )
     found: list[tuple[str, float, dict[str, Any]]] = []
-    unfinished = 0
+    unfinished, damaged = 0, []
     for record in sorted(home.glob("*/run.json")):
-        file = record.parent / "report/report.json"
-        with suppress(OSError, ValueError):
+        folder, file = record.parent, record.parent / "report/report.json"
+        try:
             if json.loads(record.read_text(encoding="utf-8")).get("arm"):
                 continue  # of an ablation or a sweep
             if not file.exists():
                 unfinished += 1
                 continue
-            report = json.loads(file.read_text(encoding="utf-8"))
-            found.append((record.parent.name[:10], file.stat().st_mtime, _run(record.parent.name, report)))
+            run = _run(folder.name, json.loads(file.read_text(encoding="utf-8")))
+        except (OSError, ValueError):
+            damaged.append(folder.name)
+            continue
+        found.append((run["date"], file.stat().st_mtime, run | {"held_out": _held_out(folder)}))
     if not found:
         raise UserError(f"no run of {name!r} has a report yet; run the recipe to its end first.")
     runs = [run for _, _, run in sorted(found, key=lambda one: one[:2])]
-    return {"name": name, "runs": runs, "notes": list(_notes(runs, unfinished))}
+    return {"name": name, "runs": runs, "notes": list(_notes(runs, unfinished, damaged))}
 
 
 def _run(name: str, report: Part) -> dict[str, Any]:
@@ -69,6 +75,14 @@ def _run(name: str, report: Part) -> dict[str, Any]:
     }
 
 
+def _held_out(folder: Path) -> str | None:
+    """An id of the held-out rows, whatever their order; None where the run has none, or its table is gone."""
+    with suppress(OSError, ValueError):
+        rows = store.read_table(folder / "held_out.parquet", ["row_id"])
+        return content_id(sorted(row["row_id"] for row in rows)) if rows else None
+    return None
+
+
 def _of(interval_: Part) -> dict[str, Any] | None:
     if value(interval_) is None:
         return None
@@ -91,14 +105,17 @@ def _probe(found: Part) -> dict[str, Any] | None:
     }
 
 
-def _notes(runs: Sequence[Part], unfinished: int) -> Any:
+def _notes(runs: Sequence[Part], unfinished: int, damaged: Sequence[str]) -> Any:
     if unfinished:
         yield f"of {unfinished} more there is no report yet"
+    if damaged:
+        yield f"what is there of {', '.join(damaged)} cannot be read; `llm-distill report RUN` writes a report again"
     metrics = list(dict.fromkeys(run["metric"] for run in runs if run["metric"]))
     if len(metrics) > 1:
         yield f"runs are judged by different metrics ({', '.join(metrics)}), whose scores are not comparable"
-    sizes = {run["score"]["n"] for run in runs if run["score"]}
-    if len(sizes) > 1:
+    scored = [run for run in runs if run["score"]]
+    rows = {run["held_out"] for run in scored if run["held_out"]}
+    if len(rows) > 1 or len({run["score"]["n"] for run in scored}) > 1:
         yield "runs have different held-out rows; `llm-distill compare RUN RUN` holds students against each other on shared ones"
     if not any(run["probe"] for run in runs):
         yield "no run has a probe, so nothing is known of the teacher; add `probe: {rows: 50}` to the recipe"

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from llm_distill import store
 from llm_distill.errors import UserError
+from llm_distill.records import Message, Prompt, make_prompt
 from llm_distill.report.trend_page import render
 from llm_distill.trend import changes, history, table
 from tests.conftest import Desk
@@ -92,6 +94,29 @@ def test_its_page_is_whole_and_inert(tmp_path: Path) -> None:
             assert tab.evaluate(WIDER) == []
             assert tab.complaints() == []
             assert [url for url in tab.requests() if url != "data:,"] == [file.as_uri()]
+
+
+def test_rows_that_differ_are_noted_and_so_is_a_damaged_report(tmp_path: Path) -> None:
+    written(tmp_path, "job", [week(0), week(1), week(2)])
+    folders = sorted((tmp_path / "runs/job").iterdir())
+    rows = [make_prompt((Message("user", f"row {i}"),)) for i in range(4)]
+
+    def hold_out(folder: Path, chosen: list[Prompt]) -> None:
+        store.write_table(folder / "held_out.parquet", map(store.prompt_row, chosen), "prompts")
+
+    def notes() -> list[str]:
+        return [
+            note for note in history(tmp_path, "job")["notes"] if "different held-out rows" in note or "read" in note
+        ]
+
+    hold_out(folders[0], rows[:3])
+    hold_out(folders[1], rows[2::-1])
+    assert notes() == [], "the same rows in another order; of the third run nothing is known"
+    hold_out(folders[2], rows[1:])
+    assert ["different held-out rows" in note for note in notes()] == [True], "as many, but others"
+    (folders[2] / "report/report.json").write_text('{"name": "jo')
+    assert [run["run"] for run in history(tmp_path, "job")["runs"]] == [folder.name for folder in folders[:2]]
+    assert [note.split(";")[0] for note in notes()] == [f"what is there of {folders[2].name} cannot be read"]
 
 
 def test_one_run_without_a_student_is_a_history_too(tmp_path: Path) -> None:
