@@ -63,6 +63,8 @@ def measure(
             continue
         run.watch.say(f"speed: {arm.replace('_', ' ')}, {_at_most(run, model, questions, how)}")
         found[arm] = _Bench(run, model, [row.row_id for row in rows], questions, panel, how).measured()
+        if not found[arm].alone:
+            continue  # who answered nothing is asked again by the next evaluation
         known[arm] = (key, found[arm])
         if kept is not None:
             write_json(

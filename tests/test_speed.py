@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from llm_distill import speed, store
 from llm_distill.collect import alone
-from llm_distill.errors import Unavailable, UserError
+from llm_distill.errors import Rejected, Unavailable, UserError
 from llm_distill.evals import timing
 from llm_distill.evals.gate import gate
 from llm_distill.evals.timing import Level, Measured, Shot
@@ -33,7 +33,7 @@ from llm_distill.models.scripted import ScriptedModel
 from llm_distill.models.transformers_local import TransformersModel
 from llm_distill.recipe import load
 from llm_distill.recipe_evaluation import Speed
-from llm_distill.records import Message, make_prompt
+from llm_distill.records import Completion, Message, Request, make_prompt
 from llm_distill.report.html import render
 from llm_distill.report.pull_request import brief
 from llm_distill.report.speed_section import claims
@@ -67,17 +67,19 @@ def speed_of(summary: dict[str, Any]) -> dict[str, Any]:
     return report["speed"]  # type: ignore[no-any-return]
 
 
-def bench(desk: Desk, how: Speed, recipe: dict[str, Any] | None = None, **models: Model) -> dict[str, Any]:
+def bench(
+    desk: Desk, how: Speed, recipe: dict[str, Any] | None = None, kept: Path | None = None, **models: Model
+) -> dict[str, Any]:
     """The speed of some models as arms."""
     desk.seeds(ROWS)
     plan = load(desk.recipe(**recipe or {}))
     folder = store.RunFolder(desk.folder / "run")
-    folder.path.mkdir()
+    folder.path.mkdir(exist_ok=True)
     ledger = Ledger(desk.folder / "ledger.sqlite")
     prompts = [make_prompt((Message("user", f"row {i}"),)) for i in range(20)]
     panels = {arm: alone(arm, model, plan.task.student_view, plan.drawn) for arm, model in models.items()}
     try:
-        return speed.measure(Run(plan, folder, ledger, Unwatched()), prompts, panels, how, None)
+        return speed.measure(Run(plan, folder, ledger, Unwatched()), prompts, panels, how, kept)
     finally:
         ledger.close()
 
@@ -136,6 +138,29 @@ def test_everything_is_asked_anew_counted_and_not_measured_twice(desk: Desk, api
     assert api.paid.total() >= before + first["asked"] + 7
     assert "no arm 'studnt'" in desk.llm_distill("measure", "job", "--arm", "studnt", code=2)
     assert "rows" in desk.llm_distill("measure", "job", "--rows", "2", code=2)
+
+
+class Moody(ScriptedModel):
+    """Refuses everything while it is `down`."""
+
+    down, asked = True, 0
+
+    async def complete(self, request: Request) -> Completion:
+        self.asked += 1
+        if self.down:
+            raise Rejected("not now")
+        return await super().complete(request)
+
+
+def test_an_arm_that_answered_nothing_is_measured_when_it_does(desk: Desk) -> None:
+    teacher, how, kept = Moody(default="positive"), Speed(rows=6, most_concurrency=1), desk.folder / "speed.json"
+    down = bench(desk, how, kept=kept, teacher=teacher)["arms"]["teacher"]
+    assert (down["n"], down["missing"]["p50_s"]) == (0, "no answer came")
+    teacher.down = False
+    assert bench(desk, how, kept=kept, teacher=teacher)["arms"]["teacher"]["n"] == 6
+    asked = teacher.asked
+    assert bench(desk, how, kept=kept, teacher=teacher)["arms"]["teacher"]["n"] == 6
+    assert teacher.asked == asked, "and is found again from then on"
 
 
 def test_a_budget_holds_for_clocks_too(desk: Desk, api: MockApi) -> None:
