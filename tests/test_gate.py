@@ -135,6 +135,15 @@ def test_slices_of_a_few_rows_are_judged_together() -> None:
     )
 
 
+def test_one_row_of_a_rare_slice_decides_nothing() -> None:
+    rows = [prompt(f"row {i}", "positive", of="big" if i else "rare") for i in range(40)]
+    student = [answer(p, "positive" if i > 1 else "negative") for i, p in enumerate(rows)]
+    arms = {"student": student, "teacher": [answer(p, "positive") for p in rows]}
+    found = judged({"max_slice_drop": 0.4}, arms, slices=["of"])
+    assert (found["holds"], found["value"]) == (True, pytest.approx(1 / 39, abs=1e-5))
+    assert found["note"].startswith("of big, 39 rows")
+
+
 def test_time_and_money() -> None:
     import msgspec
 

@@ -77,7 +77,7 @@ def slice_drop(_ship: Numbers, numbers: Numbers, arms: Arms) -> Judged:
     """By how much the student is below its teacher on the slice where it is furthest below.
 
     That is what was seen, and not the end of an interval: an upper one would ask hundreds of rows of every slice, a lower one
-    would let any small slice pass. But one row cannot decide: a tag's slices of fewer than `FEWEST` rows are judged as one.
+    would let any small slice pass. But no row decides alone: a tag's slices of under `FEWEST` rows are one, or are not judged.
     """
     if owing := _owed(arms, "teacher"):
         return owing
@@ -101,7 +101,7 @@ def slice_drop(_ship: Numbers, numbers: Numbers, arms: Arms) -> Judged:
                 (numbers.get("paired") or {}).get("student_vs_teacher", {}).get("slices", {}).get(tag, {}).get(name, {})
             )
             drops.append(_drop(where, student["n"], student["value"], teacher["value"], pair))
-        if rows := sum(n for _, n, _, _ in small):
+        if (rows := sum(n for _, n, _, _ in small)) >= FEWEST:
             student_at = sum(n * ours for _, n, ours, _ in small) / rows
             teacher_at = sum(n * theirs for _, n, _, theirs in small) / rows
             names = ", ".join(name for name, *_ in small[:3]) + (
