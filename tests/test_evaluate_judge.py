@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 
 from llm_distill.errors import UserError
+from llm_distill.evals.kappa import kappa
 from llm_distill.kinship import families
 from llm_distill.plugs import Reading
 from llm_distill.recipe import load
 from llm_distill.recipe_judge import Judge as JudgeKey
+from llm_distill.report.judge_section import findings
 from llm_distill.scorers.ballot import Ballot
 from llm_distill.scorers.judge import judge
 from llm_distill.scorers.verdicts import Item, votes
@@ -464,3 +466,11 @@ def test_the_judges_score_may_be_the_metric_that_groups_are_held_against(bench: 
     _, report = bench.judged({}, prompts=[{"seeds": {"file": "groups.jsonl"}}], evaluate={"metric": "judge"})
     gaps = {one["of"] for one in report["bias"]["found"] if one["measure"] == "gap"}
     assert gaps == {"judge"}
+
+
+def test_a_judge_is_not_trusted_on_a_handful_of_rows() -> None:
+    few = kappa({f"row {i}": [(i, i)] for i in range(4)}, 5, ordered=True, seed=7, resamples=200)
+    said = [text for _, text in findings({"judge": {"scale": [1, 5], "people": {"ratings": few}}})]
+    assert (few["kappa"]["value"], few["kappa"]["low"]) == (1.0, None)
+    assert "The judge against people, ratings: 4 rows are too few to say how far it agrees." in said
+    assert not any("substantial" in text for text in said)

@@ -121,13 +121,12 @@ def _trust(people: Part) -> Iterator[Said]:
             yield Said(
                 "look", f"The judge against people, {name}: no kappa, {short(of.get('reason') or 'too few rows', 200)}."
             )
+        elif of and value(kappa, "low") is None:
+            rows = words.count(of.get("rows"))
+            yield Said("look", f"The judge against people, {name}: {rows} rows are too few to say how far it agrees.")
         elif of:
             number = value(kappa) or 0.0
-            between = (
-                f" ({words.decimal(value(kappa, 'low'))} to {words.decimal(value(kappa, 'high'))})"
-                if value(kappa, "low") is not None
-                else ""
-            )
+            between = f" ({words.decimal(value(kappa, 'low'))} to {words.decimal(value(kappa, 'high'))})"
             poor = number < _FAIR
             how = (
                 "poor, so do not rest on its verdicts"
