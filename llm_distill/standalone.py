@@ -162,6 +162,7 @@ def ask(
     ledger_url: str | None,
 ) -> dict[str, Any]:
     """The report of it all, which is written into `out` too: report.json, .md, .html, and each model's answers."""
+    from llm_distill.report.build import costs, spent_on
     from llm_distill.report.html import render
     from llm_distill.report.pull_request import brief
 
@@ -183,7 +184,7 @@ def ask(
         run.make_room()
         ledger.close()
     report = numbers(plan, answers, question.base)
-    report["cost"] = {"total_usd": run.tally.cost_usd, "stages": {}}
+    report["cost"] = costs({name: spent_on(of) for name, of in answers.items()})
     store.write_json(folder.file("report.json"), report)
     for file, text in (("report.md", brief(report)), ("report.html", render(report))):
         with store.replacing(folder.file(file)) as temporary:

@@ -15,6 +15,7 @@ from llm_distill.records import Answer, Message, make_prompt
 from llm_distill.standalone import Question, numbers, planned
 from tests.conftest import Desk
 from tests.finished import ROWS, copied
+from tests.mock_api import MockApi
 
 GOOD = {"scripted": {"rules": {"good": "positive"}, "default": "negative"}}
 HALF = {"scripted": {"rules": {"[05] is": "positive"}, "default": "negative"}}
@@ -162,3 +163,17 @@ def test_texts_are_scored_by_the_metric_that_is_named(desk: Desk) -> None:
     assert said.startswith("Numeric accuracy: ours 100.0 %")
     assert report(desk)["metric"] == "numeric"
     assert inside(desk, *options, "--metric", "exact_match").startswith("Exact match: ours 0.0 %")
+
+
+def test_what_was_paid_is_what_the_answers_cost_whichever_command_asked(desk: Desk, api: MockApi) -> None:
+    prices = {"prompt": 1, "completion": 2}
+    hosted = {"openai_api": {"model": "mock-large", "base_url": api.url, "api_key_env": None, "prices_usd": prices}}
+    options = (*at(desk, ROWS[:8], ours=GOOD, hosted=hosted), *LABELS)
+    inside(desk, *options)
+    paid = report(desk)["cost"]
+    assert paid["total_usd"] > 0
+    assert set(paid["stages"]) == {"ours", "hosted"}
+    assert paid["stages"]["hosted"]["cost_usd"] == paid["total_usd"]
+    asked = api.asked.total()
+    inside(desk, *options)
+    assert (api.asked.total(), report(desk)["cost"]) == (asked, paid)

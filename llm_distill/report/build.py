@@ -150,14 +150,22 @@ def _cost(folder: store.RunFolder, asked: Mapping[str, Sequence[Answer]]) -> dic
     """What each table's answers came to, and the questions that generators and scorers had of their own."""
     own = ("prompts", "probe", "filter", "evaluate")
     stages = {name: spent for name in own if (spent := folder.stamp(name).get("spent"))}
-    for name, answers in asked.items():
-        costs = [a.cost_usd for a in answers if not a.owed or a.cost_usd is not None]
-        stages[name] = {
-            "answered": len(costs),
-            "prompt_tokens": sum(a.prompt_tokens or 0 for a in answers),
-            "completion_tokens": sum(a.completion_tokens or 0 for a in answers),
-            "cost_usd": None if None in costs else sum(c for c in costs if c is not None),
-        }
+    return costs(stages | {name: spent_on(answers) for name, answers in asked.items()})
+
+
+def spent_on(answers: Sequence[Answer]) -> dict[str, Any]:
+    """What a table's answers came to, whoever paid for them, and when."""
+    paid = [a.cost_usd for a in answers if not a.owed or a.cost_usd is not None]
+    return {
+        "answered": len(paid),
+        "prompt_tokens": sum(a.prompt_tokens or 0 for a in answers),
+        "completion_tokens": sum(a.completion_tokens or 0 for a in answers),
+        "cost_usd": None if None in paid else sum(usd for usd in paid if usd is not None),
+    }
+
+
+def costs(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """report.json's `cost`: the stages, and their sum, which nobody knows where one is unknown."""
     known = [stage["cost_usd"] for stage in stages.values()]
     return {"total_usd": None if None in known else sum(known), "stages": stages}
 
