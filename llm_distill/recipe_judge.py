@@ -100,7 +100,7 @@ def asked_of_judge(plan: Plan, rows: int) -> AtMost | None:
         at_most(scored, rubric=how.rubric, runs=how.runs, max_tokens=how.max_tokens),
         at_most(compared, rubric=how.rubric, runs=how.runs, max_tokens=how.max_tokens, against="another"),
     ]
-    shown = plan.answers.max_tokens * (2 if how.pairwise else 1)
+    shown = plan.drawn.max_tokens * (2 if how.pairwise else 1)
     return AtMost(0, sum(part.questions for part in parts), parts[0].prompt_tokens + shown, how.max_tokens)
 
 

@@ -16,6 +16,7 @@ from llm_distill.kinship import families
 from llm_distill.plugs import Reading
 from llm_distill.recipe import load
 from llm_distill.recipe_judge import Judge as JudgeKey
+from llm_distill.recipe_judge import asked_of_judge
 from llm_distill.report.judge_section import findings
 from llm_distill.scorers.ballot import Ballot
 from llm_distill.scorers.judge import judge
@@ -474,3 +475,15 @@ def test_a_judge_is_not_trusted_on_a_handful_of_rows() -> None:
     assert (few["kappa"]["value"], few["kappa"]["low"]) == (1.0, None)
     assert "The judge against people, ratings: 4 rows are too few to say how far it agrees." in said
     assert not any("substantial" in text for text in said)
+
+
+def test_the_estimate_knows_how_long_an_answer_of_the_evaluation_may_be(desk: Desk) -> None:
+    desk.seeds(SEEDS)
+    keys = _keys({}, answers={"max_tokens": 16})
+    most = []
+    for max_tokens in (None, 1016):
+        keys["evaluate"]["max_tokens"] = max_tokens
+        asked = asked_of_judge(load(desk.recipe(**keys)), ROWS)
+        assert asked is not None
+        most.append(asked.prompt_tokens)
+    assert most[1] - most[0] == 1000
