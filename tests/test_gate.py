@@ -160,6 +160,14 @@ def test_time_and_money() -> None:
     assert "batches of up to 16" in batched["note"]
     money = {"max_usd_per_1000": 0.5, "machine_usd_per_hour": 3.6}
     assert judged(money, {"student": timed([0.1, 0.3])})["value"] == pytest.approx(0.2)
+    unclocked = {
+        "arms": {},
+        "machine_usd_per_hour": 3.6,
+    }  # nobody put a clock to the student, but its machine has a price
+    assert judged({"max_usd_per_1000": 0.1}, {"student": timed([0.1, 0.3])}, speed=unclocked)["value"] == pytest.approx(
+        0.2
+    )
+    assert judged(money | {"machine_usd_per_hour": 0.0}, {"student": timed([0.1, 0.3])}, speed=unclocked)["value"] == 0
     assert judged(money, {"student": timed([0.1, 0.3], usd=0.001)})["value"] == pytest.approx(1.2)
     assert "add prices_usd" in judged(money, {"student": timed([0.1, 0.3], usd=None)})["note"]
 

@@ -42,6 +42,8 @@ def gate(ship: Numbers, numbers: Numbers, arms: Arms, unfit: str | None = None) 
     """
     if unfit is None and "student" not in arms:
         unfit = "no student was evaluated"
+    hourly = (numbers.get("speed") or {}).get("machine_usd_per_hour")  # holds unless `ship` says otherwise
+    ship = {"machine_usd_per_hour": hourly} | {key: bound for key, bound in ship.items() if bound is not None}
     found = []
     for name, (unit, judge) in CONDITIONS.items():
         if (bound := ship.get(name)) is None:
@@ -218,7 +220,7 @@ def usd_per_1000(ship: Numbers, numbers: Numbers, arms: Arms) -> Judged:
     if not answered:
         return Judged(None, "the student answered nothing")
     if clocked := _clocked(numbers):
-        return _usd_by_clock(ship, clocked, numbers)
+        return _usd_by_clock(ship, clocked)
     paid = [a.cost_usd for a in arms["student"] if a.cost_usd is not None or a.status != "failed"]
     if None in paid:
         return Judged(None, "what its answers cost is unknown; add prices_usd to models.student")
@@ -258,14 +260,12 @@ def _clocked(numbers: Numbers) -> Numbers | None:
     return found
 
 
-def _usd_by_clock(ship: Numbers, clocked: Numbers, numbers: Numbers) -> Judged:
+def _usd_by_clock(ship: Numbers, clocked: Numbers) -> Judged:
     """The same from a measurement: what a thousand answers cost one at a time, which is the dearest way to ask."""
-    hourly, stated = ship.get("machine_usd_per_hour"), numbers["speed"].get("machine_usd_per_hour")
     tokens, seconds = clocked.get("token_usd_per_1000"), clocked.get("mean_s")
     if tokens is None or seconds is None:
         return Judged(None, "what its answers cost is unknown; add prices_usd to models.student")
-    hourly = (stated or 0.0) if hourly is None else hourly
-    seconds *= clocked["questions"]
+    hourly, seconds = ship.get("machine_usd_per_hour") or 0.0, seconds * clocked["questions"]
     note = f"{tokens:.4g} for tokens, and {seconds:.3g} s an answer, one at a time, at {hourly:g} an hour"
     return Judged(tokens + 1000 * seconds * hourly / 3600, note)
 
