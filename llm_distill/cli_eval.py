@@ -54,7 +54,9 @@ def eval_models(
         raise UserError(f"--data {data}: no such file.")
     described: object = "generate"
     if task is not None:
-        described = read_mapping(task, "a task").get("task", "generate")
+        described = read_mapping(task, "a task").get("task")
+        if described is None:
+            raise UserError(f"--task {task}: it has no `task`; write it as in a recipe, or leave --task out for texts.")
     elif labels is not None:
         described = {"classify": {"labels": [label.strip() for label in labels.split(",")]}}
     models = read_models(model)

@@ -93,6 +93,7 @@ def test_a_report_needs_a_folder(desk: Desk) -> None:
         (ROWS, (*LABELS, "--model", "ours=vllm:x"), "a model 'ours' is there already"),
         (ROWS, (*LABELS, "--metric", "rouge"), "no metric 'rouge'|metrics: they measure texts"),
         (ROWS, (*LABELS, "--task", "models.yaml"), "--labels says what --task says too"),
+        (ROWS, ("--task", "models.yaml"), "--task models.yaml: it has no `task`"),
         (ROWS, (*LABELS, "--model", "b=run:nobody"), "nobody"),
     ],
 )
