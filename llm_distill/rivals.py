@@ -179,6 +179,12 @@ def _asked(plan: Plan, run: store.RunFolder, key: str) -> View:
             f"{key}: the student of {run.path} does another task ({_told(*theirs)}) than this one ({_told(*ours)}), so nothing "
             "can be compared; remove it."
         )
+    learnt = run.stamp("train").get("template")
+    if task.template and learnt and store.digest(task.template) != learnt:
+        raise UserError(
+            f"{key}: {task.template} is not what it was when the student of {run.path} learnt to read it, so nobody can ask it "
+            "in its own words; put that back, and write other words to another file."
+        )
     return Taught.model_construct(template=task.template, examples=[], labels=task.labels)
 
 

@@ -254,7 +254,8 @@ def train_student(run: Run, look: Path | None = None) -> Outcome:
         None if plan.answers.attach else processes.in_turn(partial(taught, run, ask)),
     )
     plan.trainer(job)
-    return Outcome(len(samples), len(samples), ask.owed, ask.spent)
+    notes = {"template": store.digest(plan.task.template)} if plan.task.template else {}  # the words that it learnt in
+    return Outcome(len(samples), len(samples), ask.owed, notes | ask.spent)
 
 
 def trained(student: Path) -> dict[str, Any]:

@@ -125,6 +125,18 @@ def test_another_student_is_asked_in_the_words_it_learnt(shop: Desk) -> None:
     assert of_base[0] != of_base[1]
 
 
+def test_a_student_whose_template_was_edited_is_not_asked_in_words_it_never_saw(shop: Desk) -> None:
+    words = shop.folder / "words.md"
+    words.write_text("{{ prompt }}: {{ labels | join(' or ') }}?", encoding="utf-8")
+    task = {"classify": {"labels": LABELS, "template": "words.md"}}
+    first = shop.here(following(shop, "line", task=task))
+    named = {"resamples": 200, "students": [first["run"]], "allow_overlap": ["student_of_line"]}
+    assert "student_of_line" in report_of(shop.here(following(shop, task=task, evaluate=named)))["arms"]
+    words.write_text("Which is it, {{ labels | join(' or ') }}? {{ prompt }}", encoding="utf-8")
+    with pytest.raises(UserError, match=r"words\.md is not what it was when the student of .* learnt to read it"):
+        shop.here(following(shop, task=task, evaluate=named))
+
+
 def test_what_another_student_learnt_from_is_not_held_out(shop: Desk) -> None:
     learnt = store.read_prompts(run_of(shop) / "kept.parquet")[0]
     shop.seeds([{"prompt": learnt.text, "label": learnt.label}, *ROWS[:0], {"prompt": "unseen good", "label": "positive"}],
