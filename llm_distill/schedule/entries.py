@@ -29,7 +29,11 @@ def _words(program: str, plan: Plan, workspace: Path) -> list[str]:
 
 def crontab(plans: Sequence[Plan], workspace: Path, program: str) -> str:
     """Lines for `crontab -e`. CRON_TZ is cronie's; a cron that does not know it is set right by the last lines."""
-    lines = ["# llm-distill jobs. A tick is done once, however often it is called for.", "SHELL=/bin/sh"]
+    lines = [
+        "# llm-distill jobs. A tick is done once, however often it is called for. cron has nothing of your environment: write",
+        "# the keys of providers, and LLM_DISTILL_LEDGER where you use it, as NAME=value above the first job.",
+        "SHELL=/bin/sh",
+    ]
     for plan in plans:
         schedule = schedule_of(plan)
         call = _escaped(shlex.join(_words(program, plan, workspace)))
@@ -50,7 +54,8 @@ def systemd(plan: Plan, workspace: Path, program: str) -> dict[str, str]:
         f"[Unit]\nDescription=llm-distill job {plan.name}\nWants=network-online.target\nAfter=network-online.target\n\n"
         f"[Service]\nType=oneshot\nExecStart={call}\n"
         "# A tick that fell short is told by exit code 1; it is tried again when the timer next looks.\n"
-        f"# Keys of providers, one NAME=value a line:\nEnvironmentFile=-/etc/llm-distill/{plan.name}.env\n"
+        "# Keys of providers, and LLM_DISTILL_LEDGER where you use it, one NAME=value a line:\n"
+        f"EnvironmentFile=-/etc/llm-distill/{plan.name}.env\n"
         "KillSignal=SIGINT\nTimeoutStopSec=120\n"
     )
     calendars = "".join(f"OnCalendar={line} {schedule.timezone}\n" for line in calendar(schedule.cron))

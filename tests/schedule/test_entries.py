@@ -75,6 +75,7 @@ def test_a_crontab_calls_jobs_run_at_the_jobs_time_zone(desk: Desk) -> None:
     recipe = job(desk, schedule={"cron": "30 2 * * 1-5", "timezone": "Europe/Berlin"})
     lines = crontab([load(recipe)], Path("/srv/50%"), "/usr/bin/llm-distill").splitlines()
     at = lines.index("CRON_TZ=Europe/Berlin")
+    assert "LLM_DISTILL_LEDGER" in " ".join(lines[:at])  # else cron's ticks are of another ledger
     for line in lines[at + 1 : at + 3]:
         *fields, command = line.split(maxsplit=5)
         CronSim(" ".join(fields), datetime(2026, 1, 1))
