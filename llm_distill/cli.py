@@ -28,7 +28,7 @@ from llm_distill import (
     cli_training,
     cli_trend,
 )
-from llm_distill.cli_runs import AsJson, Overrides, RecipeArg, Workspace, brief, headline
+from llm_distill.cli_runs import LOG, AsJson, Overrides, RecipeArg, Workspace, brief, headline
 from llm_distill.errors import DistillError, FellShort, Interrupted, UserError
 
 app = typer.Typer(
@@ -87,7 +87,7 @@ def run(
     from llm_distill.recipe import load
     from llm_distill.watching import watching
 
-    _LOG["json"] = log == "json"
+    LOG["json"] = log == "json"
     plan = load(recipe, overrides or ())
     if strict:
         refuse_kin(plan, "--strict")
@@ -243,12 +243,8 @@ def doctor() -> None:
         print(f"{subject:<14} {finding}")
 
 
-#: Whether stderr is for a machine.
-_LOG = {"json": False}
-
-
 def _quit(message: str, code: int) -> NoReturn:
-    if _LOG["json"]:
+    if LOG["json"]:
         from llm_distill.watching import scrubbed
 
         print(json.dumps({"event": "exit", "code": code, "message": scrubbed(brief(message, 4000))}), file=sys.stderr)

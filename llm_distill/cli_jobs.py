@@ -6,11 +6,11 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from llm_distill.cli_runs import AsJson, Workspace, brief
+from llm_distill.cli_runs import LOG, AsJson, Workspace, brief
 from llm_distill.errors import FellShort, UserError
 
 if TYPE_CHECKING:
@@ -114,6 +114,10 @@ def run(
     wait: Annotated[
         bool, typer.Option("--wait", help="Stay until no tick is unfinished, postponed ones included.")
     ] = False,
+    log: Annotated[Literal["text", "json"], typer.Option(help="What stderr gets: text, or JSON lines.")] = "text",
+    metrics: Annotated[
+        Path | None, typer.Option(help="A folder for Prometheus' textfile collector; each job writes NAME.prom there.")
+    ] = None,
     folder: Folder = JOBS,
     workspace: Workspace = Path("data"),
     as_json: AsJson = False,
@@ -124,29 +128,34 @@ def run(
     Exit codes: 0 all that was due is done, or nothing was; 1 a tick fell short or is postponed; 2 a mistake in a recipe; 130
     interrupted, and the tick goes on with the next call.
     """
-    from rich.console import Console
-
+    from llm_distill.metrics import STATES
     from llm_distill.schedule.jobs import named, recipes
     from llm_distill.schedule.night import run_due, run_tick, stopped
     from llm_distill.schedule.ticks import scheduled_time
-    from llm_distill.screen import Screen
+    from llm_distill.watching import watching
 
+    LOG["json"] = log == "json"
     there = [] if names else recipes(folder)
     plans = [named(name, folder) for name in names or ()] + [r.plan for r in there if r.plan and r.plan.schedule]
     wrong = [one.error for one in there if one.error]
     if tick is not None and len(plans) != 1:
         raise UserError("--tick: name one job, whose tick it is.")
     found: list[dict[str, Any]] = []
-    with Screen(Console(stderr=True)) as screen:
-        for plan in plans:
-            assert plan.schedule is not None
+    for plan in plans:
+        assert plan.schedule is not None
+        file = metrics / f"{plan.name}.prom" if metrics else None
+        with watching(plan.name, log, file, workspace, _ledger()) as watched:
             if tick is not None:
                 at = scheduled_time(plan.schedule, tick)
-                found.append(run_tick(plan, at, workspace, screen, _ledger(), again=True))
+                some = [run_tick(plan, at, workspace, watched.watch, _ledger(), again=True)]
             else:
-                found += run_due(plan, workspace, screen, _ledger(), wait=wait)
-            if found and found[-1]["state"] == "interrupted":
-                break
+                some = run_due(plan, workspace, watched.watch, _ledger(), wait=wait)
+            for one in some:
+                if one["state"] in STATES:
+                    watched.end({**one, "status": one["state"]})
+        found += some
+        if some and some[-1]["state"] == "interrupted":
+            break
     if as_json:
         print(json.dumps(found, sort_keys=True))
     for one in [] if as_json else found:

@@ -88,6 +88,10 @@ def _worth(column: str, value: Any) -> bool:
     return named and value is not None
 
 
+#: Whether stderr is for a machine.
+LOG = {"json": False}
+
+
 def brief(value: Any, most: int = 60) -> str:
     """One line of printable characters: what a model wrote must not steer the terminal."""
     text = f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _PACE_S = 10.0
 #: Upper bounds of the latency histogram, in seconds: from a small model near by to a reasoning one far away.
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
-_STATES = ("done", "fell_short", "interrupted", "failed")
+STATES = ("done", "fell_short", "interrupted", "failed", "postponed")
 
 
 class Metrics:
@@ -98,7 +98,7 @@ class Metrics:
         if summary is None:
             return
         self._gauge(registry, "run_end_timestamp_seconds", "When the latest run ended.", {(): time.time()})
-        ended = {(state,): float(summary["status"] == state) for state in _STATES}
+        ended = {(state,): float(summary["status"] == state) for state in STATES}
         self._gauge(registry, "run_status", "How the latest run ended.", ended, "status")
         self._gauge(registry, "owed_rows", "Rows that a later run asks for again.", {(): summary.get("owed", 0)})
         outcomes = {(name,): float(summary.get(name, 0)) for name in ("asked", "answered", "reused")}
