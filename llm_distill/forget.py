@@ -110,12 +110,37 @@ def _queried(workspace: Path, where: str) -> dict[str, Prompt]:
 
 
 def forget(workspace: Path, chosen: Chosen, ledger: Ledger | None) -> dict[str, Any]:
-    """Do it. ledger: where the runs' tables and the ledger's texts are to forget as well."""
+    """Do it. ledger: where the runs' tables and the ledger's texts are to forget as well.
+
+    UserError, before anything is changed, for a run that is going on: it would write its rows again.
+    """
+    if ledger is not None:
+        _check_at_rest(workspace, chosen, ledger_texts.asking(ledger))
     remember(workspace, chosen.rows.values())
     ids = set(chosen.rows)
     elsewhere = {} if ledger is None else _out_of_runs(workspace, chosen, ledger)
     versions = {shelf.name: _out_of_set(shelf, ids) for shelf in shelves(workspace)}
     return {**chosen.found, "versions": {name: v for name, v in versions.items() if v}, **elsewhere}
+
+
+def _check_at_rest(workspace: Path, chosen: Chosen, asking: set[str]) -> None:
+    for run in runs(workspace):
+        name = f"{run.path.parent.name}/{run.path.name}"
+        account = f"{run.path.parent.name}/{run.record.get('digest')}"
+        if name in chosen.runs and (account in asking or _held(run.path / ".lock")):
+            raise UserError(
+                f"forget --everywhere: the run {name} is going on and would write the rows again; stop it first."
+            )
+
+
+def _held(lock: Path) -> bool:
+    """Whether another process holds a lock."""
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def _out_of_runs(workspace: Path, chosen: Chosen, ledger: Ledger) -> dict[str, int]:

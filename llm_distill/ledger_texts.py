@@ -67,6 +67,14 @@ def quoting(ledger: Ledger, texts: Sequence[str]) -> list[str]:
     return found
 
 
+def asking(ledger: Ledger) -> set[str]:
+    """The runs (as the ledger names them) that are asking something now."""
+    names = ("run", "owner", "lease_until")
+    with ledger._transaction(reading=True) as db:
+        claimed = sa.select(*(REQUESTS.c[n] for n in names)).where(REQUESTS.c.status.is_(None)).distinct()
+        return {row.run for row in db.execute(claimed) if ledger._alive(row.owner, row.lease_until)}
+
+
 def erase(ledger: Ledger, keys: Sequence[str]) -> int:
     """Remove questions with their answers, but for those that are being asked now; gives how many. Asked again, they would be
     asked anew. SQLite overwrites what it removes, in its log too.

@@ -21,6 +21,7 @@ from llm_distill.ledger_tables import ACCOUNTS
 from llm_distill.limits import Charge, accounts, noted
 from llm_distill.records import Entry, Message, Request, Sampling
 from llm_distill.sets.adding import identity
+from llm_distill.store import RunFolder
 from tests.conftest import Desk
 from tests.mock_api import MockApi
 from tests.sets.nights import night, rows, shelf, taught, text
@@ -131,6 +132,21 @@ def test_the_same_command_completes_what_a_crash_cut_off(
         assert text(3).encode() not in path.read_bytes(), path
         if path.suffix == ".parquet":
             assert text(3) not in str(pq.read_table(path).to_pylist()), path
+
+
+def test_rows_of_a_run_that_goes_on_are_not_forgotten_in_vain(desk: Desk) -> None:
+    summary = night(desk, rows(range(6)))
+    folder = RunFolder(Path(summary["run"]))
+    command = ("forget", "--where", f"question == '{text(3)}'", "--everywhere", "--yes")
+    with folder.lock():
+        assert "is going on and would write the rows again" in desk.llm_distill(*command, code=2)
+    request = {"k": Request((Message("user", "another row of the same run"),), Sampling())}
+    with closing(Ledger(desk.folder / "data" / "ledger.sqlite")) as ledger:
+        ledger.claim(f"job/{folder.record['digest']}", "m", request)
+        assert "is going on and would write the rows again" in desk.llm_distill(*command, code=2)
+        assert not (desk.folder / "data" / "sets" / "forgotten.jsonl").exists()
+        ledger.release(["k"])
+    assert "1 questions of the ledger" in desk.llm_distill(*command)
 
 
 def test_a_question_whose_asker_died_is_erased_too(tmp_path: Path) -> None:
