@@ -245,7 +245,7 @@ def doctor() -> None:
 
 def _quit(message: str, code: int) -> NoReturn:
     if LOG["json"]:
-        from llm_distill.watching import scrubbed
+        from llm_distill.scrub import scrubbed
 
         print(json.dumps({"event": "exit", "code": code, "message": scrubbed(brief(message, 4000))}), file=sys.stderr)
         raise SystemExit(code)

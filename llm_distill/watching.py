@@ -6,8 +6,6 @@ Secrets are in neither: values of environment variables that are named like one 
 from __future__ import annotations
 
 import json
-import os
-import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,23 +17,12 @@ from typing import IO, Any, Literal
 from llm_distill.errors import DistillError, FellShort, Interrupted
 from llm_distill.metrics import Metrics
 from llm_distill.screen import Screen
+from llm_distill.scrub import scrubbed
 from llm_distill.stages import Watch
 
 Form = Literal["text", "json"]
-#: How an environment variable is named that holds a secret.
-_SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|WEBHOOK|LEDGER", re.IGNORECASE)
-#: A shorter value is no key, and would be struck out of words that have nothing to do with it.
-_LEAST = 8
 #: Seconds between two lines about how far a stage is.
 _PACE_S = 10.0
-
-
-def scrubbed(text: str) -> str:
-    """A text without the values of this process's secrets."""
-    values = {value for name, value in os.environ.items() if _SECRET.search(name) and len(value) >= _LEAST}
-    for value in sorted(values, key=len, reverse=True):
-        text = text.replace(value, "***")
-    return text
 
 
 class JsonLog:

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "llm_distill"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 #: Lowest first: a module imports only from its own rank or below.
 RANKS = [
-    ["errors", "logprobs", "records", "__init__"],
+    ["errors", "logprobs", "records", "scrub", "__init__"],
     [
         "plugs",
         "text_files",

@@ -28,6 +28,7 @@ from llm_distill.schedule.book import Row, TickBook
 from llm_distill.schedule.notify import tell
 from llm_distill.schedule.retention import prune
 from llm_distill.schedule.ticks import Due, decide, first_look, following
+from llm_distill.scrub import scrubbed
 from llm_distill.stages import Watch
 
 Each = Callable[[str, Callable[[], dict[str, Any]]], dict[str, Any]]
@@ -92,11 +93,8 @@ def run_due(
     while True:
         with opened(workspace, ledger_url) as book:
             now = due(plan, book, clock())
-        passed = (
-            ("skipped", now.skipped, _OVERLAP),
-            ("missed", now.missed, _MISSED.format(schedule_of(plan).catch_up)),
-        )
-        for state, ticks, why in passed:
+        nobody = _MISSED.format(schedule_of(plan).catch_up)
+        for state, ticks, why in (("skipped", now.skipped, _OVERLAP), ("missed", now.missed, nobody)):
             told = [_passed_over(plan, tick, state, why) for tick in ticks]
             for summary in told[-1:]:  # of many that were missed, the last is word enough
                 _tell(plan, summary, watch)
@@ -170,6 +168,7 @@ def run_tick(
                 _failed(book, plan, due_, error, watch)
                 raise
             ending = _postponed(ending, held, schedule, row)
+            ending |= {"reason": scrubbed(ending["reason"])} if "reason" in ending else {}  # it may quote a server
             state, later = ending["state"], ending.get("not_before")
             notes = {key: value for key, value in ending.items() if key not in ("state", "run", "stages", "not_before")}
             kept = book.end(
@@ -195,9 +194,8 @@ def _told(row: Row | None) -> dict[str, Any]:
 def _ending(summary: Mapping[str, Any]) -> dict[str, Any]:
     """How a run ended, as a tick's state, with what came of it."""
     kept = {key: value for key, value in summary.items() if key != "status"}
-    stages: Mapping[str, Any] = summary["stages"]
-    if "filter" in stages:
-        kept["rows_kept"] = stages["filter"]["rows_out"]
+    if filtered := summary["stages"].get("filter"):
+        kept["rows_kept"] = filtered["rows_out"]
     return kept | {"state": summary["status"]}
 
 
@@ -233,7 +231,8 @@ def next_period(per: str, now: float) -> float:
 
 def _failed(book: TickBook, plan: Plan, due_: int, error: Exception, watch: Watch) -> None:
     """Write down a bug, whose traceback is for whoever sees it raised."""
-    reason = f"{type(error).__name__}: {error}" if isinstance(error, DistillError) else f"a bug: {type(error).__name__}"
+    what = type(error).__name__
+    reason = scrubbed(f"{what}: {error}") if isinstance(error, DistillError) else f"a bug: {what}"
     book.end(plan.name, due_, "failed", {"reason": reason})
     _tell(plan, {"job": plan.name, "tick": iso(due_), "state": "failed", "reason": reason}, watch)
 
