@@ -194,9 +194,13 @@ Names = Annotated[
 
 
 def _plans(names: list[str] | None, folder: Path) -> list[Plan]:
-    from llm_distill.schedule.jobs import named, scheduled
+    from llm_distill.schedule.jobs import named, recipes
 
-    if plans := [named(name, folder) for name in names] if names else scheduled(folder):
+    there = [] if names else recipes(folder)
+    for one in there:
+        if one.error:
+            typer.echo(f"left out, for it is wrong: {brief(one.error, 1000)}", err=True)
+    if plans := [named(name, folder) for name in names or ()] + [r.plan for r in there if r.plan and r.plan.schedule]:
         return plans
     raise UserError(f"no recipe in {folder} has a schedule.")
 

@@ -49,11 +49,6 @@ def _recipes(paths: Sequence[Path]) -> Iterator[Found]:
             yield Found(path, plan)
 
 
-def scheduled(folder: Path) -> list[Plan]:
-    """The jobs of a folder; recipes that are wrong are left to `jobs check`."""
-    return [found.plan for found in recipes(folder) if found.plan and found.plan.schedule]
-
-
 def named(name: str, folder: Path) -> Plan:
     """A job by its recipe's file or name; UserError where there is none, or it has no schedule."""
     if Path(name).suffix in (".yaml", ".yml") or Path(name).is_file():

@@ -152,6 +152,11 @@ def test_a_recipe_that_is_wrong_stops_no_other_job_and_is_not_passed_over_in_sil
     assert "schedule.overlap" in desk.llm_distill("jobs", "run", folder(desk), code=2)
     with opened(desk.folder / "data", None) as book:
         assert "done" in {row.state for row in book.ticks("night")} <= {"done", "skipped"}
+    out, err = desk.command("jobs", "crontab", folder(desk)).communicate(timeout=60)
+    assert "night.yaml" in out
+    assert "broken" not in out
+    assert "left out, for it is wrong: " in err
+    assert "schedule.overlap" in err
 
 
 def test_jobs_tell_machines_what_they_did(desk: Desk) -> None:
