@@ -45,6 +45,7 @@ RIGHT_OR_WRONG = {
     "schema_valid",
 }  # scores of 0 and 1
 AGREEMENT = "agreement_with_teacher"
+WIDEST = 100  # labels of a confusion matrix that is written out whole; of more, its cells with rows in them
 NO_TAG = "(none)"  # the slice of the rows that lack the tag
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -189,6 +190,14 @@ def _sums(drawn: Floats, groups: Ints, size: int) -> Floats:
     return out
 
 
+def _written(counts: Ints) -> dict[str, list[list[int]]]:
+    """A confusion matrix as report.json has it: `counts`, or `cells` (row, column, n), of which there are no more than rows."""
+    if len(counts) <= WIDEST:
+        return {"counts": counts.tolist()}
+    gold, predicted = np.nonzero(counts)
+    return {"cells": np.column_stack([gold, predicted, counts[gold, predicted]]).tolist()}
+
+
 def per_class(counts: Ints, labels: Sequence[str]) -> dict[str, dict[str, float | int | None]]:
     """Precision, recall, F1 and support of each label; None where a share has nothing to be a share of."""
 
@@ -239,7 +248,7 @@ def arm_numbers(
         numbers["macro_f1"] = macro_f1(counts, seed, resamples)._asdict()
         numbers["balanced_accuracy"] = balanced_accuracy(counts, seed, resamples)._asdict()
         numbers["per_class"] = per_class(counts, labels)
-        numbers["confusion"] = {"rows": list(labels), "columns": [*labels, "unparsed"], "counts": counts.tolist()}
+        numbers["confusion"] = {"rows": list(labels), "columns": [*labels, "unparsed"], **_written(counts)}
     else:
         words = [
             [len(a.text.split()), len(a.prompt.reference.split())]

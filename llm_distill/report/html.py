@@ -195,12 +195,11 @@ def confusion(of: Part) -> dict[str, Any]:
     gold, predicted = list(of.get("rows") or []), list(of.get("columns") or [])
     counts = [[n or 0 for n in row] for row in of.get("counts") or []]
     if len(gold) > WIDEST or len(predicted) > WIDEST + 1:
-        wrong = [
-            (n, g, p)
-            for g, row in zip(gold, counts, strict=False)
-            for p, n in zip(predicted, row, strict=False)
-            if g != p
+        cells = [(gold[i], predicted[j], n) for i, j, n in of.get("cells") or []]
+        cells = cells or [
+            (g, p, n) for g, row in zip(gold, counts, strict=False) for p, n in zip(predicted, row, strict=False)
         ]
+        wrong = [(n, g, p) for g, p, n in cells if g != p]
         return {"worst": sorted((w for w in wrong if w[0]), key=lambda w: (-w[0], str(w[1]), str(w[2])))[:MOST]}
     rows = []
     for label, row in zip(gold, counts, strict=False):

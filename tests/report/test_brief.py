@@ -13,10 +13,13 @@ import pytest
 from jsonschema import Draft202012Validator
 from markdown_it import MarkdownIt
 
+from llm_distill.evals.metrics import agreement_scores, arm_numbers, gold_scores
 from llm_distill.report.build import build
+from llm_distill.report.html import render
 from llm_distill.report.pull_request import brief
 from llm_distill.store import RunFolder
 from tests.conftest import Desk
+from tests.evals.rows import arm
 from tests.finished import made
 from tests.report.example_report import full
 from tests.report.test_html import HOSTILE, poisoned
@@ -108,3 +111,22 @@ def test_a_run_without_a_student_is_as_the_schema_says(desk: Desk) -> None:
     folder = RunFolder(Path(desk.here(desk.recipe(filter=["empty"]))["run"]))
     assert check(json.loads(json.dumps(build(folder)))) == []
     assert folder.file("report/report.md").read_text().startswith("## job\n\n**9 of 9 answers were kept")
+
+
+def test_thousands_of_labels_stay_small() -> None:
+    names = [f"intent {i}" for i in range(3000)]
+    said = [None if i == 7 else names[1] if i % 500 == 0 else names[i] for i in range(3000)]
+    answers = arm(names, said)
+    scores = gold_scores(answers, "classify") | {"agreement_with_teacher": agreement_scores(answers, [], "classify")}
+    found = arm_numbers(answers, scores, "classify", names, seed=7, slices=(), resamples=20)
+    assert found["confusion"]["cells"][:2] == [[0, 1, 1], [1, 1, 1]]
+    assert [7, 3000, 1] in found["confusion"]["cells"], "unparsed"
+    assert sum(n for _, _, n in found["confusion"]["cells"]) == 3000
+    report = full()
+    report["arms"]["student"] = found
+    assert [path for path in check(report) if path.startswith("$.arms.student")] == []
+    assert len(json.dumps(report)) < 1_000_000
+    matrix = render(report).split('id="confusion"')[1].split("</section>")[0]
+    assert "intent 500</bdi>" in matrix
+    assert "unparsed</bdi>" in matrix
+    assert "intent 501</bdi>" not in matrix, "only what was confused"
