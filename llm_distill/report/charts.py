@@ -64,26 +64,6 @@ def forest(rows: Sequence[Estimate], *, name: str, title: str, signed: bool = Fa
         return inline(figure, name, title, told, texts)
 
 
-def curve(points: Sequence[tuple[float, float]], *, name: str, title: str) -> str:
-    """A training loss over its steps; `points` are finite (step, loss), thinned by averaging neighbours."""
-    group = math.ceil(len(points) / POINTS)
-    batches = [points[i : i + group] for i in range(0, len(points), group)]
-    thin = [(sum(s for s, _ in b) / len(b), sum(v for _, v in b) / len(b)) for b in batches]
-    figure, axes, style = canvas(210, left=44, right=14, top=12, bottom=40)
-    with style:
-        steps, losses = zip(*thin, strict=True)
-        axes.plot(
-            steps, losses, color=ACCENT, linewidth=2, marker="o" if len(thin) < 3 else "", solid_joinstyle="round"
-        )
-        axes.set_ylim(min(0.0, *losses), max(losses) * 1.08 or 1.0)
-        axes.xaxis.set_major_locator(locator(integer=True))
-        axes.yaxis.set_major_locator(locator())
-        axes.set_xlabel("step", color=MUTED)
-        axes.grid(axis="y", color=LINE, linewidth=1)
-        told = f"From {losses[0]:.3f} at step {steps[0]:g} to {losses[-1]:.3f} at step {steps[-1]:g}."
-        return inline(figure, name, title, told, [])
-
-
 def _range(rows: Sequence[Estimate], signed: bool) -> tuple[float, float]:
     """Axis limits on round tenths. Differences include zero; shares reach down to zero only when a value is low."""
     ends = [x for row in rows for x in (row.value, row.low, row.high) if x is not None]

@@ -7,7 +7,8 @@ from xml.etree import ElementTree as ET
 import matplotlib
 import pytest
 
-from llm_distill.report.charts import COLOURS, POINTS, Estimate, curve, forest
+from llm_distill.report.charts import COLOURS, Estimate, forest
+from llm_distill.report.curves import Series, lines
 
 
 def tree(svg: str) -> ET.Element:
@@ -52,17 +53,8 @@ def test_single_and_extreme_values(value: float) -> None:
     tree(forest(estimate, name="x", title="x", signed=True))
 
 
-@pytest.mark.parametrize("points", [[(1.0, 2.0)], [(0.0, 0.0), (1.0, 0.0)], [(1.0, -3.0), (2.0, 9e8)]])
-def test_curve(points: list[tuple[float, float]]) -> None:
-    assert f"From {points[0][1]:.3f}" in curve(points, name="c", title="Loss")
-
-
-def test_long_curve_is_thinned() -> None:
-    assert len(curve([(float(i), 1 / (i + 1)) for i in range(50_000)], name="c", title="Loss")) < 60 * POINTS
-
-
 def test_same_bytes_whatever_the_users_style() -> None:
-    points = [(1.0, 2.0), (2.0, 1.0)]
-    plain = forest(ROWS, name="a", title="t") + curve(points, name="c", title="t")
+    loss = [Series("loss", [(1.0, 2.0), (2.0, 1.0)])]
+    plain = forest(ROWS, name="a", title="t") + lines(loss, name="c", title="t", told="")
     with matplotlib.rc_context({"font.size": 30, "axes.grid": True, "svg.hashsalt": None, "lines.linewidth": 9}):
-        assert forest(ROWS, name="a", title="t") + curve(points, name="c", title="t") == plain
+        assert forest(ROWS, name="a", title="t") + lines(loss, name="c", title="t", told="") == plain
