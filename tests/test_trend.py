@@ -12,7 +12,7 @@ import pytest
 from llm_distill import store
 from llm_distill.errors import UserError
 from llm_distill.records import Message, Prompt, make_prompt
-from llm_distill.report.trend_page import render
+from llm_distill.report.trend_page import MOVED, render
 from llm_distill.trend import changes, history, table
 from tests.conftest import Desk
 from tests.mock_api import MockApi
@@ -117,6 +117,16 @@ def test_rows_that_differ_are_noted_and_so_is_a_damaged_report(tmp_path: Path) -
     (folders[2] / "report/report.json").write_text('{"name": "jo')
     assert [run["run"] for run in history(tmp_path, "job")["runs"]] == [folder.name for folder in folders[:2]]
     assert [note.split(";")[0] for note in notes()] == [f"what is there of {folders[2].name} cannot be read"]
+
+
+def test_a_teacher_that_moved_long_ago_does_not_fill_the_page(tmp_path: Path) -> None:
+    written(tmp_path, "job", [week(i) for i in range(12)])
+    found = history(tmp_path, "job")
+    page = Page(render(found, table(found), changes(found["runs"]))).text
+    before_charts = page.split("Score on the held-out rows")[0]
+    assert before_charts.count("models.teacher is served by") == MOVED
+    assert "6 earlier runs say of the teacher that it has moved" in before_charts
+    assert page.count("models.teacher is served by") == MOVED + 11
 
 
 def test_one_run_without_a_student_is_a_history_too(tmp_path: Path) -> None:

@@ -13,11 +13,13 @@ from llm_distill.report.words import Part, count, percent, visible
 
 FILTERS = 5  # whose drop rates are drawn: those that drop most
 RUNS = 60  # that are drawn and listed, the latest
+MOVED = 5  # of them whose warnings lead the page; the table has all
 
 
 def render(found: Mapping[str, Any], table: Sequence[Sequence[str]], changes: Sequence[str]) -> str:
     """The page. found: as `trend.history`; table: as `trend.table`."""
     runs = list(found["runs"])[-RUNS:]
+    moved = [(run["run"], run["probe"]["said"]) for run in runs if run["probe"] and run["probe"]["said"]]
     charts = [(title, Markup(svg)) for title, svg in _charts(runs)]  # noqa: S704  drawn by us, from numbers
     return template("trend.html.j2").render(
         name=found["name"],
@@ -28,7 +30,8 @@ def render(found: Mapping[str, Any], table: Sequence[Sequence[str]], changes: Se
         charts=charts,
         changes=changes,
         notes=found["notes"],
-        moved=[(run["run"], run["probe"]["said"]) for run in runs if run["probe"] and run["probe"]["said"]],
+        moved=moved[-MOVED:],
+        moved_before=max(0, len(moved) - MOVED),
     )
 
 
