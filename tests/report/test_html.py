@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from html.parser import HTMLParser
 from typing import Any
 
 import pytest
 
-from llm_distill.report import words
+from llm_distill.report import charts, curves, plots, words
 from llm_distill.report.html import render, verdict
 from tests.report.example_report import full, pair, spent
 
@@ -285,9 +285,30 @@ def keys(item: Any, key: str = "") -> Iterator[str]:
         yield from keys(v)
 
 
+@pytest.fixture(scope="module")
+def drawn_once() -> Iterator[None]:
+    """Equal charts are drawn once: they take most of a page's half second, and a part that is missing changes few."""
+
+    def once(draw: Callable[..., str]) -> Callable[..., str]:
+        known: dict[str, str] = {}
+
+        def drawn(*args: Any, **how: Any) -> str:
+            if (key := repr((args, how))) not in known:
+                known[key] = draw(*args, **how)
+            return known[key]
+
+        return drawn
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(charts, "forest", once(charts.forest))
+        patch.setattr(plots, "lines", once(curves.lines))
+        yield
+
+
+@pytest.mark.usefixtures("drawn_once")
 @pytest.mark.parametrize("key", sorted(set(keys(full()))))
 def test_any_part_may_be_null_or_missing(key: str) -> None:
-    absent = blanked if len(key) % 2 else without  # half of the keys each: a page takes a tenth of a second
+    absent = blanked if len(key) % 2 else without  # half of the keys each
     Page(render(absent(full(), key)))
 
 
