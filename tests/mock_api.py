@@ -42,6 +42,7 @@ class MockApi:
         self.times: list[float] = []  # when each request came, on the monotonic clock
         self.in_flight = self.most_in_flight = 0
         self.may_answer: Callable[[], bool] = lambda: True  # an answer is held back until then
+        self.serves_the_gone = True  # generates also for those who hung up before it began
         self.places: int | None = None  # more than so many in flight are turned away
         self.lanes: asyncio.Semaphore | None = None  # what is worked on at a time; the others wait
         self.streams = False  # answers as server-sent events, where that is asked for, a word at a time
@@ -78,12 +79,10 @@ class MockApi:
         try:
             async with self.lanes or nullcontext():
                 await asyncio.sleep(self.latency_s)
-            held = False
             while not self.may_answer():
-                held = True
                 await asyncio.sleep(0.01)
-            if held and (request.transport is None or request.transport.is_closing()):
-                return web.Response()  # whoever asked is gone, and nothing was made for them
+            if not self.serves_the_gone and (request.transport is None or request.transport.is_closing()):
+                return web.Response()
         finally:
             self.in_flight -= 1
         planned = self.faults.get(prompt)

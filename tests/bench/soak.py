@@ -60,7 +60,7 @@ class Teacher:
     open: bool = True
 
     def __post_init__(self) -> None:
-        self.api.says, self.api.may_answer = self.says, lambda: self.open
+        self.api.says, self.api.may_answer, self.api.serves_the_gone = self.says, lambda: self.open, False
         made = self.api._body
 
         def body(request: dict[str, Any], prompt: str, fault: str | None) -> dict[str, Any]:
