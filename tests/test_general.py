@@ -17,6 +17,7 @@ from llm_distill.evals.gate import gate
 from llm_distill.evals.general import Row, held_against_base
 from llm_distill.evals.general_tasks import BUILT_IN, find_tasks
 from llm_distill.recipe import load
+from llm_distill.report.general_section import findings
 from tests.conftest import Desk
 from tests.finished import ROWS, TEACHER, finish
 
@@ -118,6 +119,15 @@ def test_what_ships_is_sound() -> None:
         places = [row["answer"] for row in rows]  # no model gains by always naming one place
         assert max(map(places.count, places)) < 0.6 * len(places)
     assert find_tasks(["grammar"], None, Path()) == find_tasks(["llm_distill_grammar"], None, Path())
+
+
+def test_a_loss_beyond_all_doubt_is_named() -> None:
+    """With thousands of rows lost, the exact p is smaller than any number."""
+    known = [Row(i, "acc", 1.0, "", "") for i in range(2000)]
+    lost = [row._replace(score=0.0) for row in known]
+    found = held_against_base({"sums": known, "pairs": known}, {"sums": lost, "pairs": known}, seed=7, resamples=200)
+    assert found["tasks"][0]["difference"]["p_holm"] == 0.0
+    assert any(text.startswith("Sums: ") for _, text in findings({"general": found}))
 
 
 def recipe(desk: Desk, general: Any, **keys: Any) -> Path:

@@ -44,7 +44,8 @@ def findings(report: Part) -> Iterator[Said]:
     small = ", all of the small tasks that ship" if found.get("shipped") else ""
     tone, text = _lost(of)
     yield Said(tone, f"General ability: {text} ({both}: {shown}{small}).")
-    worse = [row for row in view(report) if not row["whole"] and (value(part(row, "difference"), "p_holm") or 1) < 0.05]
+    tasks = [(row, value(part(row, "difference"), "p_holm")) for row in view(report) if not row["whole"]]
+    worse = [row for row, p in tasks if p is not None and p < 0.05]
     for row in worse:
         change = value(part(row, "difference"), "difference") or 0.0
         if change < 0:
