@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 #: What became of a claim: ours; somebody else is at it, or at another tick of the job; it is settled.
 Claim = Literal["mine", "elsewhere", "busy", "settled"]
 #: How many ticks of a job are read; all of a year of nights, or of a week at one every quarter of an hour.
-_RECENT = 1000
+RECENT = 1000
 _JSON = msgspec.json.Encoder()
 
 
@@ -75,7 +75,7 @@ class TickBook:
         found: float = db.execute(sa.select(JOBS.c.since).where(JOBS.c.name == job).with_for_update()).scalar_one()
         return found
 
-    def ticks(self, job: str, most: int = _RECENT) -> list[Row]:
+    def ticks(self, job: str, most: int = RECENT) -> list[Row]:
         """A job's latest ticks and all its unfinished ones, in their order."""
         of = sa.select(TICKS).where(TICKS.c.job == job)
         with self.ledger._transaction(reading=True) as db:

@@ -24,7 +24,7 @@ from llm_distill.errors import DistillError, FellShort, Interrupted, Unreachable
 from llm_distill.ledger import Ledger
 from llm_distill.recipe import Plan, load
 from llm_distill.recipe_schedule import Schedule, iso, moment
-from llm_distill.schedule.book import Row, TickBook
+from llm_distill.schedule.book import RECENT, Row, TickBook
 from llm_distill.schedule.notify import tell
 from llm_distill.schedule.retention import prune
 from llm_distill.schedule.ticks import Due, decide, first_look, following
@@ -66,7 +66,9 @@ def due(plan: Plan, book: TickBook, now: float, *, record: bool = True) -> Due:
     """What is to be done of a job now. record: write down what is skipped or missed."""
     schedule = schedule_of(plan)
     known = [row.known for row in book.ticks(plan.name)]
-    found = decide(schedule, now, book.since(plan.name, first_look(schedule, now), now), known)
+    since = book.since(plan.name, first_look(schedule, now), now)
+    read = known[-RECENT].due if len(known) >= RECENT else since  # of what was before, only the unfinished is known
+    found = decide(schedule, now, max(since, read), known)
     if record:
         book.pass_over(plan.name, found.skipped, "skipped", _OVERLAP)
         book.pass_over(plan.name, found.missed, "missed", _MISSED.format(schedule.catch_up))

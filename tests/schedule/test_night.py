@@ -18,10 +18,11 @@ import pytest
 
 from llm_distill.errors import FellShort, UserError
 from llm_distill.ledger import Ledger
+from llm_distill.ledger_tables import TICKS
 from llm_distill.recipe import load
 from llm_distill.recipe_schedule import iso, moment
 from llm_distill.schedule.book import TickBook
-from llm_distill.schedule.night import at, next_period, run_due, run_tick
+from llm_distill.schedule.night import at, due, next_period, opened, run_due, run_tick
 from tests.conftest import Desk, Unwatched
 from tests.mock_api import MockApi, label_of, serving
 
@@ -242,6 +243,21 @@ def test_a_period_that_is_spent_postpones_to_the_next_one(desk: Desk, api: MockA
     assert set(api.paid.values()) == {1}
     own = job(desk, api, rows=250, models=teacher(api, prices_usd=PRICES), answers=budget | {"budget_usd": 0.3})
     assert night(desk, own, T2)["state"] == "fell_short"  # its own bound is the same tomorrow
+
+
+def test_ticks_that_were_passed_over_long_ago_are_not_told_again(desk: Desk, api: MockApi) -> None:
+    """A job of each minute waits for its budget's next month, and has left out more ticks than are read."""
+    plan, first = load(job(desk, api, schedule="* * * * *")), moment(T1)
+    with opened(desk.folder / "data", None) as book:
+        book.since("nightly", first - 1.0, first)
+        assert book.claim("nightly", first, "digest") == "mine"
+        assert book.end("nightly", first, "postponed", {}, not_before=first + 10**7)
+        with book.ledger._transaction() as db:
+            db.execute(TICKS.update().values(started=first))
+        skipped = [first + 60 * n for n in range(1, 1201)]
+        assert book.pass_over("nightly", skipped, "skipped", "overlap") == skipped
+        found = due(plan, book, skipped[-1] + 61)
+    assert (found.do, found.skipped, found.missed) == ((), (skipped[-1] + 60,), ())
 
 
 def test_periods_begin_as_budgets_count_them() -> None:
