@@ -6,7 +6,7 @@ import os
 import re
 
 #: How an environment variable is named that holds a secret.
-_SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|WEBHOOK|LEDGER", re.IGNORECASE)
+_SECRET = re.compile(r"KEY|TOKEN|SECRET|PASS|CRED|AUTH|HOOK|DSN|LEDGER", re.IGNORECASE)
 #: A shorter value is no key, and would be struck out of words that have nothing to do with it.
 _LEAST = 8
 

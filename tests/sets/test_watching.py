@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from llm_distill.scrub import scrubbed
 from tests.conftest import Desk
 from tests.mock_api import MockApi, serving
 from tests.sets.nights import rows, text
@@ -82,6 +83,14 @@ def test_no_secret_is_told_when_everything_goes_wrong(desk: Desk) -> None:
     code, said, log = _run(desk, desk.recipe(name="named", models=models))
     assert (code, log[-1]["code"]) == (2, 2)
     assert KEY not in said
+
+
+@pytest.mark.parametrize(
+    "name", ["OPENAI_API_KEY", "PROXY_AUTH", "MY_CREDS", "SMTP_PASS", "OPS_HOOK", "LLM_DISTILL_LEDGER"]
+)
+def test_secrets_are_known_by_how_their_variables_are_named(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, KEY)
+    assert scrubbed(f"what is {KEY}?") == "what is ***?"
 
 
 def test_metrics_have_a_place_to_go(desk: Desk) -> None:
