@@ -25,6 +25,7 @@ from llm_distill.ask import Group, ask, ask_all
 from llm_distill.errors import DistillError, FellShort, Interrupted, Rejected, Unavailable, UserError
 from llm_distill.ledger import Ledger
 from llm_distill.ledger_batches import BatchBook
+from llm_distill.ledger_spending import names
 from llm_distill.limits import Budget, Limits, Tally
 from llm_distill.models import Model
 from llm_distill.models.batch_lines import full_files, outcomes
@@ -623,7 +624,7 @@ def test_a_kill_keeps_the_books_of_every_account(provider: MockBatches, ledger_u
 
 def _accounts(ledger: Ledger) -> list[str]:
     with ledger._transaction(reading=True) as db:
-        return list(json.loads(db.exec_driver_sql("SELECT accounts FROM batches").scalar_one()).values())
+        return names(json.loads(db.exec_driver_sql("SELECT accounts FROM batches").scalar_one()))
 
 
 def test_two_processes_at_once_share_the_rows(provider: MockBatches, ledger_url: Path | str) -> None:
