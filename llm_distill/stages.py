@@ -198,10 +198,13 @@ def _nothing_to_learn(answer: Answer, plan: Plan) -> str | None:
 
 
 def gate_training(run: Run) -> None:
-    """UserError when the terms of a row that would be trained on forbid it. Asked on every run, trained or not."""
+    """UserError when the terms of a row that would be trained on forbid it, or when what mends the teacher's probabilities is
+    held out. Asked on every run, trained or not.
+    """
     lessons = run.folder.lessons
     if lessons.exists():
         gate(run.plan, store.read_table(lessons, ["model", "terms"]))
+        calibration_evidence.check_taught(run.plan, store.read_prompts(run.folder.file("held_out.parquet")))
 
 
 def add_to_set(run: Run) -> Outcome:
@@ -216,7 +219,6 @@ def train_student(run: Run, look: Path | None = None) -> Outcome:
     what would have been learnt.
     """
     plan, ask = run.plan, Errand(run, "train", logprobs=True)
-    calibration_evidence.check_taught(plan, store.read_prompts(run.folder.file("held_out.parquet")))
     run.make_room()
     samples = []
     for answer in store.read_answers(run.folder.lessons):
