@@ -10,7 +10,7 @@ from typing import Any
 
 from llm_distill.report import words
 from llm_distill.report.curves import Series, lines
-from llm_distill.report.words import Part, human, part, percent, short, value
+from llm_distill.report.words import Part, human, part, percent, value
 
 DRAWN = 4  # arms of a chart of calibration
 
@@ -117,7 +117,7 @@ def _calibration(arm: str, of: Part) -> Series:
 def _taught(report: Part) -> list[Series]:
     found = part(part(report, "training"), "calibration")
     series = []
-    for label, key in (("as it is", "before"), (f"calibrated: {short(found.get('method'), 30)}", "after")):
+    for label, key in (("as it is", "before"), ("calibrated", "after")):
         bins = part(found, key).get("bins")
         rows = (
             [one for one in bins if isinstance(one, list | tuple) and len(one) == 3] if isinstance(bins, list) else []
