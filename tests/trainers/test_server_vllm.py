@@ -32,6 +32,8 @@ pytestmark = [
     pytest.mark.skipif(not SMOLLM.exists(), reason="needs `make setup`"),
 ]
 K = 20
+#: One at a time: vLLM 0.32 on a CPU breaks down over the prompt_logprobs of two requests at once where it serves an adapter.
+ALONE = KNOBS | {"extra_args": [*KNOBS["extra_args"], "--max-num-seqs", 1]}
 ROWS = [
     ("Say the number 7.", "7"), ("Ein Satz über Köln, bitte.", "Köln liegt am Rhein."), ("日本語で一言。", "こんにちは"),
     ("2024 + 1 =", "2025"), ("Why?", "Because."), ("Say 😀.", "😀"),
@@ -46,7 +48,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def own_server(adapter: Path) -> Iterator[VllmModel]:
-    model = VllmModel(**KNOBS, adapter=str(adapter), terms="apache-2.0")
+    model = VllmModel(**ALONE, adapter=str(adapter), terms="apache-2.0")
     model.preflight()
     ask(model, REQUESTS[:1])
     yield model
@@ -94,7 +96,7 @@ def test_a_recipe_whose_teacher_is_served(desk: Desk, adapter: Path) -> None:
         task="generate",
         models={
             "teacher": {"scripted": {"default": "It is a number."}},
-            "big": {"vllm": KNOBS | {"adapter": str(adapter)}},
+            "big": {"vllm": ALONE | {"adapter": str(adapter)}},
             "student": {"transformers": {"model": str(SMOLLM), "device": "cpu"}},
         },
         train={
