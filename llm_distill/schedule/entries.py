@@ -135,8 +135,8 @@ def kubernetes(plan: Plan, image: str, claim: str, secret: str | None = None) ->
         "name": "llm-distill",
         "image": image,
         "command": ["llm-distill"],
-        "args": ["jobs", "run", f"/work/jobs/{plan.path.name}", "--workspace", "/work/data", "--wait"],
-        "volumeMounts": [{"name": "work", "mountPath": "/work"}],
+        "args": ["jobs", "run", f"/distil/jobs/{plan.path.name}", "--workspace", "/distil/data", "--wait"],
+        "volumeMounts": [{"name": "work", "mountPath": "/distil"}],
         "securityContext": {"allowPrivilegeEscalation": False},
     }
     if secret:
