@@ -204,7 +204,8 @@ def gate_training(run: Run) -> None:
     lessons = run.folder.lessons
     if lessons.exists():
         gate(run.plan, store.read_table(lessons, ["model", "terms"]))
-        calibration_evidence.check_taught(run.plan, store.read_prompts(run.folder.file("held_out.parquet")))
+        if run.plan.calibrating:  # read only where something is fitted to labelled rows
+            calibration_evidence.check_taught(run.plan, store.read_prompts(run.folder.file("held_out.parquet")))
 
 
 def add_to_set(run: Run) -> Outcome:
