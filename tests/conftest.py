@@ -12,6 +12,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from ruamel.yaml import YAML
 
@@ -27,6 +28,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("postgres") and not programs():
             item.add_marker(pytest.mark.skip(reason="PostgreSQL is not installed (Debian: postgresql)"))
+
+
+def runs(pid: int) -> bool:
+    """Whether a process runs: a zombie does not, nor one that ends while it is looked at."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 class Unwatched:

@@ -452,11 +452,10 @@ def test_ctrl_c_answers_what_is_in_flight_and_the_port_is_only_here(tmp_path_fac
         async with client(url) as remote:
             requests = asked(64, max_tokens=100, temperature=1.0, seed=1)
             waiting = [asyncio.create_task(remote.complete(r)) for r in requests]
-            await asyncio.sleep(0.05)
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)  # the others are in flight then
             process.send_signal(signal.SIGINT)
             found = await asyncio.gather(*waiting, return_exceptions=True)
-        answered = [a for a in found if isinstance(a, Completion)]
-        assert answered
+        assert sum(isinstance(a, Completion) for a in found) > len(done)
         assert all(isinstance(a, Completion | Unavailable) for a in found)
 
     asyncio.run(ask())

@@ -26,7 +26,7 @@ from llm_distill.models.vllm_offline import VllmOfflineModel
 from llm_distill.models.vllm_server import VllmModel
 from llm_distill.models.vllm_setup import arguments
 from llm_distill.records import Completion, Message, Request, Sampling
-from tests.conftest import Desk
+from tests.conftest import Desk, runs
 
 FAKE = Path(__file__).with_name("fake_vllm.py")
 
@@ -38,7 +38,7 @@ def question(text: str = "good", *, raw: bool = False, **sampling: Any) -> Reque
 def gone(processes: list[int], within_s: float = 10) -> bool:
     """Whether none of these runs any more."""
     until = time.monotonic() + within_s
-    while any(psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE for p in processes):
+    while any(map(runs, processes)):
         if time.monotonic() > until:
             return False
         time.sleep(0.05)

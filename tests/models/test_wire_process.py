@@ -23,7 +23,7 @@ from llm_distill.errors import DistillError, Unavailable
 from llm_distill.models import wire, wire_process
 from llm_distill.models.wire_process import Reading
 from llm_distill.records import Completion, Sampling
-from tests.conftest import ROOT
+from tests.conftest import ROOT, runs
 from tests.mock_api import MockApi, serving
 from tests.models.test_wire_logprobs import ALTERNATIVES, IDS, TOKEN, body, raw_text, spoken
 from tests.test_ask import ask_mock
@@ -204,7 +204,7 @@ asyncio.run(read())
         assert psutil.pid_exists(pid)
         parent.kill()
     until = time.monotonic() + 10
-    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+    while runs(pid):
         assert time.monotonic() < until
         time.sleep(0.05)
 
