@@ -1,32 +1,27 @@
-"""Every command and every recipe in the README is run."""
+"""Every command and every recipe in the README is run, and what it says of the project is so."""
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
-import shutil
 import subprocess
+import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ruamel.yaml import YAML
+import typer
+from typer.core import TyperGroup
 
-from llm_distill.generators import GENERATORS
+from llm_distill import cli
+from llm_distill.evals.headline import headline
 from llm_distill.recipe import load
-from llm_distill.scorers import SCORERS
 from tests.conftest import ROOT, Desk
+from tests.written import README, blocks, console, mapping, read
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^( *)```(\w+)\n(.*?)^ *```", README, re.MULTILINE | re.DOTALL)
-COMMANDS = [
-    line.strip().removeprefix("$ ")
-    for _, kind, block in BLOCKS
-    if kind == "console"
-    for line in block.splitlines()
-    if line.strip().startswith("$ ")
-]
-
+TEXT = README.read_text(encoding="utf-8")
 
 #: Recipes whose models and rows `make setup` brings.
 NEEDS_SETUP = (
@@ -39,110 +34,100 @@ NEEDS_SETUP = (
 )
 
 
-def _text(kind: str) -> list[str]:
-    return [re.sub(f"^{indent}", "", block, flags=re.MULTILINE) for indent, k, block in BLOCKS if k == kind]
+def typed(desk: Desk, *arguments: str) -> None:
+    """Run a command in this process, in the desk's folder, and insist that it is done: a process for each takes seconds."""
+    with contextlib.chdir(desk.folder), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["llm-distill", *arguments])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+    assert not end.value.code, f"llm-distill {shlex.join(arguments)}: exit {end.value.code}"
+
+
+def test_it_is_short() -> None:
+    assert len(TEXT.splitlines()) <= 250
 
 
 def test_the_make_targets_exist() -> None:
-    targets = [shlex.split(c)[1] for c in COMMANDS if c.startswith("make ")]
+    targets = [shlex.split(c)[1] for c in console(README) if c.startswith("make ")]
     assert targets == ["quickstart", "test"]
     for target in [*targets, "check", "bench", "setup", "probes", "vllm-cpu"]:
         subprocess.run(["make", "--dry-run", target], cwd=ROOT, check=True, capture_output=True)
 
 
-def test_the_commands_run_in_their_order(desk: Desk) -> None:
-    for folder in ("jobs", "prompts", "data/support"):
-        shutil.copytree(ROOT / folder, desk.folder / folder)
-    ours = [shlex.split(c)[1:] for c in COMMANDS if c.startswith("llm-distill ")]
-    assert len(ours) >= 10
+def test_the_commands_run_in_their_order(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
+    ours = [shlex.split(c)[1:] for c in console(README) if c.startswith("llm-distill ")]
+    assert len(ours) >= 15
     for arguments in ours:
-        if (
-            arguments == ["check", "jobs/quickstart.yaml"]
-            and not (ROOT / "data/quickstart/cache/prepared.json").exists()
-        ):
-            continue
-        if "jobs/quickstart.yaml" in arguments:
-            arguments[-1] = str(ROOT / "jobs" / "quickstart.yaml")
-        desk.llm_distill(*arguments)
+        typed(desk, *arguments)
+        assert capsys.readouterr().out.strip(), arguments
+    assert '"decision"' in (desk.folder / "sheet.csv").read_text(encoding="utf-8")
 
 
-def test_the_recipe_that_is_explained_is_sound(desk: Desk) -> None:
-    (recipe, *_rest) = _text("yaml")
-    rows = '{"prompt": "a b c", "label": "calm", "tags": {"product": "x"}}\n'
-    for name in ("messages", "labelled", "examples", "a", "b"):
-        (desk.folder / f"{name}.jsonl").write_text(rows, encoding="utf-8")
-    for name in ("tone", "other"):
-        (desk.folder / f"{name}.md").write_text("{{ examples }}{{ prompt }}", encoding="utf-8")
-    path = desk.folder / "recipe.yaml"
-    path.write_text(recipe, encoding="utf-8")
-    assert load(path).name == "support-tone"
+def test_the_recipes_that_are_explained_are_sound(desk: Desk) -> None:
+    typed(desk, "new", "tone")
+    starter = mapping((desk.folder / "jobs" / "tone.yaml").read_text(encoding="utf-8"))
+    assert starter is not None
+    found = dict[str, Any]()
+    for block in blocks(README, "yaml"):
+        part = mapping(block.text)
+        assert part is not None, block.text
+        found |= part
+    assert set(found) == {"models", "evaluate", "ship", "answers"}
+    recipe = {**starter, "evaluate": found["evaluate"], "ship": found["ship"], "train": "sft"}
+    recipe["models"] = {**found["models"], "student": {"transformers": {"model": "org/small"}}}
+    recipe["answers"] = {**starter["answers"], **found["answers"]}
+    recipe["prompts"] = [{"seeds": {"file": "jobs/tone.seeds.jsonl"}}]
+    plan = load(desk.recipe(**recipe))
+    assert plan.teachers.roles == ("teacher",)
+    assert plan.evaluate is not None
+    assert plan.evaluate.slices == ["product"]
 
 
-def test_the_prices_and_terms_that_are_explained_are_sound(desk: Desk) -> None:
-    blocks = [YAML(typ="safe", pure=True).load(block) for block in _text("yaml")]
-    prices, terms = (next(b for b in blocks if first in b) for first in ("prices_usd", "terms"))
-    desk.seeds([{"prompt": "x"}])
-    (desk.folder / "my-model").mkdir()
-    (desk.folder / "my-model" / "tokenizer.json").write_text("{}")
-    plan = load(desk.recipe(models={"teacher": {"openai_api": {"model": "m"} | prices | terms}}))
-    assert plan.terms["our-contract-2026"].allows.train_competing == "no"
+def test_the_table_of_commands_has_every_command() -> None:
+    group = typer.main.get_command(cli.app)
+    assert isinstance(group, TyperGroup)
+    table = TEXT.partition("## Commands")[2].partition("\n## ")[0]
+    written = [cell for row in table.splitlines() for cell in re.findall(r"`([^`]+)`", row.partition(" | ")[0])]
+    there = {line.split()[0] for line in written} - {"--help", "--install-completion", "RUN"}
+    assert there == set(group.commands)
+    for name in ("jobs", "data"):
+        (row,) = (line for line in table.splitlines() if line.startswith(f"| `{name}` |"))
+        inner = group.commands[name]
+        assert isinstance(inner, TyperGroup)
+        assert set(re.findall(r"`(\w+)`", row)) == {name, *inner.commands}
+    for line in written:
+        if line.split()[0] in there and " " in line:
+            read(shlex.split(line))
 
 
-def test_the_teachers_that_are_explained_are_sound(desk: Desk) -> None:
-    blocks = [YAML(typ="safe", pure=True).load(block) for block in _text("yaml")]
-    (explained,) = (b for b in blocks if "teachers" in b)
-    desk.seeds([{"prompt": "x"}])
-    plan = load(desk.recipe(task="generate", **explained))
-    assert plan.teachers.roles == ("big", "small")
-    assert plan.questions_a_row == 6
+def test_the_table_of_extras_has_every_extra() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    table = TEXT.partition("## What it needs")[2].partition("\n## ")[0]
+    cells = [row.split(" | ")[0] for row in table.splitlines() if row.startswith("| `")]
+    assert sorted(re.findall(r"`(\w+)`", " ".join(cells))) == sorted(project["optional-dependencies"])
 
 
-def test_the_mix_that_is_explained_is_sound(desk: Desk) -> None:
-    blocks = [YAML(typ="safe", pure=True).load(block) for block in _text("yaml")]
-    (explained,) = (b for b in blocks if "mix" in b)
-    desk.seeds([{"prompt": "x"}])
-    prompts: list[dict[str, Any]] = [
-        {name: {"rows": 9} if name == "evol_instruct" else {}} for name in explained["mix"]["shares"]
-    ]
-    prompts[0] = {"seeds": {"file": "seeds.jsonl"}}
-    prompts[2] = {"templates": {"text": "{{ a }}", "values": {"a": [1, 2]}}}
-    plan = load(desk.recipe(prompts=prompts, **explained))
-    assert plan.mix.of([g.spec.name for g in plan.generators]) == [0.5, 0.3, 0.2]
-    assert plan.fill
-
-
-def test_the_generators_and_scorers_are_all_named() -> None:
-    for name in (*GENERATORS, *SCORERS):
-        assert f"`{name}`" in README, name
-
-
-def test_the_models_on_vllm_that_are_explained_are_sound(desk: Desk) -> None:
-    blocks = [YAML(typ="safe", pure=True).load(block) for block in _text("yaml")]
-    (explained,) = (b for b in blocks if "vllm" in str(b.get("student", "")))
-    desk.seeds([{"prompt": "x"}])
-    assert load(desk.recipe(models=explained, held_out={"share": 0.1}, train="sft", evaluate={})).trainer
-
-
-def test_the_scorer_that_is_explained_works(desk: Desk) -> None:
-    (code,) = _text("python")
-    (desk.folder / "mine.py").write_text(code, encoding="utf-8")
-    desk.seeds([{"prompt": "x"}])
-    teacher = {"scripted": {"default": "yes!!!"}}
-    recipe = desk.recipe(
-        task="generate", models={"teacher": teacher}, filter=[{"mine:exclamations": {"max": 5, "weight": 1.5}}]
-    )
-    summary = desk.run(recipe, PYTHONPATH=str(desk.folder))
-    assert desk.rows(summary, "kept")[0]["score.mine:exclamations"] == 4.5
+def test_the_headline_is_one_that_the_report_writes() -> None:
+    (said,) = (" ".join(block.text.split()) for block in blocks(README, "text"))
+    arms = {arm: {"n": 300, "accuracy": {"n": 300, "value": 0.9}} for arm in ("student", "teacher", "base_few_shot")}
+    even = {"difference": 0.01, "low": -0.027, "high": 0.05, "p": 0.6, "smallest_visible": 0.056}
+    numbers = {
+        "metric": "accuracy",
+        "paired_rows": 300,
+        "arms": arms,
+        "paired": {
+            "student_vs_teacher": even,
+            "student_vs_base_few_shot": even | {"difference": 0.2967, "low": 0.23, "high": 0.36, "p": 0.0},
+        },
+        "kept_share": {"value": 1.0111, "low": 0.97, "high": 1.057, "student": 0.91, "teacher": 0.9},
+        "gap_closed": {"value": 1.0349, "low": 0.901, "high": 1.184, "from": "base_few_shot"},
+    }
+    assert said == headline(numbers)
 
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "jobs").glob("*.yaml")), ids=lambda p: p.name)
-def test_every_recipe_passes_check(desk: Desk, recipe: Path) -> None:
+def test_every_recipe_passes_check(desk: Desk, capsys: pytest.CaptureFixture[str], recipe: Path) -> None:
     if recipe.name in NEEDS_SETUP and not (ROOT / "data/quickstart/cache/prepared.json").exists():
         pytest.skip("needs `make setup`")
-    assert "sound" in desk.llm_distill("check", recipe)
-
-
-def test_the_file_tree_names_every_room() -> None:
-    for path in (ROOT / "llm_distill").iterdir():
-        if path.name not in ("__init__.py", "__pycache__"):
-            assert path.name in README, path.name
+    typed(desk, "check", str(recipe))
+    assert "the recipe is sound" in capsys.readouterr().out

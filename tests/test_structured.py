@@ -56,8 +56,9 @@ def is_repair(body: dict[str, Any]) -> bool:
     return [m["role"] for m in body["messages"]] == ["user", "assistant", "user"]
 
 
-def test_the_passage_in_the_readme_is_sound(desk: Desk) -> None:
-    passage = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Several teachers")[2].split("```")[1]
+def test_the_passage_in_the_docs_is_sound(desk: Desk) -> None:
+    asking = (ROOT / "docs" / "asking.md").read_text(encoding="utf-8")
+    passage = asking.partition("## Several teachers")[2].split("```")[1]
     desk.seeds([{"prompt": "hello", "tags": {"lang": "de"}}])
     for line in ("teachers: [", "# teachers: {mix", "# teachers: {route"):
         kept = [

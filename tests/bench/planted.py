@@ -79,9 +79,8 @@ def real_sentences() -> list[str]:
 
 def _of_the_readme() -> list[str]:
     root = Path(__file__).parents[2]
-    texts = [
-        path.read_text(encoding="utf-8") for path in (root / "README.md", *sorted((root / "llm_distill").rglob("*.py")))
-    ]
+    pages = (root / "README.md", *sorted((root / "docs").glob("*.md")))
+    texts = [path.read_text(encoding="utf-8") for path in (*pages, *sorted((root / "llm_distill").rglob("*.py")))]
     return [
         sentence
         for text in texts
