@@ -21,6 +21,7 @@ from llm_distill import (
     cli_data,
     cli_eval,
     cli_evals,
+    cli_help,
     cli_jobs,
     cli_runs,
     cli_students,
@@ -32,7 +33,9 @@ from llm_distill.cli_runs import LOG, AsJson, Overrides, RecipeArg, Workspace, b
 from llm_distill.errors import DistillError, FellShort, Interrupted, UserError
 
 app = typer.Typer(
+    cls=cli_help.Group,
     help="Distil a large teacher LLM into a small specialised model.",
+    epilog=cli_help.epilog(""),
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -47,7 +50,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     pass
 
@@ -55,7 +60,7 @@ def _options(
 Strict = Annotated[bool, typer.Option("--strict", help="Refuse a judge of the family of a model that it judges.")]
 
 
-@app.command()
+@app.command(cls=cli_help.Command)
 def run(
     recipe: RecipeArg,
     overrides: Overrides = None,
@@ -116,7 +121,7 @@ def _tell(summary: dict[str, Any]) -> None:
     print(f"Run: {folder}")
 
 
-@app.command()
+@app.command(cls=cli_help.Command)
 def check(
     recipe: RecipeArg,
     overrides: Overrides = None,
@@ -196,7 +201,7 @@ def check(
         print(f"  note       {note}")
 
 
-@app.command()
+@app.command(cls=cli_help.Command)
 def fetch(recipe: RecipeArg, overrides: Overrides = None, workspace: Workspace = Path("data")) -> None:
     """Make a recipe's models ready: find or download weights, check hashes, convert .gguf files. Asks nobody."""
     from llm_distill.lineage import settled
@@ -215,13 +220,13 @@ for command in (
     cli_students.serve, cli_training.lint, cli_training.train, cli_trend.trend, cli_audit.why,
     cli_audit.forget, cli_audit.costs,
 ):  # fmt: skip
-    app.command()(command)
-app.command("eval")(cli_eval.eval_models)
+    app.command(cls=cli_help.Command)(command)
+app.command("eval", cls=cli_help.Command)(cli_eval.eval_models)
 app.add_typer(cli_jobs.jobs, name="jobs")
 app.add_typer(cli_data.app, name="data")
 
 
-@app.command()
+@app.command(cls=cli_help.Command)
 def new(
     name: Annotated[str, typer.Argument(help="The recipe's name, and its file's.")],
     folder: Annotated[Path, typer.Option(help="Where to write it.")] = Path("jobs"),
@@ -234,7 +239,7 @@ def new(
     print(f"next: llm-distill check {folder / name}.yaml")
 
 
-@app.command()
+@app.command(cls=cli_help.Command)
 def doctor() -> None:
     """Say what is installed, which devices there are and which keys are set (names only)."""
     from llm_distill.doctor import findings

@@ -101,11 +101,12 @@ def costs(
     if as_json:
         print(json.dumps({"by": by, "since": since, "rows": rows, "total": total(rows)}))
         return
-    print(f"{by:<44}{'spent':>20}{'reserved':>20}{'requests':>12}{'tokens':>16}")
-    for row in [*rows, {by: "all", **total(rows)}]:
-        name = brief(row[by] or "not noted", 42)
+    lines = [(brief(row[by] or "not noted", 200), row) for row in [*rows, {by: "all", **total(rows)}]]
+    wide = max(22, *(len(name) for name, _ in lines)) + 2  # nobody is cut: two models may differ in their last letters
+    print(f"{by:<{wide}}{'spent':>20}{'reserved':>20}{'requests':>12}{'tokens':>16}")
+    for name, row in lines:
         print(
-            f"{name:<44}{usd(row['nano_usd']):>20}{usd(row['reserved_nano_usd']):>20}{row['requests']:>12,}{row['tokens']:>16,}"
+            f"{name:<{wide}}{usd(row['nano_usd']):>20}{usd(row['reserved_nano_usd']):>20}{row['requests']:>12,}{row['tokens']:>16,}"
         )
 
 

@@ -8,9 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
+from llm_distill.cli_help import Command, Group
 from llm_distill.cli_runs import AsJson, Workspace, brief
 
 app = typer.Typer(
+    cls=Group,
     help="Data sets that grow: which there are, what is in a version, what changed, sending one out.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -18,7 +20,7 @@ app = typer.Typer(
 SetArg = Annotated[str, typer.Argument(help="NAME for its last version, or NAME@v3.", show_default=False)]
 
 
-@app.command("list")
+@app.command("list", cls=Command)
 def list_(workspace: Workspace = Path("data"), as_json: AsJson = False) -> None:
     """List the data sets of a workspace with their last versions."""
     from llm_distill.sets.shelf import shelves
@@ -40,7 +42,7 @@ def list_(workspace: Workspace = Path("data"), as_json: AsJson = False) -> None:
         print(f"No data sets in {workspace / 'sets'}; a recipe's `data_set: NAME` makes one.")
 
 
-@app.command()
+@app.command(cls=Command)
 def show(
     data_set: SetArg,
     split: Annotated[str, typer.Option(help="taught or held_out.")] = "taught",
@@ -86,7 +88,7 @@ def _change(manifest: dict[str, Any]) -> str:
     return said + (f"; not new: {', '.join(f'{why} {n:,}' for why, n in sorted(aside.items()))}" if aside else "")
 
 
-@app.command()
+@app.command(cls=Command)
 def diff(one: SetArg, other: SetArg, workspace: Workspace = Path("data"), as_json: AsJson = False) -> None:
     """Say what leads from one version to another: rows added and removed and why, slices, drop rates, prices, teachers."""
     from llm_distill.sets.diff import diff as compare
@@ -97,7 +99,7 @@ def diff(one: SetArg, other: SetArg, workspace: Workspace = Path("data"), as_jso
     print(json.dumps(found, sort_keys=True) if as_json else "\n".join(brief(line, 400) for line in lines(found)))
 
 
-@app.command()
+@app.command(cls=Command)
 def push(
     data_set: SetArg,
     target: Annotated[

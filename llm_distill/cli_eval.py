@@ -39,7 +39,7 @@ def eval_models(
     """Ask models of your own the rows of a file, and hold them against each other, row by row.
 
     Differences have paired 95 % intervals and exact tests, corrected for the number of pairs by Holm. The same command goes on
-    where it stopped and pays for nothing twice. Exit code 1: a model failed on rows; run again to ask for them.
+    where it stopped and pays for nothing twice.
     """
     from rich.console import Console
 

@@ -10,14 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from llm_distill.cli_help import Command, Group
 from llm_distill.cli_runs import LOG, AsJson, Workspace, brief
 from llm_distill.errors import FellShort, UserError
 
 if TYPE_CHECKING:
     from llm_distill.recipe import Plan
+    from llm_distill.schedule.jobs import Found
 
-jobs = typer.Typer(help="Recipes that run by themselves.", invoke_without_command=True)
+jobs = typer.Typer(cls=Group, invoke_without_command=True)
 Folder = Annotated[Path, typer.Option("--jobs", help="The folder of recipes.", envvar="LLM_DISTILL_JOBS")]
+Names = Annotated[
+    list[str] | None, typer.Argument(help="Jobs, by file or name; all of the folder by default.", show_default=False)
+]
 JOBS = Path("jobs")
 #: Ends that are as they should be; the others make the exit code 1, 2 where it is the user's to repair.
 _FINE = ("done", "settled", "elsewhere", "busy", "skipped", "missed")
@@ -27,10 +32,16 @@ _FINE = ("done", "settled", "elsewhere", "busy", "skipped", "missed")
 def overview(
     context: typer.Context, folder: Folder = JOBS, workspace: Workspace = Path("data"), as_json: AsJson = False
 ) -> None:
-    """List the jobs: recipes with a schedule, their last and next run, what they have spent. A recipe runs by itself once
-    something calls `jobs run`: cron, systemd, Kubernetes (`jobs crontab`, ...), or Prefect (`jobs serve`).
+    """List the jobs: recipes with a schedule, their last and next run, what they have spent.
+
+    A recipe runs by itself once something calls `jobs run`: cron, systemd, Kubernetes (`jobs crontab`, ...) or Prefect.
     """
     if context.invoked_subcommand:
+        for name, option in (("folder", "--jobs"), ("workspace", "--workspace"), ("as_json", "--json")):
+            if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE":
+                raise UserError(
+                    f"jobs: {option} goes behind {context.invoked_subcommand}, which would not see it here."
+                )
         return
     from llm_distill.schedule.jobs import recipes, standing
     from llm_distill.schedule.night import opened
@@ -38,7 +49,7 @@ def overview(
     found = recipes(folder)
     with opened(workspace, _ledger()) as book:
         rows = [standing(one.plan, book, time.time()) for one in found if one.plan and one.plan.schedule]
-    wrong = [one.error for one in found if one.error]
+    wrong = [_wrong(one) for one in found if one.error]
     if as_json:
         print(json.dumps({"jobs": rows, "wrong": wrong}, sort_keys=True))
         return
@@ -48,6 +59,12 @@ def overview(
         print(f"No recipe in {folder} has a schedule.")
     for error in wrong:
         print(f"wrong: {brief(error, 1000)}")
+
+
+def _wrong(one: Found) -> str:
+    """What is wrong with which recipe."""
+    said = str(one.error)
+    return said if said.startswith(str(one.path)) else f"{one.path}: {said}"
 
 
 def _lines(row: dict[str, Any]) -> list[str]:
@@ -70,7 +87,7 @@ def _tick(tick: dict[str, Any]) -> str:
     return f"{tick['tick']}  {tick['state'].replace('_', ' ')}{rows}{why}"
 
 
-@jobs.command()
+@jobs.command(cls=Command)
 def check(folder: Folder = JOBS, as_json: AsJson = False) -> None:
     """Read every recipe of the folder and say what is wrong with it. Spends nothing."""
     from llm_distill.recipe_schedule import iso
@@ -101,12 +118,9 @@ def _variables(plan: Plan) -> list[str]:
     return [*hooks, *(one.email.password_env for one in plan.notify if one.email and one.email.password_env)]
 
 
-@jobs.command()
+@jobs.command(cls=Command)
 def run(
-    names: Annotated[
-        list[str] | None,
-        typer.Argument(help="Jobs, by file or name; all of the folder by default.", show_default=False),
-    ] = None,
+    names: Names = None,
     tick: Annotated[
         str | None,
         typer.Option(help="This scheduled time alone, due or not, such as 2026-11-27T03:00Z; also one that failed."),
@@ -122,11 +136,9 @@ def run(
     workspace: Workspace = Path("data"),
     as_json: AsJson = False,
 ) -> None:
-    """Do what is due now. Whatever calls it, and however often, a tick is done once: any scheduler may. A recipe of the folder
-    that is wrong stops no other job.
+    """Do what is due now, and nothing twice, whoever calls it and however often.
 
-    Exit codes: 0 all that was due is done, or nothing was; 1 a tick fell short or is postponed; 2 a mistake in a recipe; 130
-    interrupted, and the tick goes on with the next call.
+    A recipe of the folder that is wrong stops no other job. A tick that was interrupted goes on with the next call.
     """
     from llm_distill.metrics import STATES
     from llm_distill.schedule.jobs import named, recipes
@@ -137,7 +149,7 @@ def run(
     LOG["json"] = log == "json"
     there = [] if names else recipes(folder)
     plans = [named(name, folder) for name in names or ()] + [r.plan for r in there if r.plan and r.plan.schedule]
-    wrong = [one.error for one in there if one.error]
+    wrong = [_wrong(one) for one in there if one.error]
     if tick is not None and len(plans) != 1:
         raise UserError("--tick: name one job, whose tick it is.")
     found: list[dict[str, Any]] = []
@@ -188,18 +200,13 @@ def _ledger() -> str | None:
     return os.environ.get("LLM_DISTILL_LEDGER")
 
 
-Names = Annotated[
-    list[str] | None, typer.Argument(help="Jobs, by file or name; all of the folder by default.", show_default=False)
-]
-
-
 def _plans(names: list[str] | None, folder: Path) -> list[Plan]:
     from llm_distill.schedule.jobs import named, recipes
 
     there = [] if names else recipes(folder)
     for one in there:
         if one.error:
-            typer.echo(f"left out, for it is wrong: {brief(one.error, 1000)}", err=True)
+            typer.echo(f"left out, for it is wrong: {brief(_wrong(one), 1000)}", err=True)
     if plans := [named(name, folder) for name in names or ()] + [r.plan for r in there if r.plan and r.plan.schedule]:
         return plans
     raise UserError(f"no recipe in {folder} has a schedule.")
@@ -213,7 +220,7 @@ def _program() -> str:
     return shutil.which("llm-distill") or str(Path(sys.executable).with_name("llm-distill"))
 
 
-@jobs.command()
+@jobs.command(cls=Command)
 def crontab(names: Names = None, folder: Folder = JOBS, workspace: Workspace = Path("data")) -> None:
     """Print lines for `crontab -e`."""
     from llm_distill.schedule.entries import crontab as lines
@@ -221,7 +228,7 @@ def crontab(names: Names = None, folder: Folder = JOBS, workspace: Workspace = P
     print(lines(_plans(names, folder), workspace, _program()), end="")
 
 
-@jobs.command()
+@jobs.command(cls=Command)
 def systemd(
     names: Names = None,
     out: Annotated[
@@ -243,7 +250,7 @@ def systemd(
             print(f"wrote {out / name}")
 
 
-@jobs.command()
+@jobs.command(cls=Command)
 def kubernetes(
     names: Names = None,
     image: Annotated[str, typer.Option(help="The image that has llm-distill in it.")] = "llm-distill:latest",
@@ -260,7 +267,7 @@ def kubernetes(
     print("---\n".join(as_yaml(cron_job(plan, image, claim, secret)) for plan in _plans(names, folder)), end="")
 
 
-@jobs.command()
+@jobs.command(cls=Command)
 def serve(
     names: Names = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Of the page, on 127.0.0.1; 0 takes a free one.")] = 4200,
@@ -274,7 +281,7 @@ def serve(
     wake(_plans(names, folder), workspace, port, limit, lambda line: print(line, flush=True))
 
 
-@jobs.command()
+@jobs.command(cls=Command)
 def deploy(
     names: Names = None,
     pool: Annotated[str, typer.Option(help="The work pool of your Prefect server (PREFECT_API_URL).")] = ...,  # type: ignore[assignment]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from llm_distill.errors import UserError
+from llm_distill.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from llm_distill.store import RunFolder
@@ -21,20 +22,24 @@ Overrides = Annotated[
 Workspace = Annotated[
     Path, typer.Option("--workspace", "-w", help="Folder for runs and the ledger.", envvar="LLM_DISTILL_WORKSPACE")
 ]
-RunArg = Annotated[str, typer.Argument(help="A run folder, or a recipe's name for its latest run.", show_default=False)]
+RunArg = Annotated[
+    str, typer.Argument(help="A run folder, or a recipe's name or file for its latest run.", show_default=False)
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
 def runs(workspace: Workspace = Path("data"), as_json: AsJson = False) -> None:
-    """List the runs of a workspace."""
+    """List the runs of a workspace, the latest last."""
+    from llm_distill.pipeline import STAGES
+
     found = []
-    for record in sorted(workspace.glob("runs/*/*/run.json")):
+    for record in _records(workspace):
         try:
             of = folder_of(str(record.parent), workspace).record
         except UserError as error:
             found.append({"run": str(record.parent), "stages": [], "headline": str(error)})
             continue
-        done = [name for name, stamp in of["stages"].items() if stamp]
+        done = [name for name in STAGES if of["stages"].get(name)]
         said = f"an arm of its ablation: {of['arm']}" if "arm" in of else headline(record.parent)
         found.append({"run": str(record.parent), "stages": done, "headline": said})
     if as_json:
@@ -78,7 +83,7 @@ def show(
         print(f"    asked     {brief(row['messages'][-1]['content'], 300)}")
         if row.get("text") is not None:
             print(f"    answered  {brief(row['text'], 300)}")
-    print(f"{min(limit, len(rows))} of {len(rows):,} rows")
+    print(f"{min(limit, len(rows)):,} of {len(rows):,} rows{' that fit --where' if where else ''}")
 
 
 def _worth(column: str, value: Any) -> bool:
@@ -126,7 +131,13 @@ def refilter(
     with Screen(Console(stderr=True)) as screen:
         ledger_url = os.environ.get("LLM_DISTILL_LEDGER")
         found = decide(folder_of(run, workspace), workspace, overrides or (), screen, ledger_url)
-    print(json.dumps(found, sort_keys=True) if as_json else "\n".join([*funnel_lines(found), f"Run: {found['run']}"]))
+    if as_json:
+        print(json.dumps(found, sort_keys=True))
+        return
+    more = " ".join(f"-s {shlex.quote(text)}" for text in overrides or ())
+    print(
+        "\n".join([*funnel_lines(found), f"Go on with: llm-distill run RECIPE {more}".rstrip(), f"Run: {found['run']}"])
+    )
 
 
 def review(
@@ -222,16 +233,30 @@ def headline(folder: Path) -> str:
         return "no report yet"
 
 
+def recipe_name(name: str) -> str:
+    """What a recipe is named, by its name or its file."""
+    from llm_distill.recipe_file import read_recipe
+
+    path = Path(name)
+    return str(read_recipe(path).get("name")) if path.suffix in (".yaml", ".yml") and path.is_file() else name
+
+
+def _records(workspace: Path) -> list[Path]:
+    """run.json of every run, the latest last."""
+    return sorted(workspace.glob("runs/*/*/run.json"), key=lambda path: path.stat().st_mtime)
+
+
 def folder_of(run: str, workspace: Path) -> RunFolder:
-    """A run by its folder, or the latest run of a recipe by its name, arms of its ablation aside."""
+    """A run by its folder, or the latest run of a recipe by its name or file, arms of its ablation aside."""
     from llm_distill.store import RunFolder
 
     if (Path(run) / "run.json").exists():
         return RunFolder(Path(run))
-    found = sorted(workspace.glob("runs/*/*/run.json"), key=lambda p: p.stat().st_mtime)
+    found, run = _records(workspace), recipe_name(run)
     named = [p for p in found if run in (p.parent.parent.name, p.parent.name)]
     if not named:
-        names = sorted({p.parent.parent.name for p in found})
-        raise UserError(f"no run {run!r} in {workspace / 'runs'}. There is: {', '.join(names) or 'none'}.")
+        raise UserError(
+            f"no run {run!r} in {workspace / 'runs'}.{did_you_mean(run, {p.parent.parent.name for p in found})}"
+        )
     own = [p for p in named if b'"arm": "' not in p.read_bytes()]
     return RunFolder((own or named)[-1].parent)

@@ -17,10 +17,7 @@ if TYPE_CHECKING:
 
 
 def lint(run: RunArg, workspace: Workspace = Path("data"), as_json: AsJson = False) -> None:
-    """Look at the rows that a run would train on, as its trainer does before the first step. Trains and asks nothing.
-
-    Exit code 1 where an error is found, which would stop the training.
-    """
+    """Look at the rows that a run would train on, as its trainer does before the first step. Trains and asks nothing."""
     from rich.console import Console
 
     from llm_distill.lint_run import lint_run

@@ -8,11 +8,11 @@ from typing import Annotated
 
 import typer
 
-from llm_distill.cli_runs import AsJson, Workspace, brief
+from llm_distill.cli_runs import AsJson, Workspace, brief, recipe_name
 
 
 def trend(
-    name: Annotated[str, typer.Argument(help="The recipe's name.", show_default=False)],
+    name: Annotated[str, typer.Argument(help="The recipe's name or file.", show_default=False)],
     html: Annotated[Path | None, typer.Option(help="Write a page with charts to this file.")] = None,
     workspace: Workspace = Path("data"),
     as_json: AsJson = False,
@@ -24,7 +24,7 @@ def trend(
     from llm_distill import store
     from llm_distill.trend import changes, history, table
 
-    found = history(workspace, name)
+    found = history(workspace, recipe_name(name))
     rows = table(found)
     if html is not None:
         from llm_distill.report.trend_page import render

@@ -256,13 +256,34 @@ def bind(kind: str, spec: Spec, table: Mapping[str, str], reading: Reading) -> P
     return Plug(spec, function, _as_taken(function, {name: getattr(checked, name) for name in model.model_fields}))
 
 
+def _keys(fields_: Mapping[str, Any], path: Sequence[str]) -> set[str]:
+    """The keys of the object at a path of pydantic's, which also names the members of a union; none where that is unclear."""
+    if not path:
+        return set(fields_)
+    models = [kind for kind in _leaves(getattr(fields_.get(path[0]), "annotation", None)) if _is_model(kind)]
+    rest = path[1:]
+    if rest and (named := [kind for kind in models if kind.__name__ == rest[0]]):
+        models, rest = named, rest[1:]
+    return set().union(*(_keys(kind.model_fields, rest) for kind in models))
+
+
+def _leaves(hint: Any) -> list[Any]:
+    """The types that an annotation is made of."""
+    return [leaf for inner in get_args(hint) for leaf in _leaves(inner)] or [hint]
+
+
+def _is_model(kind: Any) -> TypeGuard[type[BaseModel]]:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
 def one_line(error: ValidationError, where: str, allowed: Mapping[str, Any]) -> str:
     """The first fault of a pydantic error, as `where.key: what was found, what is allowed`."""
     fault = error.errors()[0]
     path = ".".join(str(part) for part in fault["loc"])
     place = f"{where}.{path}" if where and path else where or path
-    if fault["type"] == "extra_forbidden" and len(fault["loc"]) == 1:
-        return f"{where or 'recipe'}: no key {path!r}.{did_you_mean(path, allowed)}"
+    *outer, key = map(str, fault["loc"])
+    if fault["type"] == "extra_forbidden" and (known := _keys(allowed, outer)):
+        return f"{place.removesuffix(key).removesuffix('.') or 'recipe'}: no key {key!r}.{did_you_mean(key, known)}"
     if fault["type"] == "missing":
         return f"{place}: required and missing."
     message = str(fault["msg"]).removeprefix("Value error, ")

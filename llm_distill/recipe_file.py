@@ -19,7 +19,9 @@ def _yaml() -> YAML:
 def read_recipe(path: Path) -> dict[str, Any]:
     """The mapping in a recipe's file."""
     if not path.exists():
-        raise UserError(f"no recipe {path}; `llm-distill new NAME` writes one to start from.")
+        near = [one for one in (path.with_suffix(".yaml"), Path("jobs", f"{path.name}.yaml")) if one.is_file()]
+        hint = f". Did you mean {near[0]}?" if near else "; `llm-distill new NAME` writes one to start from."
+        raise UserError(f"no recipe {path}{hint}")
     return read_mapping(path, "a recipe")
 
 

@@ -172,6 +172,7 @@ def ask(
     except OSError as error:
         raise UserError(f"--out {out}: cannot hold a report: {error.strerror}: {error.filename}.") from None
     ledger = Ledger(ledger_url or workspace / "ledger.sqlite")
+    ledger.stage = "eval"  # under which its costs are noted
     run = Run(plan, folder, ledger, watch)
     answers: dict[str, list[Answer]] = {}
     try:

@@ -17,7 +17,7 @@ from llm_distill.generators import GENERATORS
 from llm_distill.recipe import Plan, load
 from llm_distill.scorers import SCORERS
 from tests.conftest import ROOT, Desk
-from tests.test_readme import NEEDS_SETUP, typed
+from tests.test_readme import NEEDS_SETUP
 from tests.written import PAGES, README, Block, blocks, commands, console, mapping, read
 
 JOBS = sorted((ROOT / "jobs").glob("*.yaml"))
@@ -47,11 +47,11 @@ def test_commands_that_are_refused_are_noticed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", RUN)
-def test_cheap_commands_are_run(desk: Desk, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_cheap_commands_are_run(desk: Desk, name: str) -> None:
     for folder in ("jobs", "prompts", "data/support"):
         shutil.copytree(ROOT / folder, desk.folder / folder)
-    typed(desk, "new", "tone")
-    typed(desk, "run", "jobs/tone.yaml", "-s", "filter.confidence.min=0.5")
+    desk.typed("new", "tone")
+    desk.typed("run", "jobs/tone.yaml", "-s", "filter.confidence.min=0.5")
     ours = [shlex.split(line)[1:] for line in console(ROOT / "docs" / f"{name}.md")]
     assert ours
     for arguments in ours:
@@ -59,9 +59,7 @@ def test_cheap_commands_are_run(desk: Desk, name: str, capsys: pytest.CaptureFix
             if not (ROOT / "data/quickstart/cache/prepared.json").exists():
                 continue
             arguments[-1] = str(ROOT / arguments[-1])
-        capsys.readouterr()
-        typed(desk, *arguments)
-        assert capsys.readouterr().out.strip(), arguments
+        assert desk.typed(*arguments).strip(), arguments
 
 
 def test_every_override_of_a_shipped_recipe_is_one_that_it_takes() -> None:

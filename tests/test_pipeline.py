@@ -228,7 +228,7 @@ def test_show_looks_at_rows(desk: Desk) -> None:
     assert len(tagged.splitlines()) == 3
     assert "no table 'kepd'" in desk.llm_distill("show", "job", "kepd", code=2)
     assert "Columns:" in desk.llm_distill("show", "job", "kept", "--where", "nope == 1", code=2)
-    assert "There is: job" in desk.llm_distill("show", "jop", "kept", code=2)
+    assert "Did you mean 'job'? Allowed: job." in desk.llm_distill("show", "jop", "kept", code=2)
 
 
 def test_what_a_model_wrote_cannot_steer_the_terminal(desk: Desk) -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import shlex
 import subprocess
-import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -34,15 +32,6 @@ NEEDS_SETUP = (
 )
 
 
-def typed(desk: Desk, *arguments: str) -> None:
-    """Run a command in this process, in the desk's folder, and insist that it is done: a process for each takes seconds."""
-    with contextlib.chdir(desk.folder), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["llm-distill", *arguments])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-    assert not end.value.code, f"llm-distill {shlex.join(arguments)}: exit {end.value.code}"
-
-
 def test_it_is_short() -> None:
     assert len(TEXT.splitlines()) <= 250
 
@@ -54,17 +43,16 @@ def test_the_make_targets_exist() -> None:
         subprocess.run(["make", "--dry-run", target], cwd=ROOT, check=True, capture_output=True)
 
 
-def test_the_commands_run_in_their_order(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_commands_run_in_their_order(desk: Desk) -> None:
     ours = [shlex.split(c)[1:] for c in console(README) if c.startswith("llm-distill ")]
     assert len(ours) >= 15
     for arguments in ours:
-        typed(desk, *arguments)
-        assert capsys.readouterr().out.strip(), arguments
+        assert desk.typed(*arguments).strip(), arguments
     assert '"decision"' in (desk.folder / "sheet.csv").read_text(encoding="utf-8")
 
 
 def test_the_recipes_that_are_explained_are_sound(desk: Desk) -> None:
-    typed(desk, "new", "tone")
+    desk.typed("new", "tone")
     starter = mapping((desk.folder / "jobs" / "tone.yaml").read_text(encoding="utf-8"))
     assert starter is not None
     found = dict[str, Any]()
@@ -126,8 +114,7 @@ def test_the_headline_is_one_that_the_report_writes() -> None:
 
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "jobs").glob("*.yaml")), ids=lambda p: p.name)
-def test_every_recipe_passes_check(desk: Desk, capsys: pytest.CaptureFixture[str], recipe: Path) -> None:
+def test_every_recipe_passes_check(desk: Desk, recipe: Path) -> None:
     if recipe.name in NEEDS_SETUP and not (ROOT / "data/quickstart/cache/prepared.json").exists():
         pytest.skip("needs `make setup`")
-    typed(desk, "check", str(recipe))
-    assert "the recipe is sound" in capsys.readouterr().out
+    assert "the recipe is sound" in desk.typed("check", recipe)

@@ -88,7 +88,7 @@ RANKS = [
     ["export"],
     ["serving_wire", "serving"],
     ["review_sheet"],
-    ["cli_runs"],
+    ["cli_help", "cli_runs"],
     [
         "cli_attach",
         "cli_audit",

@@ -159,7 +159,7 @@ def usd(cost: object) -> str:
     """Dollars. A price nobody stated is unknown, which is not zero."""
     if not isinstance(cost, int | float) or not math.isfinite(cost):
         return "unknown"
-    return f"${cost:,.2f}" if cost == 0 or cost >= 0.01 else f"${cost:.2g}"
+    return f"${cost:,.2f}" if cost == 0 or cost >= 0.01 else f"${cost:.{1 - math.floor(math.log10(abs(cost)))}f}"
 
 
 def measure(number: object, metric: str) -> str:
