@@ -189,9 +189,16 @@ def test_the_generators_and_scorers_are_all_named() -> None:
             assert f"`{name}`" in page(where), name
 
 
-def test_the_recipes_to_start_from_are_all_named() -> None:
-    for path in JOBS:
-        assert f"| `{path.name}` |" in page("recipe"), path.name
+@pytest.mark.parametrize("recipe", JOBS, ids=lambda p: p.name)
+def test_the_recipes_to_start_from_are_named_with_what_they_need(desk: Desk, recipe: Path) -> None:
+    (row,) = (line for line in page("recipe").splitlines() if line.startswith(f"| `{recipe.name}` |"))
+    needs = row.rsplit(" | ", 1)[1]
+    assert ("`make setup`" in needs) == (recipe.name in NEEDS_SETUP)
+    if recipe.name not in NEEDS_SETUP:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.delenv("OPENAI_API_KEY", raising=False)
+            found = json.loads(desk.typed("check", recipe, "--json"))
+        assert re.findall(r"`([A-Z_]+)`", needs) == found["missing_keys"]
 
 
 def test_the_file_tree_names_every_room() -> None:

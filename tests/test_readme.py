@@ -27,7 +27,6 @@ NEEDS_SETUP = (
     "bias_audit.yaml",
     "generated.yaml",
     "chain.yaml",
-    "on_policy.yaml",
     "soft_labels.yaml",
 )
 
