@@ -43,6 +43,8 @@ class MockApi:
         self.in_flight = self.most_in_flight = 0
         self.may_answer: Callable[[], bool] = lambda: True  # an answer is held back until then
         self.serves_the_gone = True  # generates also for those who hung up before it began
+        self.may_deliver: Callable[[], bool] = lambda: True  # what is billed is held back until then
+        self.holding = 0  # billed and held back
         self.places: int | None = None  # more than so many in flight are turned away
         self.lanes: asyncio.Semaphore | None = None  # what is worked on at a time; the others wait
         self.streams = False  # answers as server-sent events, where that is asked for, a word at a time
@@ -112,6 +114,13 @@ class MockApi:
             return web.Response(text="<html>gateway</html>", content_type="text/html")
         whole = self._body(body, prompt, fault)
         self.billed[prompt] += 1
+        if not self.may_deliver():
+            self.holding += 1
+            while not self.may_deliver():
+                await asyncio.sleep(0.01)
+            self.holding -= 1
+            if request.transport is None or request.transport.is_closing():
+                return web.Response()  # nobody is there to hear it
         if fault == "cut":
             return web.Response(body=json.dumps(whole).encode()[: len(json.dumps(whole)) // 2])
         if fault == "nan_logprob":
