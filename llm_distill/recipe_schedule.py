@@ -81,7 +81,8 @@ class Schedule(Strict):
     cron: five fields, read in `timezone` as Debian's cron reads them: a time that a change to daylight-saving skips comes
     right after the gap, one in the doubled hour comes once. overlap: what becomes of a tick that comes due while an earlier
     one is unfinished: left out (`skip`), or done after it (`wait`). catch_up: which of the ticks that nobody was there for
-    are made up. max_runtime: seconds, after which a run is stopped as by Ctrl-C and goes on at the next tick.
+    are made up. max_runtime: seconds, after which a run is stopped as by Ctrl-C and goes on at the next tick. kills: how often in
+    a row its process may be killed; after one more the tick is given up.
     """
 
     cron: Annotated[str, AfterValidator(_cron)]
@@ -90,6 +91,7 @@ class Schedule(Strict):
     catch_up: Literal["none", "latest", "all"] = "latest"
     max_runtime: Duration | None = None
     postpone: Postpone = Postpone()
+    kills: int = Field(20, ge=0, le=10_000)
 
     @model_validator(mode="before")
     @classmethod

@@ -49,7 +49,13 @@ class Row:
     @property
     def known(self) -> Known:
         """What a decision needs of it."""
-        return Known(self.due, self.state, self.alive, self.started, self.ended, self.not_before)
+        by_hand = bool(self.notes.get("by_hand"))
+        return Known(self.due, self.state, self.alive, self.started, self.ended, self.not_before, by_hand)
+
+    @property
+    def kills(self) -> int:
+        """How often its process went away since it last came to an end."""
+        return int(self.notes.get("kills", 0))
 
 
 class TickBook:
@@ -60,13 +66,14 @@ class TickBook:
         self.keeper = f"{ledger.owner.rpartition(':')[0]}:{uuid4().hex[:8]}"  # of this process, and no other in it
         self._insert = postgresql.insert if ledger._engine.dialect.name == "postgresql" else sqlite.insert
 
-    def since(self, job: str, start: float, now: float) -> float:
-        """Since when a job counts: since it was first heard of, when `start` was said. Never in the future."""
+    def since(self, job: str, start: float, now: float, first: float = 0.0) -> float:
+        """Since when a job counts: since it was first heard of, when `start` was said. Never in the future nor before `first`."""
         with self.ledger._transaction() as db:
             found = self._locked(db, job, start)
-            if found > now:  # a clock that was ahead then
+            wrong = not first <= found <= now  # a clock that was ahead then, or not set
+            if wrong:
                 db.execute(JOBS.update().where(JOBS.c.name == job).values(since=start))
-        return start if found > now else found
+        return start if wrong else found
 
     def _locked(self, db: sa.Connection, job: str, start: float) -> float:
         """Since when a job is known. Its row stays locked until the transaction ends."""
@@ -99,8 +106,12 @@ class TickBook:
             row.due, row.state, row.attempts, alive, row.not_before, row.started, ended, row.digest, row.run, notes
         )
 
-    def claim(self, job: str, due: int, digest: str, *, again: bool = False) -> Claim:
-        """Take a tick, if nobody is at it or at another one of its job. again: also one that fell short or failed."""
+    def claim(self, job: str, due: int, digest: str, *, again: bool = False, since: float | None = None) -> Claim:
+        """Take a tick, if nobody is at it or at another one of its job. again: by hand, also one that fell short or failed.
+
+        A tick whose process was killed goes on with the same try; how often that was is counted in its notes (`kills`), until it
+        comes to an end. One that was begun by hand says nothing of those before it (`by_hand`). since: of a job that is new.
+        """
         now = time.time()
         mine = {
             "state": "running", "owner": self.keeper, "lease_until": now + self.ledger.lease_s, "not_before": None,
@@ -108,20 +119,25 @@ class TickBook:
         }  # fmt: skip
         of = TICKS.c.job == job
         with self.ledger._transaction() as db:
-            self._locked(db, job, now)
+            self._locked(db, job, now if since is None else since)
             for other in db.execute(sa.select(TICKS).where(of, TICKS.c.state == "running")):
                 if self.ledger._alive(other.owner, other.lease_until):
                     return "elsewhere" if other.due == due else "busy"
             row = db.execute(sa.select(TICKS).where(of, TICKS.c.due == due)).one_or_none()
             if row is None:
-                new = {"job": job, "due": due, "attempts": 1, "started": now, "notes": "{}", **mine}
+                notes = _JSON.encode({"by_hand": True} if again else {}).decode()
+                new = {"job": job, "due": due, "attempts": 1, "started": now, "notes": notes, **mine}
                 db.execute(TICKS.insert().values(new))
                 return "mine"
             open_ = row.state in (*UNFINISHED, "missed") or (again and row.state != "done")
             if not open_:
                 return "settled"
-            started = now if row.started is None else row.started
-            values = mine | {"attempts": row.attempts + 1, "started": started}
+            started, killed = now if row.started is None else row.started, row.state == "running"
+            notes = msgspec.json.decode(row.notes)
+            notes |= {"kills": notes.get("kills", 0) + 1} if killed else {}
+            notes |= {"by_hand": True} if again and row.attempts == 0 else {}
+            values = mine | {"attempts": row.attempts + (not killed), "started": started}
+            values |= {"notes": _JSON.encode(notes).decode()}
             db.execute(TICKS.update().where(of, TICKS.c.due == due).values(values))
         return "mine"
 
@@ -146,12 +162,14 @@ class TickBook:
         """Write down how a tick ended; False if another has taken it meanwhile. counts: whether it was a try."""
         values: dict[str, Any] = {
             "state": state, "owner": None, "lease_until": None, "ended": time.time(), "not_before": not_before,
-            "notes": _JSON.encode(notes).decode(),
         }  # fmt: skip
         values |= {} if run is None else {"run": run}
         values |= {} if counts else {"attempts": TICKS.c.attempts - 1}
         with self.ledger._transaction() as db:
             ours = TICKS.c.job == job, TICKS.c.due == due, TICKS.c.owner == self.keeper
+            before = db.scalar(sa.select(TICKS.c.notes).where(*ours))
+            stays = {k: v for k, v in msgspec.json.decode(before or "{}").items() if k == "by_hand"}
+            values |= {"notes": _JSON.encode({**notes, **stays}).decode()}
             return bool(db.execute(TICKS.update().where(*ours).values(values)).rowcount)
 
     def note(self, job: str, due: int, **more: Any) -> None:

@@ -7,12 +7,10 @@ said; or nothing, where the machine went away, and then whoever looks next goes 
 from __future__ import annotations
 
 import errno
-import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from llm_distill.ledger import Ledger
 from llm_distill.recipe import Plan, load
 from llm_distill.recipe_schedule import Schedule, iso, moment
 from llm_distill.schedule.book import RECENT, Row, TickBook
+from llm_distill.schedule.held import Held
 from llm_distill.schedule.notify import tell
 from llm_distill.schedule.retention import prune
 from llm_distill.schedule.ticks import Due, decide, first_look, following
@@ -35,6 +34,8 @@ Each = Callable[[str, Callable[[], dict[str, Any]]], dict[str, Any]]
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _OVERLAP = "an earlier tick was unfinished when it came due (overlap: skip)"
 _MISSED = "nobody was there when it came due (catch_up: {})"
+#: No clock that is set says less: this was written later. A machine that has just started may say 1970.
+CLOCKS_SINCE = moment("2024-01-01T00:00:00Z")
 
 
 def schedule_of(plan: Plan) -> Schedule:
@@ -62,17 +63,30 @@ def opened(workspace: Path, ledger_url: str | None) -> Iterator[TickBook]:
         ledger.close()
 
 
+def check_clock(now: float) -> None:
+    """FellShort where the clock is not set yet: by it a job would be known since 1970, and have missed decades."""
+    if now < CLOCKS_SINCE:
+        raise FellShort(
+            f"the clock stands at {iso(now)}, so it is not set yet; nothing was done. Call again once it is, or order this after "
+            "the clock is set (systemd: After=time-sync.target)."
+        )
+
+
 def due(plan: Plan, book: TickBook, now: float, *, record: bool = True) -> Due:
-    """What is to be done of a job now. record: write down what is skipped or missed."""
+    """What is to be done of a job now. record: write down what is skipped or missed, and give of these only what nobody had
+    written down before. FellShort where the clock is not set.
+    """
+    check_clock(now)
     schedule = schedule_of(plan)
     known = [row.known for row in book.ticks(plan.name)]
-    since = book.since(plan.name, first_look(schedule, now), now)
+    since = book.since(plan.name, first_look(schedule, now), now, CLOCKS_SINCE)
     read = known[-RECENT].due if len(known) >= RECENT else since  # of what was before, only the unfinished is known
     found = decide(schedule, now, max(since, read), known)
-    if record:
-        book.pass_over(plan.name, found.skipped, "skipped", _OVERLAP)
-        book.pass_over(plan.name, found.missed, "missed", _MISSED.format(schedule.catch_up))
-    return found
+    if not record:
+        return found
+    skipped = book.pass_over(plan.name, found.skipped, "skipped", _OVERLAP)
+    missed = book.pass_over(plan.name, found.missed, "missed", _MISSED.format(schedule.catch_up))
+    return replace(found, skipped=tuple(skipped), missed=tuple(missed))
 
 
 def run_due(
@@ -135,20 +149,27 @@ def run_tick(
     """Run a job's recipe for one tick, in a run of its own; gives its summary, with the `state` that the tick is left in.
 
     `state` is done, postponed, fell_short, failed or interrupted; or elsewhere or busy (somebody is at it, or at another tick
-    of the job), or settled (it was done before; with `again`, one that fell short or failed goes on). A bug is recorded as
-    `failed` and raised. To be called in the main thread: `max_runtime` stops a run as Ctrl-C does.
+    of the job), or settled (it was done before; with `again`, by hand, one that fell short or failed goes on). A bug is recorded
+    as `failed` and raised. To be called in the main thread: `max_runtime` stops a run as Ctrl-C does.
     """
     schedule, due_ = schedule_of(plan), moment(tick)
+    check_clock(now := time.time())
     run = at(plan, tick)
     with opened(workspace, ledger_url) as book:
-        claim = book.claim(plan.name, due_, run.digest, again=again)
+        claim = book.claim(plan.name, due_, run.digest, again=again, since=first_look(schedule, now))
         row = book.tick(plan.name, due_)
         if claim != "mine":
             return {"job": plan.name, "tick": tick, "state": claim} | _told(row)
         assert row is not None
-        watch.say(f"{plan.name}: tick {tick}" + (f", try {row.attempts}" if row.attempts > 1 else ""))
-        with _Held(book, plan.name, due_, schedule.max_runtime) as held:
+        tries = [f"try {row.attempts}"] * (row.attempts > 1) + [f"killed {row.kills} times"] * bool(row.kills)
+        watch.say(", ".join([f"{plan.name}: tick {tick}", *tries]))
+        with Held(book, plan.name, due_, schedule.max_runtime) as held:
             try:
+                if row.kills > schedule.kills:
+                    raise UserError(
+                        f"its process was killed {row.kills} times in a row without coming to an end (schedule.kills: "
+                        f"{schedule.kills}); find out by what (memory?). `llm-distill jobs run` with --tick goes on."
+                    )
                 summary = pipeline.run(run, workspace, watch, ledger_url=ledger_url, each=each)
                 held.leave()
                 ending = _ending(summary)
@@ -201,7 +222,7 @@ def _ending(summary: Mapping[str, Any]) -> dict[str, Any]:
     return kept | {"state": summary["status"]}
 
 
-def _postponed(ending: dict[str, Any], held: _Held, schedule: Schedule, row: Row) -> dict[str, Any]:
+def _postponed(ending: dict[str, Any], held: Held, schedule: Schedule, row: Row) -> dict[str, Any]:
     """The same, to go on later where that may help."""
     passes, now = ending.pop("passes", None), time.time()
     if ending["state"] == "interrupted" and held.over:
@@ -245,53 +266,6 @@ def _tell(plan: Plan, found: Mapping[str, Any], watch: Watch) -> list[str]:
     for problem in problems:
         watch.say(f"notify: {problem}")
     return problems
-
-
-class _Held:
-    """A claimed tick: its lease is renewed, and its run stopped at its time, as by Ctrl-C, or when another took the tick."""
-
-    def __init__(self, book: TickBook, job: str, due_: int, max_runtime: float | None) -> None:
-        self._book, self._job, self._due = book, job, due_
-        self._until = None if max_runtime is None else time.monotonic() + max_runtime
-        self._done, self._turn = threading.Event(), threading.Lock()
-        self._thread = threading.Thread(target=self._keep, daemon=True)
-        self.over = self.lost = False
-
-    def __enter__(self) -> _Held:
-        if self._until is not None and threading.current_thread() is not threading.main_thread():
-            raise RuntimeError("a tick with max_runtime is run in the main thread, which alone can be interrupted")
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self.leave()
-        self._thread.join()
-
-    def leave(self) -> None:
-        """Stop nothing any more."""
-        with self._turn:
-            self._done.set()
-
-    def _keep(self) -> None:
-        pause = self._book.ledger.lease_s / 3
-        while True:
-            left = float("inf") if self._until is None else self._until - time.monotonic()
-            if self._done.wait(max(0.0, min(pause, left))):
-                return
-            if self._until is not None and time.monotonic() >= self._until:
-                self._until, self.over = None, True
-                self._stop()
-            try:
-                if not self._book.renew(self._job, self._due) and not self.lost:
-                    self.lost = True
-                    self._stop()
-            except Exception:  # noqa: BLE001, S112  the ledger is locked or away: the lease has time for two more looks
-                continue
-
-    def _stop(self) -> None:
-        with self._turn:
-            if not self._done.is_set():
-                os.kill(os.getpid(), signal.SIGINT)
 
 
 def stopped(summaries: list[dict[str, Any]]) -> None:

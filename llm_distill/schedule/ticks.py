@@ -31,7 +31,7 @@ UNFINISHED = ("running", "postponed")
 @dataclass(frozen=True)
 class Known:
     """What the ledger says of a tick. Times are seconds since the epoch. alive: somebody is at it. ended: where nobody is, and
-    it is unfinished, when it was last heard of.
+    it is unfinished, when it was last heard of. by_hand: it was begun out of its turn, by its name.
     """
 
     due: int
@@ -40,6 +40,7 @@ class Known:
     started: float | None = None
     ended: float | None = None
     not_before: float | None = None
+    by_hand: bool = False
 
     def covers(self, due: int) -> bool:
         """Whether it was unfinished when another came due."""
@@ -130,8 +131,8 @@ def decide(schedule: Schedule, now: float, since: float, known: Sequence[Known])
     done before it as done, and whatever comes on time is done, whatever a clock that ran ahead had taken for missed.
     """
     settled = {tick.due for tick in known if tick.state != "missed" or tick.due <= now - ON_TIME_S}
-    looked = sorted((tick.due, tick.state) for tick in known if tick.due <= now - ON_TIME_S)
-    # All before the first, or before one that was begun, is settled; one is passed over while earlier ones wait their turn.
+    looked = sorted((tick.due, tick.state) for tick in known if tick.due <= now - ON_TIME_S and not tick.by_hand)
+    # All before the first, or before one that was begun in its turn, is settled; one is passed over while earlier ones wait.
     whole = [due for n, (due, state) in enumerate(looked) if n == 0 or state not in ("skipped", "missed")]
     fresh = [due for due in between(schedule, max([since, *whole]), now) if due not in settled]
     late, skipped, missed, queue = list[int](), list[int](), list[int](), list[int]()

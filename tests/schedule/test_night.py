@@ -283,7 +283,7 @@ def test_a_kill_in_any_stage_leaves_the_same_run_to_go_on(desk: Desk, stage: str
         assert ticks(desk) == {T1: ("running", 1)}
         found = run_due(load(recipe), desk.folder / "data", Unwatched(), clock=lambda: moment(T1) + 60)
         assert [(one["tick"], one["state"]) for one in found] == [(T1, "done")]
-        assert ticks(desk) == {T1: ("done", 2)}
+        assert ticks(desk) == {T1: ("done", 1)}  # the same try goes on
         assert set(api.paid.values()) == {1}
         assert before.keys() <= api.paid.keys()
         assert len(list((desk.folder / "data" / "runs" / "nightly").iterdir())) == 1
@@ -303,6 +303,93 @@ def _until(folder: Path, recipe: Path, stage: str) -> None:
 
     object.__setattr__(pipeline.STAGES[stage], "function", dying)
     run_tick(load(recipe), T1, folder / "data", Unwatched())
+
+
+def _die(desk: Desk, recipe: Path) -> None:
+    """Run a tick in a process that is killed while it asks."""
+    process = multiprocessing.get_context("fork").Process(target=_until, args=(desk.folder, recipe, "prompts"))
+    process.start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
+
+
+def test_kills_use_up_no_tries_and_a_tick_that_kills_its_machine_ends(desk: Desk, api: MockApi) -> None:
+    heard = desk.folder / "heard"
+    notify = [{"command": ["sh", "-c", f"cat > {heard}"]}]
+    recipe = job(desk, api, schedule=SCHEDULE | {"postpone": {"times": 0}, "kills": 2}, notify=notify)
+    for _ in range(2):
+        _die(desk, recipe)
+    assert ticks(desk) == {T1: ("running", 1)}
+    with opened(desk.folder / "data", None) as book:
+        (row,) = book.ticks("nightly")
+    assert row.kills == 1  # of the last nobody has heard yet
+    _die(desk, recipe)
+    found = night(desk, recipe, T1)
+    assert (found["state"], "was killed 3 times in a row" in found["reason"]) == ("failed", True)
+    assert "was killed 3 times" in heard.read_text()
+    assert ticks(desk) == {T1: ("failed", 1)}
+    assert not api.asked
+    assert night(desk, recipe, T1, again=True)["state"] == "done"  # by hand it goes on, and is counted anew
+
+
+def test_a_tick_that_is_run_by_hand_settles_no_other(desk: Desk, api: MockApi) -> None:
+    """Nobody was there from the 22nd to the 26th; the 24th is run by its name, and then the scheduler looks."""
+    recipe = job(desk, api)
+    assert [one["state"] for one in due_at(desk, recipe, "2026-11-21T03:00:05Z")] == ["done"]
+    assert night(desk, recipe, "2026-11-24T03:00:00Z", again=True)["state"] == "done"
+    assert len(ticks(desk)) == 2
+    found = {one["tick"][8:10]: one["state"] for one in due_at(desk, recipe, "2026-11-26T12:00:00Z")}
+    assert found == {"22": "missed", "23": "missed", "25": "missed", "26": "done"}
+    assert night(desk, recipe, "2026-11-23T03:00:00Z", again=True)["state"] == "done"
+    assert due_at(desk, recipe, "2026-11-26T12:00:00Z") == []
+
+
+def test_a_tick_by_hand_of_a_new_job_takes_none_that_is_on_time(desk: Desk, api: MockApi) -> None:
+    recipe = job(desk, api, schedule="* * * * *")
+    night(desk, recipe, iso(int(time.time()) // 60 * 60 - 3600), again=True)
+    with opened(desk.folder / "data", None) as book:
+        assert due(load(recipe), book, time.time(), record=False).do
+
+
+def test_a_clock_that_is_not_set_yet_defines_nothing(desk: Desk, api: MockApi) -> None:
+    recipe = job(desk, api)
+    with pytest.raises(FellShort, match="the clock stands at 1970-01-01T03:00:05Z, so it is not set yet"):
+        due_at(desk, recipe, "1970-01-01T03:00:05Z")
+    assert [one["tick"] for one in due_at(desk, recipe, "2026-11-25T03:00:05Z")] == [T1]
+    # By an earlier version, such a clock did.
+    with opened(desk.folder / "data", None) as book, book.ledger._transaction() as db:
+        db.exec_driver_sql("UPDATE jobs SET since = 10800")
+        db.exec_driver_sql("DELETE FROM ticks")
+    assert [one["tick"] for one in due_at(desk, recipe, "2026-11-26T03:00:05Z")] == [T2]
+
+
+def test_a_tick_that_two_schedulers_pass_over_is_told_once(
+    desk: Desk, api: MockApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both look before either writes down what it found."""
+    heard = desk.folder / "heard"
+    notify = [{"command": ["sh", "-c", f"cat >> {heard}; echo >> {heard}"], "on": ["missed"]}]
+    recipe = job(desk, api, notify=notify, schedule=SCHEDULE | {"catch_up": "none"})
+    due_at(desk, recipe, "2026-11-25T03:00:05Z")
+    both, true = threading.Barrier(2, timeout=60), TickBook.pass_over
+
+    def at_once(book: TickBook, job: str, dues: Any, state: Any, why: str) -> list[int]:
+        if state == "missed" and dues:
+            both.wait()
+        return true(book, job, dues, state, why)
+
+    monkeypatch.setattr(TickBook, "pass_over", at_once)
+    found: list[list[dict[str, Any]]] = []
+    schedulers = [
+        threading.Thread(target=lambda: found.append(due_at(desk, recipe, "2026-11-26T12:00:00Z"))) for _ in range(2)
+    ]
+    for one in schedulers:
+        one.start()
+    for one in schedulers:
+        one.join(120)
+    assert sorted(map(len, found)) == [0, 1]
+    (told,) = heard.read_text().splitlines()
+    assert json.loads(told)["tick"] == T2
 
 
 def test_two_schedulers_do_a_tick_once(desk: Desk, ledger_url: Path | str) -> None:
@@ -338,7 +425,7 @@ def test_a_tick_of_another_machine_is_left_alone_until_its_lease_ends(desk: Desk
     with closing(sqlite3.connect(desk.folder / "data" / "ledger.sqlite")) as db, db:
         db.execute("UPDATE ticks SET lease_until = ?", (time.time() - 1,))
     assert night(desk, recipe, T1)["state"] == "done"
-    assert ticks(desk) == {T1: ("done", 2)}
+    assert ticks(desk) == {T1: ("done", 1)}
 
 
 def test_a_process_that_lost_its_tick_stops_and_overwrites_nothing(desk: Desk) -> None:
