@@ -15,10 +15,13 @@ from typing import Any
 
 from llm_distill.errors import UserError
 from llm_distill.recipe import Plan
+from llm_distill.records import content_id
 from llm_distill.schedule.night import schedule_of
 
 #: How often it is looked for ticks that were postponed or cut off.
 AGAIN = "*/10 * * * *"
+#: The longest name of a CronJob.
+_LABEL = 52
 _WEEKDAYS = ("Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat")
 _MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
 
@@ -164,8 +167,14 @@ def kubernetes(plan: Plan, image: str, claim: str, secret: str | None = None) ->
 
 
 def label(name: str) -> str:
-    """A recipe's name as Kubernetes takes it for a CronJob: DNS label, 52 characters (RFC 1123; 11 more are the pod's)."""
-    return re.sub(r"[^a-z0-9]+", "-", f"llm-distill-{name}".casefold()).strip("-")[:52].rstrip("-")
+    """A recipe's name as Kubernetes takes it for a CronJob: DNS label, 52 characters (RFC 1123; 11 more are the pod's). One that
+    had to be changed ends in a hash of the name: `a.b` and `a_b` are two jobs.
+    """
+    given = f"llm-distill-{name}"
+    fit = re.sub(r"[^a-z0-9]+", "-", given.casefold()).strip("-")
+    if fit == given and len(fit) <= _LABEL:
+        return fit
+    return f"{fit[: _LABEL - 9].rstrip('-')}-{content_id(['label', name])[:8]}"
 
 
 def as_yaml(value: Mapping[str, Any]) -> str:

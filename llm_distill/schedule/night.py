@@ -25,7 +25,7 @@ from llm_distill.recipe_schedule import Schedule, iso, moment
 from llm_distill.schedule.book import RECENT, Row, TickBook
 from llm_distill.schedule.held import Held
 from llm_distill.schedule.notify import tell
-from llm_distill.schedule.retention import prune
+from llm_distill.schedule.retention import kept_lines, prune
 from llm_distill.schedule.ticks import Due, decide, first_look, following
 from llm_distill.scrub import scrubbed
 from llm_distill.stages import Watch
@@ -205,8 +205,9 @@ def run_tick(
         with opened(workspace, ledger_url) as book:
             book.note(plan.name, due_, untold=untold)
     if state == "done" and plan.keep:
-        for folder in prune(plan, workspace, time.time()):
-            watch.say(f"keep: removed {folder}")
+        gone, stays = prune(plan, workspace, time.time())
+        for line in (*(f"keep: removed {folder}" for folder in gone), *kept_lines(stays)):
+            watch.say(line)
     return found
 
 

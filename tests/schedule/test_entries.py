@@ -117,8 +117,12 @@ def test_kubernetes_gets_a_cron_job(desk: Desk) -> None:
 
 
 def test_names_are_such_as_kubernetes_takes() -> None:
-    assert label("a.B_c") == "llm-distill-a-b-c"
-    assert len(label("x" * 64)) == 52
+    assert label("nightly-2") == "llm-distill-nightly-2"
+    assert re.fullmatch(r"llm-distill-a-b-c-[0-9a-f]{8}", label("a.B_c"))
+    names = ["a.b", "a_b", "a-b", "A-b", "a--b", "x" * 64, "x" * 63 + "y", "y" * 39 + ".z", "z" * 40, "z" * 40 + "-"]
+    found = [label(name) for name in names]
+    assert len(set(found)) == len(names)
+    assert all(re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,50}[a-z0-9])?", name) for name in found)
 
 
 def test_entries_hold_no_secret(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:

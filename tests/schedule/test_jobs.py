@@ -297,7 +297,7 @@ def test_old_runs_are_removed_and_answers_stay(desk: Desk) -> None:
     runs = [Path(run_tick(plan, tick, data, Unwatched())["run"]) for tick in (T1, T2, T3, T4)]
     assert [run.exists() for run in runs] == [False, False, True, True]
     own = desk.here(recipe)  # a run that is no tick's is not its scheduler's to remove
-    assert prune(plan, data, time.time()) == []
+    assert prune(plan, data, time.time()) == ([], {})
     assert Path(own["run"]).exists()
     again = desk.here(recipe, f"tick='{T1}'")
     assert again["asked"] == 0
@@ -308,14 +308,40 @@ def test_a_run_stays_that_something_stands_on(desk: Desk) -> None:
     plan, data = load(recipe), desk.folder / "data"
     runs = [Path(run_tick(plan, tick, data, Unwatched())["run"]) for tick in (T1, T2, T3, T4)]
     keeping = load(job(desk, keep={"runs": 1}))
-    assert [run.path for run in expired(keeping, data, time.time())] == runs[:3]
+    assert expired(keeping, data, time.time()) == dict.fromkeys(runs[:3])
     (runs[0] / "exports" / "gguf").mkdir(parents=True)
     report = runs[1] / "report" / "report.json"
     report.write_text(json.dumps(json.loads(report.read_text()) | {"gate": {"ships": True, "conditions": []}}))
     record = json.loads((runs[2] / "run.json").read_text())
     record["stages"]["filter"] = {}  # unfinished
     (runs[2] / "run.json").write_text(json.dumps(record))
-    assert expired(keeping, data, time.time()) == []
+    whys = ["exported", "its student passed the gate", "unfinished"]
+    assert expired(keeping, data, time.time()) == dict(zip(runs[:3], whys, strict=True))
+
+
+def test_a_run_stays_that_another_recipe_names_by_its_path_and_it_is_said(desk: Desk) -> None:
+    """In a recipe beside the job's, which nobody has run yet; in that of another run, seen from its own folder."""
+    recipe, data = job(desk), desk.folder / "data"
+    runs = [Path(run_tick(load(recipe), tick, data, Unwatched())["run"]) for tick in (T1, T2, T3, T4)]
+    (desk.folder / "later.yml").write_text(f"evaluate: {{students: [nightly/{runs[0].name}]}}")
+    (desk.folder / "elsewhere").mkdir()
+    desk.here(desk.recipe("other"))
+    (other,) = (data / "runs" / "other").iterdir()
+    record = json.loads((other / "run.json").read_text())
+    record["recipe_file"] = str(desk.folder / "elsewhere" / "other.yaml")
+    (other / "run.json").write_text(json.dumps(record))
+    resolved = json.loads((other / "recipe.resolved.json").read_text())
+    weights = f"../data/runs/nightly/{runs[1].name}/report"
+    resolved["models"]["student"] = {"transformers": {"model": weights}}
+    (other / "recipe.resolved.json").write_text(json.dumps(resolved))
+    watch = Hearing()
+    run_tick(load(job(desk, keep={"runs": 1})), "2026-11-28T03:00:00Z", data, watch)
+    assert [run.exists() for run in runs] == [True, True, False, False]
+    said = [line for line in watch.lines if line.startswith("keep: ")]
+    assert said[2:] == [
+        f"keep: {runs[0].name} stays: named by later.yml",
+        f"keep: {runs[1].name} stays: named by {other.name}",
+    ]
 
 
 def test_runs_are_kept_by_their_age(desk: Desk) -> None:
@@ -323,4 +349,5 @@ def test_runs_are_kept_by_their_age(desk: Desk) -> None:
     for tick in (T1, T2, T3):
         run_tick(load(job(desk)), tick, data, Unwatched())
     now = moment(T4)
-    assert [run.record["tick"] for run in expired(plan, data, now)] == [T1]  # T2 is two days old, and no more
+    old = [json.loads((path / "run.json").read_text())["tick"] for path in expired(plan, data, now)]
+    assert old == [T1]  # T2 is two days old, and no more
