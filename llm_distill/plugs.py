@@ -19,6 +19,7 @@ from typing import Annotated, Any, ClassVar, TypedDict, TypeGuard, cast, get_arg
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, ValidationInfo, create_model
 
 from llm_distill.errors import UserError, did_you_mean
+from llm_distill.scrub import know
 
 
 @dataclass(frozen=True)
@@ -83,10 +84,10 @@ def _variable(name: str) -> str:
         raise ValueError(
             "what stands here is not the name of an environment variable; export the key and write its name"
         )
-    return name
+    return know(name)
 
 
-#: The name of an environment variable that holds a secret.
+#: The name of an environment variable that holds a secret, which from then on is struck out of what this process says.
 SecretName = Annotated[str, AfterValidator(_variable)]
 #: A program, such as an environment's `bin/python`; a path is relative to the recipe's folder. No link is followed: an
 #: environment is known by its own.

@@ -16,6 +16,7 @@ from typing import Any
 
 from llm_distill import store
 from llm_distill.errors import UserError
+from llm_distill.scrub import bare
 from llm_distill.sets import card
 from llm_distill.sets.shelf import SPLITS, Shelf, Split
 from llm_distill.terms import Policy, judge
@@ -102,7 +103,7 @@ def _to_hub(folder: Path, target: str, name: str, version: int) -> str:
             delete_patterns=["data/*"],
         )
     except (HfHubHTTPError, OSError, ValueError) as error:
-        why = " ".join(str(error).split())
+        why = bare(" ".join(str(error).split()))
         raise UserError(
             f"{target}: {type(error).__name__}: {why[:500]}. Is HF_TOKEN set, and may it write there?"
         ) from None
@@ -129,16 +130,11 @@ def _to_url(folder: Path, files: list[str], target: str) -> str:
                 with suppress(FileNotFoundError):
                     system.rm_file(old)
     except (ImportError, ValueError, OSError) as error:
-        why = " ".join(str(error).split())
-        raise UserError(f"data push {_bare(target)}: {type(error).__name__}: {why[:500]}.") from None
-    return _bare(target)
+        why = bare(" ".join(str(error).replace(target, bare(target)).split()))
+        raise UserError(f"data push {bare(target)}: {type(error).__name__}: {why[:500]}.") from None
+    return bare(target)
 
 
 def _is_there(system: Any, path: str, size: int) -> bool:
     """Whether a file is there, all of it: where files do not appear whole, one that was cut off has its name too."""
     return bool(system.exists(path)) and system.size(path) == size
-
-
-def _bare(target: str) -> str:
-    """An address without a password."""
-    return re.sub(r"//[^/@]*@", "//", target)

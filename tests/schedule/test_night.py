@@ -204,14 +204,16 @@ def test_a_poisoned_row_does_not_stop_the_night(desk: Desk, api: MockApi) -> Non
     assert (found["state"], found["rows_kept"], found["owed"]) == ("done", 39, 1)
 
 
+@pytest.mark.parametrize("name", ["MY_API_KEY", "ACME"])
 def test_a_key_that_a_server_repeats_is_told_to_nobody(
-    desk: Desk, api: MockApi, monkeypatch: pytest.MonkeyPatch
+    desk: Desk, api: MockApi, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setenv("MY_API_KEY", key := "sk-planted-0123456789")
+    """Whatever the variable is called: the recipe says that it holds a key."""
+    monkeypatch.setenv(name, key := f"sk-planted-{name}-0123456789")
     heard = desk.folder / "heard"
     notify = [{"command": ["sh", "-c", f"cat > {heard}"], "on": ["fell_short", "postponed", "failed"]}]
     api.faults = {f"row {n}": [f"400:what is {key}?"] * 10 for n in range(12)}
-    found = night(desk, job(desk, api, models=teacher(api, api_key_env="MY_API_KEY"), notify=notify), T1)
+    found = night(desk, job(desk, api, models=teacher(api, api_key_env=name), notify=notify), T1)
     assert "what is ***?" in found["reason"]
     assert "what is ***?" in heard.read_text()
     with closing(Ledger(desk.folder / "data" / "ledger.sqlite")) as ledger:

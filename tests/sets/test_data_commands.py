@@ -15,7 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from llm_distill.scrub import bare
 from tests.conftest import Desk
+from tests.mock_api import MockApi
 from tests.sets.nights import night, rows, shelf
 
 OPEN = {"terms": "apache-2.0", "rules": {"good": "positive"}, "default": "negative"}
@@ -76,6 +78,31 @@ def test_a_push_that_was_cut_off_is_completed_and_files_of_others_stay(desk: Des
     night(desk, rows([0]), filter=["empty", {"length": {"min": 2}}], **PUBLIC)
     desk.llm_distill("data", "push", "tone", desk.folder / "out")
     assert (data / "customers.parquet").read_bytes() == b"somebody else's"
+
+
+def test_an_error_of_a_push_names_no_password(desk: Desk, api: MockApi) -> None:
+    """The endpoint knows no such address, and the client's error quotes it."""
+    pytest.importorskip("fsspec")
+    night(desk, rows(range(4)), **PUBLIC)
+    where = api.url.removeprefix("http://")
+    message = desk.llm_distill("data", "push", "tone", f"http://me:hunter2x@{where}/nowhere?sig=planted", code=2)
+    assert f"data push http://{where}/nowhere" in message
+    assert "hunter2x" not in message
+    assert "planted" not in message
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("s3://AKIA:pa/ss@bucket/sets", "s3://bucket/sets"),
+        ("no https://token@host/a and 'ftp://me:x@h/b'", "no https://host/a and 'ftp://h/b'"),
+        ("hdfs://host:8020/sets@v3", "hdfs://host:8020/sets@v3"),
+        ("file:///tmp/a@b", "file:///tmp/a@b"),
+        ("az://box/x?sig=abc: gone", "az://box/x?***: gone"),
+    ],
+)
+def test_addresses_are_told_without_who_asks(text: str, said: str) -> None:
+    assert bare(text) == said.replace("?***: gone", "?*** gone")
 
 
 def test_rows_held_out_leave_the_house_only_where_their_recipe_says_so(desk: Desk) -> None:
