@@ -134,6 +134,7 @@ def check(
     from llm_distill.estimate import estimate, missing_keys
     from llm_distill.kinship import refuse_kin
     from llm_distill.recipe import load
+    from llm_distill.sets.shelf import forgotten
     from llm_distill.sweep_space import space, trials
 
     plan = load(recipe, overrides or ())
@@ -147,7 +148,7 @@ def check(
     found = {
         "recipe": plan.name,
         "digest": plan.digest,
-        **estimate(plan, growing.earlier(plan, workspace)),
+        **estimate(plan, growing.earlier(plan, workspace), forgotten(workspace)),
         "missing_keys": missing_keys(plan),
     }
     for role, asked in found["teachers"].items():

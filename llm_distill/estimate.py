@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from math import ceil
 from typing import Any
 
@@ -32,12 +32,12 @@ _COUNTED = ("requests", "prompt_tokens", "completion_tokens_at_most", "cost_usd_
 _REPAIR_TOKENS = 120
 
 
-def estimate(plan: Plan, earlier: Earlier | None = None) -> dict[str, Any]:
+def estimate(plan: Plan, earlier: Earlier | None = None, forgotten: Collection[str] = ()) -> dict[str, Any]:
     """Rows, requests, and an estimate of tokens and dollars for answers and evaluation. Reads the seeds, asks nobody.
 
     With a schema, at most means that every question is asked a second time.
     """
-    found = gather(plan, earlier=earlier)
+    found = gather(plan, earlier=earlier, forgotten=forgotten)
     prompts, held_out = found.asked, found.held_out
     check_rows(plan, prompts, held_out, more=bool(found.at_most) or earlier is not None)
     rows = [*prompts, *(held_out if plan.evaluate else ())]

@@ -192,7 +192,7 @@ def _out_of_set(shelf: Shelf, ids: set[str]) -> int | None:
                 "removed": [{"row_id": row_id, "why": FORGOTTEN} for row_id in sorted(has)],
                 "asked": 0, "kept": 0, "status": {}, "filters": [], "price": {"usd": 0.0, "usd_a_row": None},
             }  # fmt: skip
-            new = _changed(shelf, new, rewritten)
+            new = _changed(shelf, new, rewritten) | {"forgotten": 0}
             shelf.write_version(new, card.written(shelf, new))
         parent = None
         for version in shelf.versions:
@@ -204,9 +204,11 @@ def _out_of_set(shelf: Shelf, ids: set[str]) -> int | None:
 
 
 def _changed(shelf: Shelf, manifest: dict[str, Any], rewritten: Mapping[str, Any]) -> dict[str, Any]:
+    """A version's manifest after rows were taken out of its shards; `forgotten` counts those that it has lost so, ever."""
     shards = [new for shard in manifest["shards"] for new in rewritten.get(shard["file"], [shard])]
     rows = {split: sum(shard["rows"] for shard in shards if shard["split"] == split) for split in SPLITS}
-    return {**manifest, "shards": shards, "rows": rows, **described(shelf, shards)}
+    lost = manifest.get("forgotten", 0) + sum(manifest["rows"].values()) - sum(rows.values())
+    return {**manifest, "shards": shards, "rows": rows, "forgotten": lost, **described(shelf, shards)}
 
 
 def _tables(run: store.RunFolder, ids: set[str]) -> Iterator[Path]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm_distill import store
 from llm_distill.errors import FellShort
-from llm_distill.records import Prompt
+from llm_distill.records import Prompt, content_id
 from llm_distill.sets.adding import Contribution, add, check_split
 from llm_distill.sets.facts import of_run
 from llm_distill.sets.novelty import Known, Why
@@ -58,11 +58,15 @@ def split_of(plan: Plan) -> dict[str, Any]:
 
 
 def inputs(folder: store.RunFolder, plan: Plan, stage: str) -> list[Any]:
-    """What a stage depends on through the set: the version that the run sees, or the rows that it is to be learnt from."""
+    """What a stage depends on through sets: the version that the run sees and what was forgotten, or the rows to be learnt."""
+    out = (
+        sorted(forgotten(workspace_of(folder))) if stage == "prompts" else []
+    )  # they stay out, whatever was made before
     if plan.data_set is None:
-        return []
+        return [{"forgotten": content_id(out)}] if out else []
     if stage == "prompts":
-        return [plan.data_set.model_dump(exclude={"train_on"}), folder.record["data_set"]]
+        there = [plan.data_set.model_dump(exclude={"train_on"}), folder.record["data_set"]]
+        return [*there, {"forgotten": content_id(out)}] if out else there
     return [store.digest(folder.file("set.parquet"))] if stage in ("train", "evaluate") else []
 
 
@@ -113,6 +117,7 @@ def grow(run: Run) -> dict[str, Any]:
         [_unanswered(row) for row in store.read_table(folder.file("held_out.parquet"))],
         {row["row_id"]: row["dropped_by"] for row in store.read_table(folder.file("dropped.parquet"), ["row_id", "dropped_by"])},
         split_of(plan),
+        plan.held_out.near if plan.held_out else None,
         {name: record.model_dump() for name, record in plan.terms.items()},
         of_run(folder) | {"drift": _drift(folder), "policy": plan.policy.model_dump() if plan.policy else {}},
     )  # fmt: skip

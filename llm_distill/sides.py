@@ -7,9 +7,10 @@ or where a hash of its content puts it. A row that is near both sides is set asi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, Protocol
 
+from llm_distill.errors import UserError
 from llm_distill.mixing import unit
 from llm_distill.near import NearIndex
 from llm_distill.ngrams import portions
@@ -38,9 +39,14 @@ class Earlier(Protocol):
 
 
 class Sides:
-    """Who is on which side."""
+    """Who is on which side. lasting: leaves out the rows of a file that were forgotten."""
 
-    def __init__(self, held_out: HeldOut | None, earlier: Earlier | None = None) -> None:
+    def __init__(
+        self,
+        held_out: HeldOut | None,
+        earlier: Earlier | None = None,
+        lasting: Callable[[Sequence[Prompt]], list[Prompt]] = list,
+    ) -> None:
         self._share = 0.0 if held_out is None or held_out.share is None else held_out.share
         near = held_out.near if held_out else None
         self._index = None if near is None else NearIndex(near)
@@ -48,7 +54,9 @@ class Sides:
         self._sides: list[Side] = []  # of what is in the index
         self._seen: dict[str, int] = {}
         self._file = held_out is not None and held_out.file is not None
-        self.given = list(numbered(read_rows(held_out.file))) if held_out and held_out.file else []
+        self.given = lasting(list(numbered(read_rows(held_out.file)))) if held_out and held_out.file else []
+        if held_out and held_out.file and not self.given:
+            raise UserError(f"held_out.file: every row of {held_out.file} was forgotten; name others.")
         for row in self.given:
             self._place(row, "held_out")
         for row in earlier.held_out if earlier else ():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from llm_distill.recipe import Plan
 from llm_distill.recipe_schedule import drawn
 from llm_distill.records import Ask, Prompt
 from llm_distill.seeds import read_rows
+from llm_distill.sets.novelty import fingerprint
 from llm_distill.sides import Earlier, Sides
 from llm_distill.trainers import calibration_evidence, logit_kd_checks, sft_checks
 
@@ -31,12 +32,14 @@ class Rows:
     """What a recipe's generators made.
 
     at_most: of the generators that would ask a model (none was asked), what they may come to, None where they do not say.
-    aside: rows that are near held-out ones. made: for each entry of `prompts`, its name and coverage; empty in an estimate.
+    aside: rows that are near held-out ones; forgotten: how many came again.
+    made: for each entry of `prompts`, its name and coverage; empty in an estimate.
     """
 
     asked: list[Prompt] = field(default_factory=list)
     held_out: list[Prompt] = field(default_factory=list)
     aside: int = 0
+    forgotten: int = 0
     at_most: list[tuple[Plug, AtMost | None]] = field(default_factory=list)
     made: list[dict[str, Any]] = field(default_factory=list)
 
@@ -48,10 +51,20 @@ def gather(
     embed: Callable[[Sequence[str]], Any] | None = None,
     model: Callable[[str], Model] | None = None,
     earlier: Earlier | None = None,
+    forgotten: Collection[str] = (),
 ) -> Rows:
-    """Every row of a recipe, on its side and mixed. Without `ask` the generators that ask are left out and estimated."""
+    """Every row of a recipe, on its side and mixed. Without `ask` the generators that ask are left out and estimated.
+
+    forgotten: the fingerprints of rows that stay out, wherever they come from.
+    """
     found = Rows()
-    sides = Sides(plan.held_out, earlier)
+
+    def lasting(rows: Sequence[Prompt]) -> list[Prompt]:
+        stay = [row for row in rows if not forgotten or fingerprint(row) not in forgotten]
+        found.forgotten += len(rows) - len(stay)
+        return stay
+
+    sides = Sides(plan.held_out, earlier, lasting)
     entries: list[list[Prompt]] = []
 
     def made_by(generator: Plug, before: Sequence[Prompt]) -> list[Prompt]:
@@ -66,7 +79,7 @@ def gather(
             before, plan.task, ask or _nobody, model or _nobody, say, drawn(plan.seed, plan.tick), plan.seed
         )
         new = iter(generator(context))
-        return [row if name == "seeds" else _tagged(row, name) for row in new]
+        return lasting([row if name == "seeds" else _tagged(row, name) for row in new])
 
     for generator in plan.generators:
         before = [row for entry in entries for row in entry]
@@ -93,6 +106,10 @@ def gather(
     found.asked = _mix(plan, entries, made_by, sides, say, earlier, mixes=ask is not None or not found.at_most)
     if found.aside:
         say(f"prompts: {found.aside:,} rows nearly equal held-out ones and are set aside, before anybody is asked")
+    if found.forgotten:
+        say(
+            f"prompts: {found.forgotten:,} rows were forgotten (`llm-distill forget`) and stay out; remove them from your files"
+        )
     return found
 
 

@@ -28,6 +28,7 @@ from llm_distill.recipe import Plan
 from llm_distill.recipe_schedule import anew
 from llm_distill.records import Answer, Entry, Request, Sample
 from llm_distill.scorers import Context
+from llm_distill.sets.shelf import forgotten
 from llm_distill.sieve import earlier_scores, scorer_identity, sieve
 from llm_distill.splits import check_rows, gather
 from llm_distill.taught import taught
@@ -99,7 +100,13 @@ def make_prompts(run: Run) -> Outcome:
     ask = Errand(run, "prompts")
     earlier = growing.seen(run)
     rows = gather(
-        run.plan, lambda role, q: ask(role, anew(q, run.plan.tick)), run.watch.say, embedding(), run.model, earlier
+        run.plan,
+        lambda role, q: ask(role, anew(q, run.plan.tick)),
+        run.watch.say,
+        embedding(),
+        run.model,
+        earlier,
+        forgotten(growing.workspace_of(run.folder)),
     )
     if ask.owed and not rows.asked:
         why = f"prompts: no row was made; {ask.owed:,} questions got no answer. Run again to ask for them."
@@ -108,7 +115,13 @@ def make_prompts(run: Run) -> Outcome:
     check_rows(run.plan, rows.asked, rows.held_out, more=nothing_new)
     store.write_table(run.folder.file("prompts.parquet"), map(store.prompt_row, rows.asked), "prompts")
     store.write_table(run.folder.file("held_out.parquet"), map(store.prompt_row, rows.held_out), "prompts")
-    notes = {"made": rows.made, "set_aside": rows.aside, **ask.spent, **growing.not_new(earlier, run.watch.say)}
+    notes = {
+        "made": rows.made,
+        "set_aside": rows.aside,
+        "forgotten": rows.forgotten,
+        **ask.spent,
+        **growing.not_new(earlier, run.watch.say),
+    }
     return Outcome(len(rows.asked) + len(rows.held_out), len(rows.asked), ask.owed, notes)
 
 

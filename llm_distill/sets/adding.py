@@ -17,7 +17,7 @@ from llm_distill.recipe_data_set import DataSet
 from llm_distill.records import Message, Prompt, content_id
 from llm_distill.sets import card
 from llm_distill.sets.facts import described
-from llm_distill.sets.novelty import Known, counted
+from llm_distill.sets.novelty import Across, Known, counted
 from llm_distill.sets.shelf import FORMAT, PROMPT_COLUMNS, SPLITS, Shelf, prompt_of, shard_row
 
 #: How a removed row is explained whose run gave it another answer.
@@ -30,7 +30,8 @@ NO_LONGER_ASKED = "no longer asked"
 class Contribution:
     """What a run brings. kept, held_out: rows of its tables; dropped: of those it does not keep, row_id -> why.
 
-    split: how the recipe holds rows out; facts: what a version's manifest says of the run, besides rows.
+    split: how the recipe holds rows out; near: how alike rows are that stay on one side.
+    facts: what a version's manifest says of the run, besides rows.
     """
 
     run: str
@@ -39,6 +40,7 @@ class Contribution:
     held_out: Sequence[Mapping[str, Any]]
     dropped: Mapping[str, str]
     split: Mapping[str, Any]
+    near: float | None = None
     terms: Mapping[str, Any] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
 
@@ -80,14 +82,23 @@ def add(shelf: Shelf, new: Contribution, forgotten: set[str]) -> dict[str, Any]:
         held = {row["row_id"] for row in there["held_out"]}
         asides: list[Any] = []
 
-        def fresh(rows: Sequence[Mapping[str, Any]], have: set[str]) -> list[dict[str, Any]]:
+        def fresh(
+            rows: Sequence[Mapping[str, Any]], have: set[str], others: Sequence[Mapping[str, Any]]
+        ) -> list[dict[str, Any]]:
+            """New rows of one side; others: those of the other."""
             some = [row for row in rows if row["row_id"] not in have]
-            why = known.sift([_prompt(row) for row in some])
+            across = Across(new.near, [prompt_of(row) for row in others]) if some else None
+            apart = [row for row in some if across and not across.has_like(_prompt(row))]
+            asides.extend(["other_side"] * (len(some) - len(apart)))
+            why = known.sift([_prompt(row) for row in apart])
             asides.extend(why)
-            return [shard_row(row, new.run) for row, reason in zip(some, why, strict=True) if reason is None]
+            return [shard_row(row, new.run) for row, reason in zip(apart, why, strict=True) if reason is None]
 
-        held_rows = fresh(new.held_out, held)  # first: where a row could be on either side, it is held out
-        taught_rows = fresh(new.kept, set(standing))
+        taught_there = [row for row in there["taught"] if row["row_id"] not in gone]
+        held_rows = fresh(
+            new.held_out, held, taught_there
+        )  # first: where a row could be on either side, it is held out
+        taught_rows = fresh(new.kept, set(standing), [*there["held_out"], *held_rows])
         if not held_rows and not taught_rows and not gone:
             return _of_run(shelf, new.run, before)
         shards = _without(shelf, before["shards"], set(gone))

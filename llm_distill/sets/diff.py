@@ -25,7 +25,8 @@ def diff(one: tuple[Shelf, int], other: tuple[Shelf, int]) -> dict[str, Any]:
     """What leads from one version to another. Rows are those of their texts: an answer that changed is another row.
 
     Of rows removed the last reason is given that a version in between states. drop_rates are those of the runs that made
-    each version; price is what the versions between came to, null where one is unknown.
+    each version; price is what the versions between came to, null where one is unknown. forgotten: how many rows each of the two
+    has lost to `forget`, which takes them out of all versions and so out of sight of any difference.
     """
     (shelf, a), (there, b) = one, other
     before, after = shelf.manifest(a), there.manifest(b)
@@ -44,6 +45,7 @@ def diff(one: tuple[Shelf, int], other: tuple[Shelf, int]) -> dict[str, Any]:
             "why": dict(sorted(Counter(reason for _, reason in gone).items())),
         }
     return found | {
+        "forgotten": {"before": before.get("forgotten", 0), "after": after.get("forgotten", 0)},
         "slices": _slices(before.get("slices", {}), after.get("slices", {})),
         "drop_rates": _drops(before, after),
         "price": {"before": before.get("price"), "after": after.get("price"), "between_usd": _sum(between)},
@@ -103,6 +105,11 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         said.append(
             f"  {split:<10} {part['before']:,} -> {part['after']:,} rows: {len(part['added']):,} added, "
             f"{len(part['removed']):,} removed" + (f" ({why})" if why else "")
+        )
+    before, after = found["forgotten"]["before"], found["forgotten"]["after"]
+    if before or after:
+        said.append(
+            f"  forgotten  rows that were taken out of every version: {found['from']} lost {before:,}, {found['to']} {after:,}"
         )
     said += [
         f"  slice      {moved['slice']}={moved['value']}: {_share(moved['before'])} -> {_share(moved['after'])}"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from llm_distill.embeddings import embedder, nearest
 from llm_distill.mixing import unit
-from llm_distill.near import NearIndex
+from llm_distill.near import NearIndex, near_index
 from llm_distill.ngrams import portions
 from llm_distill.recipe_data_set import DataSet
 from llm_distill.records import Prompt, content_id
@@ -19,8 +19,8 @@ from llm_distill.records import Prompt, content_id
 if TYPE_CHECKING:
     import numpy as np
 
-#: Why a row is not new.
-Why = Literal["exact", "near", "semantic", "forgotten"]
+#: Why a row is not new, or stays out all the same: it was forgotten, or would be taught and held out.
+Why = Literal["exact", "near", "semantic", "forgotten", "other_side"]
 
 
 def fingerprint(prompt: Prompt) -> str:
@@ -108,6 +108,23 @@ class Known:
         import numpy as np
 
         self._vectors = vectors if self._vectors is None else np.concatenate([self._vectors, vectors])
+
+
+class Across:
+    """The rows of one side, by which a row of the other is told that equals one, is near it, is made from it, or is of its group.
+
+    near: as the recipe's `held_out` has it; null: nearness does not count. Runs that fill a set side by side need it: each knew
+    what the set had when it began, and not what another has taught or held out meanwhile.
+    """
+
+    def __init__(self, near: float | None, rows: Sequence[Prompt]) -> None:
+        self._names = {unit(row) for row in rows} | {row.row_id for row in rows} | {row.gist for row in rows}
+        self._index = None if near is None else near_index([row.text for row in rows], near)
+
+    def has_like(self, row: Prompt) -> bool:
+        """Whether a row would be on both sides."""
+        names = {unit(row), row.row_id, row.gist, row.tags.get("parent", row.row_id)}
+        return not names.isdisjoint(self._names) or (self._index is not None and bool(self._index.near(row.text)))
 
 
 def counted(why: Sequence[Why | None]) -> dict[str, int]:

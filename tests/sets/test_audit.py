@@ -85,7 +85,79 @@ def test_forget_takes_a_row_out_of_every_version_and_it_never_comes_back(desk: D
     summary = night(desk, rows([2, 20]))
     assert taught(desk)[-1] == text(20)
     run = json.loads((Path(summary["run"]) / "run.json").read_text())
-    assert run["stages"]["prompts"]["not_new"] == {"forgotten": 1}
+    assert run["stages"]["prompts"]["forgotten"] == 1
+
+
+def test_a_difference_across_a_forget_says_that_rows_were_forgotten(desk: Desk) -> None:
+    summary = night(desk, rows(range(6)))
+    night(desk, rows(range(4, 9)))
+    for n in (2, 5):
+        desk.llm_distill("forget", "--row", _id(desk, summary, n), "--yes")
+    for one, other, lost in (("v1", "v2", (2, 2)), ("v1", "v4", (2, 0)), ("v2", "v3", (2, 1)), ("v4", "v1", (0, 2))):
+        found = json.loads(desk.llm_distill("data", "diff", f"tone@{one}", f"tone@{other}", "--json"))
+        assert (found["forgotten"]["before"], found["forgotten"]["after"]) == lost
+        assert found["taught"]["removed"] == [] or one == "v4"
+    said = desk.llm_distill("data", "diff", "tone@v1", "tone@v4")
+    assert "taught     4 -> 7 rows: 3 added, 0 removed" in said
+    assert "forgotten  rows that were taken out of every version: tone@v1 lost 2, tone@v4 0" in said
+    row_ids = [arg for r in shelf(desk).rows(4, "taught") for arg in ("--row", r["row_id"])]
+    desk.llm_distill("forget", *row_ids, "--yes")  # nothing is left
+    assert "taught     0 -> 0 rows" in desk.llm_distill("data", "diff", "tone@v1", "tone")
+
+
+@pytest.mark.parametrize("data_set", [None, "tone"])
+def test_a_forgotten_row_of_a_file_stays_out_and_it_is_said(desk: Desk, api: MockApi, data_set: str | None) -> None:
+    """It still stands in the seeds or in the file of held-out rows; the list of the forgotten has no word of it."""
+    keys: dict[str, Any] = {"held_out": {"file": "gold.jsonl"}, "models": _hosted(api), "data_set": data_set}
+    desk.seeds(rows([100, 101], label="positive"), "gold.jsonl")
+    first = night(desk, rows(range(6)), **keys)
+    gold = next(r["row_id"] for r in desk.rows(first, "held_out") if r["messages"][-1]["content"] == text(101))
+    desk.llm_distill("forget", "--row", _id(desk, first, 3), "--row", gold, "--yes")
+    assert text(3)[:8] not in (desk.folder / "data" / "sets" / "forgotten.jsonl").read_text()
+    before = api.asked[text(3)]
+    for again in (night(desk, rows(range(6)), **keys), night(desk, rows([1, 3, 20]), **keys)):
+        asked = [row["messages"][-1]["content"] for row in desk.rows(again, "prompts")]
+        held = [row["messages"][-1]["content"] for row in desk.rows(again, "held_out")]
+        assert text(3) not in asked
+        assert held == [text(100)]
+        run = json.loads((Path(again["run"]) / "run.json").read_text())
+        assert run["stages"]["prompts"]["forgotten"] == 2
+    assert api.asked[text(3)] == before
+    _, err = desk.command("run", desk.recipe(name="another", **keys, filter=["empty"])).communicate(timeout=120)
+    assert "2 rows were forgotten (`llm-distill forget`) and stay out" in err
+    desk.seeds(rows([101], label="positive"), "gold.jsonl")
+    assert "every row of" in desk.llm_distill("check", desk.recipe(**keys), code=2)
+
+
+@pytest.mark.postgres
+def test_rows_are_forgotten_with_a_ledger_on_postgresql(
+    desk: Desk, api: MockApi, postgres: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = sa.create_engine(postgres.format("postgres"), isolation_level="AUTOCOMMIT")
+    with engine.connect() as db:
+        db.exec_driver_sql("CREATE DATABASE forgetting")
+    engine.dispose()
+    url = postgres.format("forgetting")
+    monkeypatch.setenv("LLM_DISTILL_LEDGER", url)
+    desk.seeds(rows(range(6)))
+    desk.run(desk.recipe(data_set="tone", filter=["empty"], models=_hosted(api)))
+    assert not (desk.folder / "data" / "ledger.sqlite").exists()
+    spent = json.loads(desk.llm_distill("costs", "--json"))["total"]
+    assert spent["requests"] == 6
+    with closing(Ledger(url)) as ledger:  # somebody is still asking one of another run, and one's asker is gone
+        ledger.claim("other/a", "m", {"k": Request((Message("user", f"judge this: {text(3)}"),), Sampling())})
+    where = f"question == '{text(3)}'"
+    done = json.loads(desk.llm_distill("forget", "--where", where, "--everywhere", "--yes", "--json"))
+    assert (len(done["rows"]), done["versions"]) == (1, {"tone": 2})
+    with closing(Ledger(url)) as ledger, ledger._transaction(reading=True) as db:
+        left = [bytes(row.request) for row in db.exec_driver_sql("SELECT request FROM requests")]
+        entries = str(db.exec_driver_sql("SELECT entry FROM requests").all())
+    assert sum(text(3).encode() in request for request in left) <= 1
+    assert len([request for request in left if b"judge this" not in request]) == 5
+    assert text(3) not in entries
+    assert text(3) not in taught(desk)
+    assert json.loads(desk.llm_distill("costs", "--json"))["total"] == spent
+    assert json.loads(desk.llm_distill("forget", "--where", where, "--everywhere", "--yes", "--json"))["rows"] == []
 
 
 def test_forget_everywhere_leaves_no_word_of_a_row_and_keeps_what_it_cost(desk: Desk, api: MockApi) -> None:

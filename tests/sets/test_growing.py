@@ -15,7 +15,7 @@ from llm_distill.errors import UserError
 from llm_distill.sets.shelf import Shelf
 from tests.conftest import ROOT, Desk
 from tests.mock_api import MockApi
-from tests.sets.nights import held_out, night, rows, shelf, taught, text
+from tests.sets.nights import NOUNS, held_out, night, rows, shelf, taught, text
 
 
 def test_each_night_adds_what_is_new_and_shares_the_shards_that_stay(desk: Desk) -> None:
@@ -187,6 +187,39 @@ def test_two_processes_that_add_at_once_both_get_in(desk: Desk) -> None:
         assert process.returncode == 0, out + err
     assert len(shelf(desk).versions) == 3
     assert sorted(taught(desk)) == sorted(text(n) for n in range(18))
+
+
+def _side(desk: Desk, name: str, seeds: list[dict[str, Any]], until: str | None = None) -> dict[str, Any]:
+    """A recipe of its own, that fills the same set, over these seeds; equal rows alone are not new to it."""
+    desk.seeds(seeds, f"{name}.jsonl")
+    keys: dict[str, Any] = {
+        "prompts": [{"seeds": {"file": f"{name}.jsonl"}}], "held_out": {"share": 0.5}, "filter": ["empty"],
+        "data_set": {"name": "tone", "near": None},
+    }  # fmt: skip
+    return desk.here(desk.recipe(name, **keys), last=until)
+
+
+def test_two_recipes_leave_nothing_alike_on_both_sides_of_a_set(desk: Desk) -> None:
+    """They run side by side: each has chosen its sides before the other's rows are in."""
+    words = [" ".join(f"{noun}{n}x{i}" for i, noun in enumerate(NOUNS * 3)) for n in range(24)]
+    ours = [{"prompt": one} for one in words]
+    theirs: list[dict[str, Any]] = [{"prompt": f"{one} indeed"} for one in words]  # near, and by its own hash on either side
+    theirs += [{"prompt": "lemon alone", "tags": {"group": "g"}}, {"prompt": "pepper alone", "tags": {"group": "g"}}]
+    twin = [{"prompt": f"{noun} of the same group", "tags": {"group": "g"}} for noun in NOUNS[:1]]
+    _side(desk, "ours", [*ours, *twin], until="filter")
+    second = _side(desk, "theirs", theirs, until="filter")
+    _side(desk, "ours", [*ours, *twin])
+    _side(desk, "theirs", theirs)
+    assert shelf(desk).versions == [1, 2]
+    there = {"taught": taught(desk), "held_out": held_out(desk)}
+    both = [
+        (a, b) for a in there["taught"] for b in there["held_out"] if a.split(" indeed")[0] == b.split(" indeed")[0]
+    ]
+    assert both == []
+    not_new = shelf(desk).manifest(2)["not_new"]["other_side"]
+    new = {row["messages"][-1]["content"] for row in desk.rows(second, "held_out")} - set(there["held_out"])
+    assert 0 < len(new) <= not_new < 24
+    assert len(there["taught"]) + len(there["held_out"]) == len(ours) + len(twin) + len(theirs) - not_new
 
 
 def test_a_version_is_read_by_datasets(desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
