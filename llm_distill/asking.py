@@ -71,18 +71,23 @@ class Asking:
                 await self.quiet.wait()
                 await self._drain(workers)
             finally:
-                for task in (*workers, keeper):
-                    task.cancel()
-                if self.claim is not None:  # cut off: what it claims is nobody's but ours
-                    claims = await self.claim
-                    self.open.update((key, self.items[key]) for key in claims.mine)
-                for item in [item for item in self.open.values() if item.lost.tokens]:
-                    if item.flying:  # this try may be billed like those before it
-                        item.lost += item.reserve
-                    self._end(item, item.failed(item.last_error))
-                await asyncio.to_thread(self._commit)
-                await asyncio.to_thread(self._release)
-                await self.model.close()
+                try:
+                    await self._wind_up(workers, keeper)
+                finally:  # also where the disk is full
+                    await self.model.close()
+
+    async def _wind_up(self, workers: Sequence[asyncio.Task[None]], keeper: asyncio.Task[None]) -> None:
+        for task in (*workers, keeper):
+            task.cancel()
+        if self.claim is not None:  # cut off: what it claims is nobody's but ours
+            claims = await self.claim
+            self.open.update((key, self.items[key]) for key in claims.mine)
+        for item in [item for item in self.open.values() if item.lost.tokens]:
+            if item.flying:  # this try may be billed like those before it
+                item.lost += item.reserve
+            self._end(item, item.failed(item.last_error))
+        await asyncio.to_thread(self._commit)
+        await asyncio.to_thread(self._release)
 
     async def _feed(self, requests: Iterator[tuple[str, Request]]) -> None:
         """Claim in chunks as room appears; wait for what another process is asking, or for room in a budget."""

@@ -135,7 +135,7 @@ class TickBook:
             started, killed = now if row.started is None else row.started, row.state == "running"
             notes = msgspec.json.decode(row.notes)
             notes |= {"kills": notes.get("kills", 0) + 1} if killed else {}
-            notes |= {"by_hand": True} if again and row.attempts == 0 else {}
+            notes |= {"by_hand": True} if again and row.started is None else {}
             values = mine | {"attempts": row.attempts + (not killed), "started": started}
             values |= {"notes": _JSON.encode(notes).decode()}
             db.execute(TICKS.update().where(of, TICKS.c.due == due).values(values))

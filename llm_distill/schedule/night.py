@@ -183,7 +183,7 @@ def run_tick(
                 if error.errno not in _NO_ROOM:
                     _failed(book, plan, due_, error, watch)
                     raise
-                ending = {"state": "failed", "reason": f"the disk is full: {error}", "passes": "trouble"}
+                ending = {"state": "failed", "reason": f"the disk is full: {error}.", "passes": "trouble"}
             except OperationalError as error:
                 why = " ".join(str(error.orig).split())
                 ending = {"state": "failed", "reason": f"the ledger did not answer: {why}.", "passes": "trouble"}

@@ -95,7 +95,9 @@ def test_a_kill_in_the_training_of_a_tick_leaves_its_run_to_go_on(desk: Desk, ap
     steps = _steps(run / "student" / "metrics.jsonl")
     assert steps == list(range(1, steps[-1] + 1))
     assert steps[-1] > len(before)
-    assert (run / "student" / "metrics.jsonl").read_text().splitlines()[:3] == before[:3]  # its training was not begun anew
+    assert (run / "student" / "metrics.jsonl").read_text().splitlines()[:3] == before[
+        :3
+    ]  # its training was not begun anew
     assert (run / "student" / "adapter_model.safetensors").exists()
     assert set(api.paid.values()) == {1}
     assert shelf(desk).versions == [1]

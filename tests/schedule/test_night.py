@@ -7,6 +7,8 @@ import multiprocessing
 import signal
 import socket
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -570,3 +572,80 @@ def test_stages_are_handed_out_and_may_be_done_again(desk: Desk, api: MockApi) -
     assert night(desk, recipe, T1, each=each)["state"] == "done"
     assert tries == ["prompts", "answers", "answers again", "filter", "report"]
     assert set(api.paid.values()) == {1}
+
+
+HOLD = """
+import sqlite3, sys, time
+db = sqlite3.connect(sys.argv[1], isolation_level=None)
+db.execute("BEGIN EXCLUSIVE")
+print("held", flush=True)
+time.sleep(float(sys.argv[2]))
+db.execute("ROLLBACK")
+"""
+
+
+def test_a_ledger_that_is_locked_by_another_process_in_mid_run_is_waited_for(desk: Desk) -> None:
+    """While answers come in, which have nowhere to go for two seconds."""
+    with serving(latency_s=0.02) as api:
+        recipe = job(desk, api, rows=60, models=teacher(api, concurrency=4))
+        held: list[float] = []
+
+        def hold() -> None:
+            while len(api.paid) < 8:
+                time.sleep(0.005)
+            command = [sys.executable, "-c", HOLD, str(desk.folder / "data" / "ledger.sqlite"), "2"]
+            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+                assert process.stdout
+                assert process.stdout.readline() == "held\n"
+                held.append(len(api.paid))
+
+        thread = threading.Thread(target=hold)
+        thread.start()
+        found = night(desk, recipe, T1)
+        thread.join()
+        assert (found["state"], found["rows_kept"]) == ("done", 60)
+        assert held
+        assert held[0] < 60
+        assert set(api.paid.values()) == {1}
+
+
+def test_a_disk_that_fills_in_a_tick_loses_nothing_that_is_on_it(desk: Desk, api: MockApi) -> None:
+    """No file may grow over 200 kB, the ledger neither: so it is with a disk that is full."""
+    recipe = job(desk, api, rows=150, prompts=[{"seeds": {"file": "long.jsonl"}}], models=teacher(api, concurrency=4))
+    desk.seeds([{"prompt": f"row {i} {'word ' * 500}"} for i in range(150)], "long.jsonl")
+    llm_distill = f"{sys.executable} -m llm_distill.cli jobs run {recipe} --tick {T1}"
+    full = subprocess.run(
+        ["bash", "-c", f"ulimit -f 200; exec {llm_distill}"],
+        cwd=desk.folder, capture_output=True, text=True, check=False, timeout=200,
+    )  # fmt: skip
+    assert full.returncode in (1, 2), full.stderr
+    assert "disk" in full.stderr.splitlines()[-1], full.stderr
+    assert "Traceback" not in full.stderr
+    assert "Unclosed" not in full.stderr
+    assert 0 < len(api.paid) < 150
+    found = night(desk, recipe, T1, again=True)
+    assert (found["state"], found["rows_kept"]) == ("done", 150)
+    assert len(list((desk.folder / "data" / "runs" / "nightly").iterdir())) == 1
+    twice = sum(count - 1 for count in api.paid.values())
+    assert twice <= 8  # answers that were on their way to a disk that had no room
+
+
+@pytest.mark.parametrize(
+    ("days", "expected"),
+    [
+        (range(28, 31), ["2026-03-28T01:30:00Z", "2026-03-29T01:00:00Z", "2026-03-30T00:30:00Z"]),
+        (range(24, 27), ["2026-10-24T00:30:00Z", "2026-10-25T00:30:00Z", "2026-10-26T01:30:00Z"]),
+    ],
+)
+def test_a_nightly_tick_is_run_once_where_clocks_change(
+    desk: Desk, api: MockApi, days: range, expected: list[str]
+) -> None:
+    """Somebody looks every twenty minutes over the nights in which Berlin's clocks go forward, and back."""
+    schedule = SCHEDULE | {"cron": "30 2 * * *", "timezone": "Europe/Berlin"}
+    plan = load(job(desk, api, rows=2, schedule=schedule))
+    begin = moment(f"{expected[0][:8]}{days[0]}T00:10:00Z")
+    found: list[tuple[str, str]] = []
+    for look in range(begin, begin + 2 * 86_400 + 3 * 3600, 1200):
+        done = run_due(plan, desk.folder / "data", Unwatched(), clock=lambda look=look: look)  # type: ignore[misc]
+        found += [(one["tick"], one["state"]) for one in done]
+    assert found == [(tick, "done") for tick in expected]

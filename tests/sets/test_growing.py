@@ -203,7 +203,9 @@ def test_two_recipes_leave_nothing_alike_on_both_sides_of_a_set(desk: Desk) -> N
     """They run side by side: each has chosen its sides before the other's rows are in."""
     words = [" ".join(f"{noun}{n}x{i}" for i, noun in enumerate(NOUNS * 3)) for n in range(24)]
     ours = [{"prompt": one} for one in words]
-    theirs: list[dict[str, Any]] = [{"prompt": f"{one} indeed"} for one in words]  # near, and by its own hash on either side
+    theirs: list[dict[str, Any]] = [
+        {"prompt": f"{one} indeed"} for one in words
+    ]  # near, and by its own hash on either side
     theirs += [{"prompt": "lemon alone", "tags": {"group": "g"}}, {"prompt": "pepper alone", "tags": {"group": "g"}}]
     twin = [{"prompt": f"{noun} of the same group", "tags": {"group": "g"}} for noun in NOUNS[:1]]
     _side(desk, "ours", [*ours, *twin], until="filter")
