@@ -106,12 +106,12 @@ def run(
     if as_json:
         print(json.dumps(summary, sort_keys=True))
     else:
-        _tell(summary)
+        _tell(summary, workspace)
     if summary["status"] != "done":
         raise (Interrupted if summary["status"] == "interrupted" else FellShort)(summary["reason"])
 
 
-def _tell(summary: dict[str, Any]) -> None:
+def _tell(summary: dict[str, Any], workspace: Path) -> None:
     folder = Path(summary["run"])
     if summary["status"] == "done" and not any(stage["ran"] for stage in summary["stages"].values()):
         print(f"Nothing to do: {', '.join(summary['stages'])} are done.")
@@ -119,6 +119,9 @@ def _tell(summary: dict[str, Any]) -> None:
         print(headline(folder))
         print(f"Report: {folder / 'report' / 'report.html'}")
     print(f"Run: {folder}")
+    name = folder.parent.name
+    if (latest := cli_runs.folder_of(name, workspace).path) != folder:
+        print(f"`{name}` as a run's name means a later one, {latest}; name this one by its folder.")
 
 
 @app.command(cls=cli_help.Command)

@@ -19,7 +19,7 @@ task:
 models:
   # A teacher without a key, for trying things out. A real one:
   #   teacher: {{openai_api: {{model: gpt-4.1-mini-2025-04-14, api_key_env: OPENAI_API_KEY, terms: openai}}}}
-  teacher: {{scripted: {{rules: {{"(?i)good|love|great": positive}}, default: negative}}}}
+  teacher: {{scripted: {{rules: {{"(?i)good|love|great": positive, no more: hard to say}}, default: negative}}}}
   # student: {{transformers: {{model: HuggingFaceTB/SmolLM2-1.7B-Instruct}}}}    # what will be trained
 
 prompts:
@@ -54,6 +54,14 @@ _SEEDS = """\
 {"prompt": "Never again with this airline.", "label": "negative"}
 {"prompt": "The plot makes no sense at all.", "label": "negative"}
 {"prompt": "Too loud, too small, too expensive.", "label": "negative"}
+{"prompt": "I would buy this good lamp again.", "label": "positive"}
+{"prompt": "Great staff, and the room was spotless.", "label": "positive"}
+{"prompt": "They lost my parcel twice.", "label": "negative"}
+{"prompt": "The zip was torn when it came.", "label": "negative"}
+{"prompt": "I love the colour.", "label": "positive"}
+{"prompt": "It does what it says, no more.", "label": "negative"}
+{"prompt": "We waited an hour for the bill.", "label": "negative"}
+{"prompt": "A good start, and then it drags.", "label": "negative"}
 """
 
 

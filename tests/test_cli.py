@@ -8,6 +8,7 @@ import resource
 import shlex
 import subprocess
 import sys
+from typing import cast
 
 import pytest
 import typer
@@ -27,8 +28,7 @@ def commands(group: TyperGroup, above: str = "") -> list[str]:
     return found + [one for name, of in inner for one in commands(of, name)]
 
 
-ROOT_GROUP = typer.main.get_command(cli.app)
-assert isinstance(ROOT_GROUP, TyperGroup)
+ROOT_GROUP = cast(TyperGroup, typer.main.get_command(cli.app))
 COMMANDS = commands(ROOT_GROUP)
 
 
@@ -103,8 +103,9 @@ def test_runs_are_listed_by_time_and_stages_by_their_order(tone: Desk) -> None:
 
 
 def test_rows_that_do_not_fit_are_not_taken_for_none(tone: Desk) -> None:
+    assert "1 of 1 rows\n" in tone.typed("show", "tone", "dropped")
     assert "0 of 0 rows that fit --where" in tone.typed("show", "tone", "kept", "--where", "label == 'neither'")
-    assert "1 of 5 rows\n" in tone.typed("show", "tone", "kept", "--limit", "1")
+    assert "1 of 11 rows\n" in tone.typed("show", "tone", "kept", "--limit", "1")
 
 
 def test_refilter_says_how_to_go_on(tone: Desk) -> None:
@@ -113,6 +114,14 @@ def test_refilter_says_how_to_go_on(tone: Desk) -> None:
     command = shlex.split(line.removeprefix("Go on with: llm-distill ").replace("RECIPE", "jobs/tone.yaml"))
     run = said.strip().splitlines()[-1].removeprefix("Run: ")
     assert f"Run: {run}" in tone.typed(*command)
+
+
+def test_a_run_that_its_name_does_not_mean_says_so(tone: Desk) -> None:
+    assert "means a later one" not in tone.typed("run", "jobs/tone.yaml")
+    other = tone.typed("run", "jobs/tone.yaml", "--until", "filter", "-s", "prompts.seeds.limit=8")
+    assert "means a later one" not in other
+    later = next(line for line in other.splitlines() if line.startswith("Run: ")).removeprefix("Run: ")
+    assert f"`tone` as a run's name means a later one, {later}" in tone.typed("run", "jobs/tone.yaml")
 
 
 def test_options_of_jobs_are_not_lost_before_a_command(tone: Desk) -> None:
