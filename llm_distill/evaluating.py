@@ -5,8 +5,8 @@ compared.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -14,7 +14,7 @@ import msgspec
 from llm_distill import bias_after, speed, store
 from llm_distill.collect import Panel, alone, collect, teachers
 from llm_distill.errand import Errand
-from llm_distill.errors import UserError
+from llm_distill.errors import FellShort, Unreachable, UserError
 from llm_distill.general import general
 from llm_distill.leaks import check_leaks
 from llm_distill.perturbing import robustness
@@ -23,6 +23,12 @@ from llm_distill.stages import Outcome, Run, trained
 
 if TYPE_CHECKING:
     from llm_distill.evals.judged import Judged
+
+
+#: The parts that ask more than the held-out rows do, as a sentence names them.
+ASKING = {"judge": "the judge's part", "robustness": "robustness", "general": "general ability", "speed": "speed"}
+#: Of a part that was not begun when the evaluation ended.
+_NOT_BEGUN = "the evaluation was stopped before it was asked for"
 
 
 @dataclass(frozen=True)
@@ -72,13 +78,45 @@ def evaluate(run: Run) -> Outcome:
     )  # fmt: skip
     seen = Evaluation(run, prompts, panels, answers, ask, numbers, opinion)
     others = plan.rivals.described if plan.rivals else {}
-    store.write_json(run.folder.file("eval/comparison.json"), numbers | others | more(seen))
+    stops = _measure(seen, numbers | others | unasked(seen))
     notes = {"student": store.digest(run.folder.file("student")), "overlap": overlap, **ask.spent}
-    if opinion and opinion.stopped:
-        why = f"evaluate: the judge's part is owed; run again to ask for it. {opinion.stopped}"
-        notes["short"] = {"why": why, "passes": opinion.passes}
     owed = ask.owed + sum(a.owed for rows in answers.values() for a in rows)
+    owed += len(stops)  # a question of each, at the least
+    if opinion and opinion.stopped:
+        stops = {"judge": FellShort(opinion.stopped, passes=opinion.passes)} | stops
+    if stops:
+        notes["short"] = _said(stops)
     return Outcome(len(prompts), len(prompts), owed, notes)
+
+
+def _measure(seen: Evaluation, known: Mapping[str, Any]) -> dict[str, FellShort]:
+    """eval/comparison.json: what is known, and then each part that asks as soon as it is measured, so that whatever ends the
+    evaluation takes nothing from the rest. Gives the parts that a budget or somebody's trouble stopped, which are `owed` there.
+    """
+    run, table, asking = seen.run, seen.run.folder.file("eval/comparison.json"), parts(seen)
+    found, stops, owed = dict(known), dict[str, FellShort](), dict.fromkeys(asking, _NOT_BEGUN)
+    store.write_json(table, found | ({"owed": owed} if owed else {}))
+    for name, measured in asking.items():
+        try:
+            found[name] = measured(seen)
+            del owed[name]
+        except (FellShort, Unreachable) as stop:
+            run.watch.say(f"evaluate: {ASKING[name]}: owed: {stop}")
+            stops[name] = stop if isinstance(stop, FellShort) else FellShort(str(stop), passes="trouble")
+            owed[name] = str(stop)
+            if name == "speed":  # an arm that was measured whole stands by itself
+                found[name] = measured(replace(seen, run=replace(run, may_ask=False)))
+        store.write_json(table, found | ({"owed": owed} if owed else {}))
+    return stops
+
+
+def _said(stops: Mapping[str, FellShort]) -> dict[str, str | None]:
+    """What the run says of the parts that are owed, and what may have changed when it is run again: for any of them."""
+    *most, last = [ASKING[name] for name in stops]
+    named = f"{', '.join(most)} and {last} are owed; run again to ask for them" if most else None
+    reasons = " ".join(dict.fromkeys(map(str, stops.values())))
+    passes = next((stop.passes for stop in stops.values() if stop.passes), None)
+    return {"why": f"evaluate: {named or f'{last} is owed; run again to ask for it'}. {reasons}", "passes": passes}
 
 
 def arms(run: Run, prompts: Sequence[Prompt]) -> dict[str, Panel]:
@@ -103,21 +141,28 @@ def arms(run: Run, prompts: Sequence[Prompt]) -> dict[str, Panel]:
     return found
 
 
-def more(seen: Evaluation) -> dict[str, object]:
-    """What is measured beyond the comparison, by its key in report.json; each only where the recipe asks for it."""
-    asked = seen.run.plan.evaluate
+def unasked(seen: Evaluation) -> dict[str, object]:
+    """What is measured beyond the comparison without asking anybody more, by its key in report.json."""
     found: dict[str, object] = {}
-    if asked and asked.robustness:
-        found["robustness"] = robustness(seen)
-    if asked and asked.general:
-        found["general"] = general(seen, asked.general)
     if bias_after.wanted(seen):
         found["bias"] = bias_after.bias_after(seen)
-    if asked and asked.speed:
-        table = seen.run.folder.file("eval/speed.json")
-        found["speed"] = speed.measure(seen.run, seen.prompts, seen.panels, asked.speed, table)
     if seen.judged:
         from llm_distill.judging import numbers
 
         found["judge"] = numbers(seen.run, seen.prompts, seen.judged)
+    return found
+
+
+def parts(seen: Evaluation) -> dict[str, Callable[[Evaluation], object]]:
+    """What asks further questions, by its key in report.json; each only where the recipe asks for it."""
+    asked = seen.run.plan.evaluate
+    assert asked is not None
+    found: dict[str, Callable[[Evaluation], object]] = {}
+    if asked.robustness:
+        found["robustness"] = robustness
+    if how := asked.general:
+        found["general"] = lambda seen: general(seen, how)
+    if clocks := asked.speed:
+        table = seen.run.folder.file("eval/speed.json")
+        found["speed"] = lambda seen: speed.measure(seen.run, seen.prompts, seen.panels, clocks, table)
     return found

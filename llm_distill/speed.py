@@ -61,6 +61,9 @@ def measure(
         if arm in known and known[arm][0] == key:
             found[arm] = known[arm][1]
             continue
+        if not run.may_ask:
+            unmeasured[arm] = "it is owed: run again to measure it"
+            continue
         run.watch.say(f"speed: {arm.replace('_', ' ')}, {_at_most(run, model, questions, how)}")
         found[arm] = _Bench(run, model, [row.row_id for row in rows], questions, panel, how).measured()
         if not found[arm].alone:

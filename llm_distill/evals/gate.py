@@ -14,8 +14,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from llm_distill.evals.gate_judge import least_win_rate
+from llm_distill.evals.gate_slices import worst_drop
 from llm_distill.evals.headline import percent, points
-from llm_distill.evals.metrics import AGREEMENT
 from llm_distill.evals.statistics import FEWEST
 from llm_distill.records import Answer
 
@@ -48,7 +48,8 @@ def gate(ship: Numbers, numbers: Numbers, arms: Arms, unfit: str | None = None) 
     for name, (unit, judge) in CONDITIONS.items():
         if (bound := ship.get(name)) is None:
             continue
-        judged = Judged(None, unfit) if unfit else judge(ship, numbers, arms)
+        why = unfit or _part_owed(name, numbers)
+        judged = Judged(None, why) if why else judge(ship, numbers, arms)
         least = name.startswith("min_")
         value = None if judged.value is None or not np.isfinite(judged.value) else float(judged.value)
         holds = judged.idle if value is None else value >= bound if least else value <= bound
@@ -76,49 +77,8 @@ def kept(_ship: Numbers, numbers: Numbers, arms: Arms) -> Judged:
 
 
 def slice_drop(_ship: Numbers, numbers: Numbers, arms: Arms) -> Judged:
-    """By how much the student is below its teacher on the slice where it is furthest below.
-
-    That is what was seen, and not the end of an interval: an upper one would ask hundreds of rows of every slice, a lower one
-    would let any small slice pass. But no row decides alone: a tag's slices of under `FEWEST` rows are one, or are not judged.
-    """
-    if owing := _owed(arms, "teacher"):
-        return owing
-    metric, of = numbers.get("metric"), numbers["arms"]
-    if metric in (None, AGREEMENT):
-        return Judged(None, "no held-out row has gold to score both by; give the rows labels or references")
-    if (n := of["student"][metric]["n"]) < FEWEST:
-        return Judged(None, f"{n} rows are too few to tell slices by; hold more out")
-    drops: list[tuple[float, str]] = []
-    for tag, groups in of["student"]["slices"].items():
-        small: list[tuple[str, int, float, float]] = []
-        for name, cell in groups.items():
-            student, teacher = cell[metric], of["teacher"]["slices"][tag][name][metric]
-            where = f"{tag} {name}"
-            if student["value"] is None or teacher["value"] is None:
-                return Judged(None, f"no row of {where} has gold to score it by; give one a label or a reference")
-            if student["n"] < FEWEST:
-                small.append((name, student["n"], student["value"], teacher["value"]))
-                continue
-            pair = (
-                (numbers.get("paired") or {}).get("student_vs_teacher", {}).get("slices", {}).get(tag, {}).get(name, {})
-            )
-            drops.append(_drop(where, student["n"], student["value"], teacher["value"], pair))
-        if (rows := sum(n for _, n, _, _ in small)) >= FEWEST:
-            student_at = sum(n * ours for _, n, ours, _ in small) / rows
-            teacher_at = sum(n * theirs for _, n, _, theirs in small) / rows
-            names = ", ".join(name for name, *_ in small[:3]) + (
-                f" and {len(small) - 3} more" if len(small) > 3 else ""
-            )
-            where = f"{tag} {names}" if len(small) == 1 else f"{tag} {names} (small slices together)"
-            drops.append(_drop(where, rows, student_at, teacher_at, {}))
-    return Judged(*max(drops)) if drops else Judged(None, "there are no slices; name tags in evaluate.slices")
-
-
-def _drop(where: str, rows: int, student: float, teacher: float, pair: Numbers) -> tuple[float, str]:
-    """How far below its teacher the student is, and in words, with the paired interval where there is one."""
-    low, high = pair.get("low"), pair.get("high")
-    span = "" if low is None or high is None else f" ({points(-high)} to {points(-low)} points below)"
-    return teacher - student, f"{where}, {rows} rows: {percent(student)} against {percent(teacher)}{span}"
+    """By how much the student is below its teacher on the slice where it is furthest below."""
+    return _owed(arms, "teacher") or Judged(*worst_drop(numbers))
 
 
 def bias_rise(_ship: Numbers, numbers: Numbers, arms: Arms) -> Judged:
@@ -273,6 +233,13 @@ def _usd_by_clock(ship: Numbers, clocked: Numbers) -> Judged:
 def win_rate(_ship: Numbers, numbers: Numbers, arms: Arms) -> Judged:
     """The lower end of the student's win rate against its teacher, by the judge."""
     return _owed(arms, "teacher") or Judged(*least_win_rate(numbers.get("judge") or {}))
+
+
+def _part_owed(name: str, numbers: Numbers) -> str | None:
+    """Why the part of the evaluation that a condition is about is not there yet, where that is owed."""
+    of = {"min_robust_share": "robustness", "max_general_loss": "general"}.get(name, "")
+    why = (numbers.get("owed") or {}).get(of)
+    return None if why is None else f"it is owed: {why.rstrip('.')}; run again to measure it"
 
 
 def _owed(arms: Arms, arm: str) -> Judged | None:
