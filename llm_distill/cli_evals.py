@@ -66,7 +66,7 @@ def measure(
     ] = None,
     arm: Annotated[
         list[str] | None,
-        typer.Option(help="An arm to measure, for example student. May be repeated.", show_default=False),
+        typer.Option(help="Only this arm; what is known of the others stays. May be repeated.", show_default=False),
     ] = None,
     machine_usd_per_hour: Annotated[
         float | None, typer.Option(help="Of the machine that local models run on.", show_default=False)

@@ -52,6 +52,7 @@ class Stage:
     wanted: Callable[[Plan], bool] = lambda _plan: True
     asks: Callable[[Plan], tuple[str, ...]] = lambda _plan: ()  # the roles whose models it needs
     gate: Callable[[Run], None] = lambda _run: None  # refuses what the recipe's policy forbids, done before or not
+    along: tuple[str, ...] = ()  # files that were made of what it writes, and are taken over with it
     own: bool = False  # it speaks of its own run, and is never taken over from another
 
 
@@ -91,10 +92,12 @@ STAGES = {
         ("held_out.parquet", "kept.parquet", "student"), ("eval",),
         lambda plan: plan.evaluate is not None,
         lambda plan: (*plan.teachers.roles, "student", *(plan.evaluate.roles if plan.evaluate else ())),
+        along=("speed.json",),
     ),
     "report": Stage(
         write_report, ("name", "report", "policy", "models", "prompts", "filter", "train", "ship"),
-        ("prompts.parquet", "answers.parquet", "kept.parquet", "dropped.parquet", "student", "eval", "probe"), ("report",),
+        ("prompts.parquet", "answers.parquet", "kept.parquet", "dropped.parquet", "student", "eval", "probe", "speed.json"),
+        ("report",),
         own=True,
     ),
 }  # fmt: skip
@@ -198,7 +201,8 @@ def _adopt(job: Run, name: str) -> bool:
         if not stamp or stamp["owed"] or stamp["inputs"] != inputs:
             continue
         if all(store.digest(other.file(file)) == made for file, made in stamp["outputs"].items()):
-            for file in STAGES[name].writes:
+            along = [file for file in STAGES[name].along if other.file(file).exists()]
+            for file in (*STAGES[name].writes, *along):
                 store.copy(other.file(file), job.folder.file(file))
             job.folder.save(name, stamp)
             return True

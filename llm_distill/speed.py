@@ -44,10 +44,18 @@ def measure(
     """report.json's `speed`: `arms`, `ratios` of the student to its teacher, `machine`. kept: where arms that are measured whole
     are written, and found again; None measures all anew.
     """
+    found, unmeasured = clocked(run, prompts, panels, how, kept)
+    return {"machine": machine(), "unmeasured": unmeasured, **summary(found, how)}
+
+
+def clocked(
+    run: Run, prompts: Sequence[Prompt], panels: Mapping[str, Panel], how: Speed, kept: Path | None
+) -> tuple[dict[str, Measured], dict[str, str]]:
+    """What was read of each arm that `how` names, as far as there are such; and why of some of them nothing was."""
     found: dict[str, Measured] = {}
-    known = _read(kept)
+    known = read(kept)
     unmeasured = {}
-    rows = sorted(prompts, key=lambda prompt: prompt.row_id)  # hashes: a sample, the same for every arm
+    rows = _in_order(prompts)
     for arm in how.arms:
         if arm not in panels:
             continue
@@ -57,7 +65,7 @@ def measure(
             continue
         (model,) = panel.models.values()
         questions = [_first(run, panel, prompt) for prompt in rows]
-        key = content_id([model.identity, questions, how.rows, how.most_concurrency, how.most_seconds])
+        key = key_of(run, panel, prompts, how)
         if arm in known and known[arm][0] == key:
             found[arm] = known[arm][1]
             continue
@@ -73,13 +81,24 @@ def measure(
             write_json(
                 kept, {name: {"key": of[0], "measured": msgspec.to_builtins(of[1])} for name, of in known.items()}
             )
-    return {"machine": machine(), "unmeasured": unmeasured, **summary(found, how)}
+    return found, unmeasured
 
 
-def summary(found: Mapping[str, Measured], how: Speed) -> dict[str, Any]:
-    """What is said of the arms measured, and of the student against its teacher."""
+def key_of(run: Run, panel: Panel, prompts: Sequence[Prompt], how: Speed) -> str:
+    """An id of who is measured, by which questions and how; the same for as long as none of these is another."""
+    identities = [model.identity for model in panel.models.values()]
+    questions = [_first(run, panel, prompt) for prompt in _in_order(prompts)]
+    return content_id([*identities, questions, how.rows, how.most_concurrency, how.most_seconds])
+
+
+def _in_order(prompts: Sequence[Prompt]) -> list[Prompt]:
+    return sorted(prompts, key=lambda prompt: prompt.row_id)  # hashes: a sample, the same for every arm
+
+
+def summary(found: Mapping[str, Measured], how: Speed, *, alike: bool = True) -> dict[str, Any]:
+    """What is said of the arms measured, and of the student against its teacher where both were measured alike."""
     arms = {name: timing.arm(of, how.machine_usd_per_hour) for name, of in found.items()}
-    both = "student" in found and "teacher" in found
+    both = alike and "student" in found and "teacher" in found
     ratios = timing.ratios(found["student"], found["teacher"], arms) if both else {}
     said: dict[str, Any] = rounded({"arms": arms, "ratios": ratios})
     spent = {name: _sum([of.spent.get(name) for of in found.values()]) for name in SPENT}
@@ -122,7 +141,7 @@ def _at_most(run: Run, model: Model, questions: Sequence[tuple[Message, ...]], h
     return f"up to {most:,} questions{cost}"
 
 
-def _read(kept: Path | None) -> dict[str, tuple[str, Measured]]:
+def read(kept: Path | None) -> dict[str, tuple[str, Measured]]:
     """The arms that were measured before; none where that is no such file."""
     if kept is None or not kept.exists():
         return {}
@@ -215,7 +234,8 @@ class _Bench:
             questions=self.panel.samples * max(1, len(self.panel.view.examples)),
             here=here, alone=shots, streamed=streamed, levels=levels, ended=ended,
             failed=self.failed,
-            peak_bytes=peak.value, peak_of=peak.of if peak.value is not None else None, disk_bytes=disk,
+            peak_bytes=None if peak.value is None else float(peak.value),
+            peak_of=peak.of if peak.value is not None else None, disk_bytes=disk,
             joules=energy.value, joules_by=energy.of if energy.value is not None else None,
             spent={name: getattr(self.spent, name) for name in SPENT},
             why=why | ({"first_token_s": why_not} if why_not else {}),

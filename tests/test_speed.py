@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -27,6 +28,7 @@ from llm_distill.evals import timing
 from llm_distill.evals.gate import gate
 from llm_distill.evals.timing import Level, Measured, Shot
 from llm_distill.ledger import Ledger
+from llm_distill.measure_run import Clocked, measure_run
 from llm_distill.models import Model, streaming, wire
 from llm_distill.models.footprint import Energy
 from llm_distill.models.scripted import ScriptedModel
@@ -36,12 +38,14 @@ from llm_distill.recipe_evaluation import Speed
 from llm_distill.records import Completion, Message, Request, make_prompt
 from llm_distill.report.html import render
 from llm_distill.report.pull_request import brief
-from llm_distill.report.speed_section import claims
+from llm_distill.report.speed_section import claims, findings
 from llm_distill.stages import Run
 from tests.conftest import ROOT, Desk, Unwatched
 from tests.evals.rows import right_on
-from tests.finished import made
+from tests.finished import STUDENT, made
 from tests.mock_api import MockApi
+from tests.models.conftest import byte_level_tokenizer, tiny
+from tests.report.test_brief import SCHEMA
 
 SMOLLM = ROOT / "data" / "quickstart" / "cache" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 ROWS = [{"prompt": f"row {i}", "label": "positive"} for i in range(30)]
@@ -138,6 +142,64 @@ def test_everything_is_asked_anew_counted_and_not_measured_twice(desk: Desk, api
     assert api.paid.total() >= before + first["asked"] + 7
     assert "no arm 'studnt'" in desk.llm_distill("measure", "job", "--arm", "studnt", code=2)
     assert "rows" in desk.llm_distill("measure", "job", "--rows", "2", code=2)
+
+
+def test_one_arm_measured_again_leaves_the_others_as_they_are(
+    desk: Desk, api: MockApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk.seeds(ROWS)
+    tiny("llama", desk.folder / "base", byte_level_tokenizer(), tie_word_embeddings=True)
+    models = {"teacher": hosted(api), "student": {"transformers": STUDENT}}
+    recipe = timed(desk, api, {"machine_usd_per_hour": 0.9}, models=models, held_out={"share": 0.3})
+    whole = desk.here(recipe)
+    run, before = store.RunFolder(Path(whole["run"])), speed_of(whole)
+    arms = list(before["arms"])
+    assert arms == ["base_zero_shot", "teacher"]
+
+    def again(**words: Any) -> dict[str, Any]:
+        measure_run(run, desk.folder / "data", {"arms": ["teacher"], **words}, Unwatched())
+        return speed_of(whole)
+
+    api.latency_s, asked = 0.15, sum(api.paid.values())
+    slower = again()
+    assert sum(api.paid.values()) > asked
+    assert slower["arms"]["base_zero_shot"] == before["arms"]["base_zero_shot"], "to the last figure, its price too"
+    assert slower["arms"]["teacher"]["p50_s"] >= 0.15 > before["arms"]["teacher"]["p50_s"]
+    assert (slower["elsewhere"], slower["stale"], "measured" in slower) == ({}, False, False)
+    jsonschema.validate(json.loads(run.file("report/report.json").read_text()), SCHEMA)
+    fewer = again(rows=7)
+    assert (fewer["arms"]["teacher"]["n"], fewer["arms"]["base_zero_shot"]) == (7, before["arms"]["base_zero_shot"])
+    assert fewer["elsewhere"] == {"base_zero_shot": f"6 rows, at most 1 at a time, on {before['machine']}"}
+    page = run.file("report/report.html").read_text()
+    assert "Base, zero-shot was measured before, and otherwise: 6 rows, at most 1 at a time" in page
+    monkeypatch.setattr(speed, "machine", lambda: "another machine")
+    there = measure_run(run, desk.folder / "data", {"arms": ["base_zero_shot"], "rows": 7}, Unwatched())
+    assert there["elsewhere"] == {}, "where a provider's model runs, nobody knows"
+    # Another title makes another run of the same parts, and what was measured of them goes with it.
+    renamed = timed(
+        desk, api, {"machine_usd_per_hour": 0.9}, models=models, held_out={"share": 0.3}, report={"title": "B"}
+    )
+    asked = sum(api.paid.values())
+    other = desk.here(renamed)
+    assert (other["run"] == whole["run"], sum(api.paid.values()) - asked) == (False, 0)
+    assert speed_of(other) == speed_of(whole)
+    assert speed_of(other)["arms"]["teacher"]["n"] == 7
+
+
+def test_what_was_measured_elsewhere_is_not_held_against_what_is_here() -> None:
+    def clocked(machine: str | None, rows: int = 9) -> Clocked:
+        return Clocked("k", measured([0.1] * 9, here=machine is not None), rows, 1, 300.0, machine)
+
+    assert clocked("a").unlike(clocked("b"))
+    assert clocked("a").unlike(clocked("a", rows=8))
+    assert not clocked("a").unlike(clocked(None))
+    both = {"student": clocked("a").measured, "teacher": clocked("b").measured}
+    assert speed.summary(both, Speed())["ratios"]
+    assert not speed.summary(both, Speed(), alike=False)["ratios"]
+    said = [
+        one.text for one in findings({"speed": {"arms": {"student": {"n": 9}}, "elsewhere": {"teacher": "9 rows"}}})
+    ]
+    assert any(text.startswith("Speed of teacher was measured elsewhere") for text in said)
 
 
 class Moody(ScriptedModel):

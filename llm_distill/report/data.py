@@ -76,6 +76,7 @@ def _measured(folder: store.RunFolder) -> dict[str, Any] | None:
     with suppress(OSError, ValueError):
         found = json.loads(folder.file("speed.json").read_text(encoding="utf-8"))
         if isinstance(found, dict):
+            found.pop("measured", None)  # clock readings, for `measure --arm`
             return found | {"stale": found.get("student") != store.digest(folder.file("student"))}
     return None
 

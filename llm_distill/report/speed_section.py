@@ -207,6 +207,8 @@ def _notes(report: Part) -> Iterator[str]:
             told = "; ".join(f"{_RATIOS.get(key, human(key))}: {short(why, 120)}" for key, why in missing.items())
             yield f"{human(arm)}, not measured: {told}."
         yield f"{human(arm)}: throughput at {_loaded(of) or 'no load'}; {short(part(of, 'saturation').get('ended') or '', 120)}."
+    for arm, under in part(speed, "elsewhere").items():
+        yield f"{human(arm)} was measured before, and otherwise: {short(under, 200)}."
     for arm, why in part(speed, "unmeasured").items():
         yield f"{human(arm)} was not measured: {short(why, 200)}."
 
@@ -217,6 +219,12 @@ def findings(report: Part) -> Iterator[Said]:
         return
     if part(report, "speed").get("stale"):
         yield Said("look", "Speed was measured of another student than this one: measure it again.")
+    if elsewhere := [human(arm).lower() for arm in part(part(report, "speed"), "elsewhere")]:
+        yield Said(
+            "look",
+            f"Speed of {', '.join(elsewhere)} was measured elsewhere than the rest, or by other numbers of rows: "
+            "times are not comparable until `measure` measures all.",
+        )
     for name, claimed, found, verdict in _claimed(report):
         if name != _SAID["kept"] and verdict != "not measured":
             tone = {"reached": "good", "within the spread": "same"}.get(verdict, "look")
