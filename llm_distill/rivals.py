@@ -43,7 +43,7 @@ class Taught(View):
 @dataclass(frozen=True)
 class Rival:
     """A student of another run. named: as in the recipe; run: its run, where it is known; knobs: what loads it; view: how it is
-    asked; kept: the table of the rows it learnt from, None where nobody knows.
+    asked; kept: the table of the rows it learnt from, None where nobody knows; loss: the curve of its training, likewise.
     """
 
     arm: str
@@ -52,6 +52,7 @@ class Rival:
     knobs: Mapping[str, str | None]
     view: View
     kept: Path | None
+    loss: Sequence[Mapping[str, float]] = ()
 
     @property
     def identity(self) -> str:
@@ -80,7 +81,10 @@ class Rivals:
     def described(self) -> dict[str, Any]:
         """For report.json: each arm's place, and of the student before also whether there is one."""
         found: dict[str, Any] = {
-            "students": {one.arm: {"named": one.named, "run": one.run, "identity": one.identity} for one in self.all}
+            "students": {
+                one.arm: {"named": one.named, "run": one.run, "identity": one.identity, "loss": list(one.loss)}
+                for one in self.all
+            }
         }
         if self.previous:
             found["previous"] = {"named": self.previous, "found": any(one.arm == PREVIOUS for one in self.all)}
@@ -157,7 +161,8 @@ def _of_run(plan: Plan, run: store.RunFolder, words: str, key: str) -> Rival:
     found = graduate(run)
     if found is None:
         raise UserError(f"{key}: {run.path} has no student that is whole; run its recipe as far as its train stage.")
-    return Rival(run.record["recipe"], words, _told_run(run), found.knobs, _asked(plan, run, key), run.lessons)
+    curve = store.loss_curve(run.file("student"))
+    return Rival(run.record["recipe"], words, _told_run(run), found.knobs, _asked(plan, run, key), run.lessons, curve)
 
 
 def _told_run(run: store.RunFolder) -> str:
@@ -211,7 +216,8 @@ def _of_weights(plan: Plan, workspace: Path, place: Path, words: str, key: str) 
     if run is not None and not name.startswith(run.record["recipe"]):
         name = f"{run.record['recipe']}-{name}"
     known = None if run is None else _told_run(run)
-    return Rival(name, words, known, knobs, view, None if run is None else run.lessons)
+    curve = [] if run is None else store.loss_curve(run.file("student"))
+    return Rival(name, words, known, knobs, view, None if run is None else run.lessons, curve)
 
 
 def _exported_from(workspace: Path, folder: Path) -> store.RunFolder | None:

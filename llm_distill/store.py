@@ -180,6 +180,21 @@ def digest(path: Path) -> str:
     return made.hexdigest()
 
 
+def training_log(student: Path) -> list[dict[str, Any]]:
+    """What a training noted of its steps, in order; nothing where a student has no metrics.jsonl, or none that can be read."""
+    with suppress(OSError, ValueError):
+        return [json.loads(line) for line in (student / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return []
+
+
+def loss_curve(student: Path, most: int = 200) -> list[dict[str, float]]:
+    """A training's `loss` by `step`, neighbours averaged where there are more steps than so many."""
+    logged = [one for one in training_log(student) if "loss" in one]
+    group = -(-len(logged) // most) or 1
+    parts = [logged[i : i + group] for i in range(0, len(logged), group)]
+    return [{key: round(sum(one[key] for one in of) / len(of), 6) for key in ("step", "loss")} for of in parts]
+
+
 def copy(source: Path, target: Path) -> None:
     """A file or folder of another run, copied, tables without taking room twice; a folder is emptied first, a file that is
     not there removed.

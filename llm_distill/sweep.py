@@ -89,6 +89,7 @@ def _trials(bench: Bench, found_in: Space, found: dict[str, Any]) -> Iterator[di
             "parameters": dict(parameters),
             "students": trial.ids,
             "failed": trial.failed,
+            "loss": store.loss_curve(bench.home / trial.ids[0] / "student") if trial.ids else [],
         }
         same = next((other for other in done if other.ids == trial.ids), None)
         row["same_as"] = same.number if same else None

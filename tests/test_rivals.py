@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pyarrow.parquet as pq
 import pytest
 
@@ -18,6 +19,7 @@ from llm_distill.recipe import load
 from tests.conftest import Desk
 from tests.evals.rows import LABELS, right_on
 from tests.finished import LORA, ROWS, STUDENT, TEACHER, made
+from tests.report.test_brief import SCHEMA
 
 SHIP = {"min_kept_share": 0.5, "min_gain_on_previous": -0.1}
 
@@ -94,6 +96,12 @@ def test_a_students_run_its_export_and_its_recipe_are_arms(shop: Desk) -> None:
     assert quantised["accuracy"]["value"] >= own["accuracy"]["value"] - 0.3
     identities = {arm: of["identity"] for arm, of in report["students"].items()}
     assert identities["previous"] == identities["student_of_job"] != identities["student_of_job-q8_0"]
+    taught_by = store.training_log(run_of(shop) / "student")
+    curves = {arm: of["loss"] for arm, of in report["students"].items()}
+    assert curves["previous"] == curves["student_of_job"] == curves["student_of_job-q8_0"]
+    assert [one["step"] for one in curves["previous"]] == [one["step"] for one in taught_by if "loss" in one]
+    assert "Training loss of several students" in (Path(summary["run"]) / "report/report.html").read_text()
+    jsonschema.validate(report, SCHEMA)
     pair = report["paired"]["student_vs_student_of_job"]
     assert pair["difference"] == pytest.approx(
         report["arms"]["student"]["accuracy"]["value"] - own["accuracy"]["value"], abs=1e-5

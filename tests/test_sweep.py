@@ -69,7 +69,7 @@ def learn(job, share):
     (job.out / "adapter_config.json").write_text(json.dumps(learnt))
     (job.out / "adapter_model.safetensors").write_text("large")
     (job.out / "training.json").write_text(json.dumps({"steps": 1}))
-    (job.out / "metrics.jsonl").write_text("")
+    (job.out / "metrics.jsonl").write_text("".join(f'{{"step": {s}, "loss": {1 / s + share}}}\\n' for s in (1, 2)))
 
 
 class Student(Model):
@@ -167,6 +167,11 @@ def test_finds_the_best_and_hands_it_on(toy: Desk, monkeypatch: pytest.MonkeyPat
     page = full.file("report/report.html").read_text(encoding="utf-8")
     assert 'id="sweep"' in page
     assert f"-s {best['overrides'][0]}" in page
+    shares = [row["parameters"]["train.share"] for row in found["trials"]]
+    assert [row["loss"][1] for row in found["trials"]] == [
+        {"step": 2, "loss": pytest.approx(0.5 + share, abs=1e-5)} for share in shares
+    ]
+    assert "Training loss of trials" in page
 
     before = len(lines(toy))
     assert done(toy, path) == found  # nothing to do

@@ -117,8 +117,7 @@ def _training(folder: store.RunFolder, recipe: dict[str, Any]) -> dict[str, Any]
     described: dict[str, Any] | None = _json(folder.file("student/training.json"))
     if described is None:
         return None
-    lines = folder.file("student/metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    logged = [json.loads(line) for line in lines]
+    logged = store.training_log(folder.file("student"))
     return described | {
         "trainer": next(
             (r["name"] for r in described.get("rungs", ()) if r["taken"]), Spec.read(recipe["train"], "train").name

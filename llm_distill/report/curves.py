@@ -39,16 +39,18 @@ def lines(
     percent: bool = False,
     log: bool = False,
     square: bool = False,
+    most: int = POINTS,
 ) -> str:
     """Series in one chart. across: our own word under the axis; ticks: texts for x = 0, 1, and so on; percent: y are shares of
-    one; log: of x factors count; square: both are shares, and a diagonal shows where they are equal.
+    one; log: of x factors count; square: both are shares, and a diagonal shows where they are equal. most: points of a series,
+    neighbours averaged where there are more; with up to 40 each has a mark.
     """
     shown = [one for one in series if one.points]
     height = _HEIGHT + (40 if square else 0) + _LEGEND * len(shown)
     figure, axes, style = canvas(height, left=52, right=22, top=12, bottom=44 + _LEGEND * len(shown))
     with style:
         for i, one in enumerate(shown):
-            _draw(axes, one, i)
+            _draw(axes, one, i, most)
         axes.set_axisbelow(True)
         axes.grid(axis="both" if square else "y", color=LINE, linewidth=1)
         axes.yaxis.set_major_locator(locator())
@@ -82,9 +84,9 @@ def lines(
         return inline(figure, name, title, told, [*ticks, *(one.label for one in shown)])
 
 
-def _draw(axes: Any, one: Series, place: int) -> None:
+def _draw(axes: Any, one: Series, place: int, most: int) -> None:
     colour = ACCENT if one.strong else MUTED
-    points = _thinned(one.points)
+    points = _thinned(one.points, most)
     few = len(points) <= 40
     for (x, _), ends in zip(points, one.ends if few else (), strict=False):
         if ends is not None:
@@ -96,9 +98,9 @@ def _draw(axes: Any, one: Series, place: int) -> None:
     )  # fmt: skip
 
 
-def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most one point to a pixel, neighbours averaged."""
-    group = math.ceil(len(points) / POINTS)
+def _thinned(points: Sequence[tuple[float, float]], most: int) -> list[tuple[float, float]]:
+    """At most so many points, neighbours averaged."""
+    group = math.ceil(len(points) / most)
     batches = [points[i : i + group] for i in range(0, len(points), group)]
     return [(sum(x for x, _ in b) / len(b), sum(y for _, y in b) / len(b)) for b in batches]
 

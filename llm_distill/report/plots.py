@@ -5,14 +5,19 @@ Like `sections`, pure, and at home with parts that are missing or null.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from llm_distill.report import words
 from llm_distill.report.curves import Series, lines
-from llm_distill.report.words import Part, human, part, percent, value
+from llm_distill.report.sweep_section import trials
+from llm_distill.report.words import Part, human, part, percent, short, value
 
 DRAWN = 4  # arms of a chart of calibration
+CURVES, MARKED = (
+    6,
+    25,
+)  # trainings of one chart, and points of each: few enough for every curve to have marks of its own
 
 
 def drawn(report: Part, arms: Mapping[str, Part], primary: str) -> Iterator[tuple[str, str]]:
@@ -23,13 +28,18 @@ def drawn(report: Part, arms: Mapping[str, Part], primary: str) -> Iterator[tupl
         Series("rows set aside", _points(training, "validation_loss")),
     ]
     if loss[0].points:
-        told = "; ".join(
-            f"{one.label}: from {one.points[0][1]:.3f} at step {one.points[0][0]:g} to {one.points[-1][1]:.3f} at step "
-            f"{one.points[-1][0]:g}"
-            for one in loss
-            if one.points
-        )
-        yield "loss", lines(loss, name="loss-chart", title="Training loss", told=f"{told}.", across="step")
+        yield "loss", lines(loss, name="loss-chart", title="Training loss", told=_told(loss), across="step")
+    others = part(report, "students")
+    rivals = [Series(words.visible(human(arm)), _points(part(others, arm), "loss")) for arm in others]
+    students = [Series(words.visible(human("student")), loss[0].points, strong=True), *rivals]
+    for name, title, curves in (
+        ("losses", "Training loss of several students", students),
+        ("trials", "Training loss of trials", _trials(report)),
+    ):
+        there = [one for one in curves if one.points][:CURVES]
+        if len(there) > 1:
+            told = _told(there)
+            yield name, lines(there, name=f"{name}-chart", title=title, told=told, across="step", most=MARKED)
     sure = [_calibration(arm, of) for arm, of in list(arms.items())[:DRAWN]]
     if any(one.points for one in sure):
         told = "; ".join(
@@ -88,6 +98,31 @@ def tradeoffs(report: Part, arms: Mapping[str, Part], primary: str) -> list[dict
         row = {"arm": arm, "name": words.visible(human(arm)), "score": value(score), "of": score, "ends": ends}
         found.append(row | {"usd": usd, "seconds": seconds})
     return [row for row in found if row["usd"] is not None or row["seconds"] is not None]
+
+
+def _told(curves: Sequence[Series]) -> str:
+    """Curves of a loss for those who do not see them."""
+    ends = [(one.label, one.points[0], one.points[-1]) for one in curves if one.points]
+    told = (
+        f"{label}: from {first[1]:.3f} at step {first[0]:g} to {last[1]:.3f} at step {last[0]:g}"
+        for label, first, last in ends
+    )
+    return f"{'; '.join(told)}."
+
+
+def _trials(report: Part) -> list[Series]:
+    """Trainings of a sweep, the recipe's own and then the best first; a trial with the student of another is not drawn twice."""
+    rows = [row for row in trials(report) if row.get("same_as") is None]
+    rows.sort(key=lambda row: row.get("trial") != 0)
+    best = part(part(report, "sweep"), "best").get("trial")
+    return [
+        Series(
+            "own settings" if row.get("trial") == 0 else words.visible(short(f"trial {row.get('trial')}", 19)),
+            _points(row, "loss"),
+            strong=row.get("trial") == best,
+        )
+        for row in rows
+    ]
 
 
 def _points(of: Part, key: str) -> list[tuple[float, float]]:

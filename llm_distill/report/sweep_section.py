@@ -18,7 +18,7 @@ DRAWN = 10  # trials of the chart
 
 def view(report: Part) -> dict[str, Any]:
     """What the template shows under `sweep`; empty where there was none."""
-    sweep, rows = part(report, "sweep"), _trials(report)
+    sweep, rows = part(report, "sweep"), trials(report)
     paths = list(dict.fromkeys(path for row in rows for path in part(row, "parameters")))
     return {
         **sweep,
@@ -43,7 +43,7 @@ def remark(row: Part) -> str:
 def findings(report: Part) -> Iterator[Said]:
     """What a reviewer should know of the sweep: a sentence."""
     best = part(part(report, "sweep"), "best")
-    change, tried = part(best, "change"), len(_trials(report)) - 1
+    change, tried = part(best, "change"), len(trials(report)) - 1
     if not best or tried < 1:
         return
     said = f"Sweep of {words.count(tried)} other settings: "
@@ -59,7 +59,7 @@ def findings(report: Part) -> Iterator[Said]:
 def chart(report: Part) -> list[Estimate]:
     """The trials' differences from the recipe's own settings, the best first."""
     found = []
-    for row in _trials(report):
+    for row in trials(report):
         change = part(row, "change")
         if value(change, "difference") is not None:
             label = words.visible(short(f"trial {row.get('trial')}", 19))
@@ -69,7 +69,8 @@ def chart(report: Part) -> list[Estimate]:
     return found[:DRAWN]
 
 
-def _trials(report: Part) -> list[Part]:
+def trials(report: Part) -> list[Part]:
+    """A sweep's trials, the best first."""
     found = part(report, "sweep").get("trials")
     rows = [row for row in found if isinstance(row, dict)] if isinstance(found, list) else []
     return sorted(rows, key=lambda row: -score if (score := value(part(row, "score"))) is not None else 1.0)

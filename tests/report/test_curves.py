@@ -56,5 +56,24 @@ def test_a_report_draws_what_it_has_numbers_for() -> None:
     (student,) = [row for row in tradeoffs(report, report["arms"], "accuracy") if row["arm"] == "student"]
     assert (student["usd"], student["seconds"]) == (0.07, 0.011), "what was measured apart goes before"
     assert dict(drawn({"name": "n"}, {}, "accuracy")) == {}
+    curve = [{"step": step, "loss": 2 / step} for step in range(1, 400)]
+    report["students"] = {
+        "student_of_<b>tone</b>": {"named": "tone", "run": "tone/2026", "identity": "9", "loss": curve},
+        "previous": {"named": "shipped", "run": None, "identity": "9"},
+    }
+    for row in report["sweep"]["trials"]:
+        row["loss"] = curve[: 10 * (3 - row["trial"])]
+    report["sweep"]["trials"].append(report["sweep"]["trials"][1] | {"trial": 3, "same_as": 1})
+    charts = dict(drawn(report, report["arms"], "accuracy"))
+    losses, trials = ET.fromstring(charts["losses"]), ET.fromstring(charts["trials"])
+    assert [e.text for e in losses.iter("text")][-2:] == ["Student", "Student of <b>tone</b>"]
+    assert losses.findtext("title") == "Training loss of several students"
+    told = losses.findtext("desc") or ""
+    assert told.endswith("Student of <b>tone</b>: from 2.000 at step 1 to 0.005 at step 399.")
+    assert [e.text for e in trials.iter("text")][-3:] == ["own settings", "trial 1", "trial 2"]
+    marked = [e.attrib["href"] for e in losses.iter("use") if "-m" in e.attrib["href"]]
+    assert len(set(marked)) > 1, "marks tell them apart without colour, with as many steps too"
+    report["students"] = {"previous": report["students"]["previous"]}
+    assert "losses" not in dict(drawn(report, report["arms"], "accuracy")), "one curve is that of the training"
     report["cost"] = None
     assert "price" not in dict(drawn(report | {"speed": None}, report["arms"], "accuracy"))
