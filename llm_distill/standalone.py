@@ -165,6 +165,7 @@ def ask(
     from llm_distill.report.build import costs, spent_on
     from llm_distill.report.html import render
     from llm_distill.report.pull_request import brief
+    from llm_distill.report.rows import of_models
 
     folder = store.RunFolder(out)
     try:
@@ -184,27 +185,42 @@ def ask(
     finally:
         run.make_room()
         ledger.close()
-    report = numbers(plan, answers, question.base)
+    scores = scored(plan, answers)
+    report = numbers(plan, answers, question.base, scores)
     report["cost"] = costs({name: spent_on(of) for name, of in answers.items()})
     store.write_json(folder.file("report.json"), report)
-    for file, text in (("report.md", brief(report)), ("report.html", render(report))):
+    pair = next(iter(report["paired"]), "").split("_vs_") if report["paired"] else list(answers)[:1]
+    verdicts = {name: of[report["metric"]] for name, of in scores.items()}
+    searched = of_models(rows, report["metric"], answers, verdicts, pair)
+    for file, text in (("report.md", brief(report)), ("report.html", render(report, searched))):
         with store.replacing(folder.file(file)) as temporary:
             temporary.write_text(text, encoding="utf-8")
     return report
 
 
-def numbers(plan: Plan, answers: Mapping[str, Sequence[Answer]], base: str | None = None) -> dict[str, Any]:
+def scored(plan: Plan, answers: Mapping[str, Sequence[Answer]]) -> dict[str, dict[str, Scores]]:
+    """Of each model the scores of its rows, by metric."""
+    more = measures(plan.metrics, plan.answers.json_schema)
+    return {
+        name: gold_scores(of, plan.task.kind) | {key: measure(of)[0] for key, measure in more.items()}
+        for name, of in answers.items()
+    }
+
+
+def numbers(
+    plan: Plan,
+    answers: Mapping[str, Sequence[Answer]],
+    base: str | None = None,
+    scores: Mapping[str, dict[str, Scores]] | None = None,
+) -> dict[str, Any]:
     """Each model's score, and each two models' difference on the rows that both answered; ready for JSON."""
     kind = plan.task.kind
     metric = (plan.evaluate.metric if plan.evaluate else None) or PRIMARY[kind]
-    more = measures(plan.metrics, plan.answers.json_schema)
-    scores: dict[str, dict[str, Scores]] = {}
-    for name, of in answers.items():
-        scores[name] = gold_scores(of, kind) | {key: measure(of)[0] for key, measure in more.items()}
+    scores = scores or scored(plan, answers)
     arms = {
         name: arm_numbers(
             of,
-            scores[name] | {"agreement_with_teacher": {}},
+            {**scores[name], "agreement_with_teacher": {}},
             kind,
             plan.task.labels,
             seed=plan.seed,

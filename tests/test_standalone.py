@@ -16,6 +16,9 @@ from llm_distill.standalone import Question, numbers, planned
 from tests.conftest import Desk
 from tests.finished import ROWS, copied
 from tests.mock_api import MockApi
+from tests.report.chromium import EXECUTABLE, chromium
+from tests.report.test_html import Page
+from tests.report.test_rows import rows_of
 
 GOOD = {"scripted": {"rules": {"good": "positive"}, "default": "negative"}}
 HALF = {"scripted": {"rules": {"[05] is": "positive"}, "default": "negative"}}
@@ -60,6 +63,42 @@ def test_models_are_held_against_each_other_row_by_row_and_asked_once(desk: Desk
     inside(desk, *at(desk, ours=GOOD, theirs=HALF, odd=HTML), *LABELS)
     assert (desk.folder / "out/report.json").read_bytes() == before
     assert len((desk.folder / "data/ledger.sqlite").read_bytes()) == len(ledger)
+
+
+def test_the_rows_can_be_searched_on_the_page(desk: Desk) -> None:
+    inside(desk, *at(desk, ours=GOOD, theirs=HALF, odd=HTML), *LABELS, "--base", "theirs")
+    html = (desk.folder / "out/report.html").read_text()
+    data = rows_of(html)
+    assert data["pair"] == [["ours", "Ours"], ["theirs", "Theirs"]], "the first pair of the comparison"
+    assert list(data["tables"]) == ["held_out"]
+    rows = data["tables"]["held_out"]["rows"]
+    assert len(rows) == len(ROWS)
+    assert rows[0]["arms"]["ours"] == {"label": "negative", "score": 1.0}
+    assert rows[0]["arms"]["odd"] == {"text": "<script>alert(1)</script>", "score": 0.0}
+    assert "Here are all 60 rows." in " ".join(Page(html).text.split())
+    assert "llm-distill show RUN" not in html
+    inside(desk, *at(desk, alone=GOOD), *LABELS)
+    assert rows_of((desk.folder / "out/report.html").read_text())["pair"] == [["alone", "Alone"]]
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(EXECUTABLE is None, reason="no Chromium on PATH: apt-get install chromium")
+def test_a_real_browser_finds_where_two_models_differ(desk: Desk) -> None:
+    inside(desk, *at(desk, ours=GOOD, theirs=HALF), *LABELS)
+    with chromium() as page:
+        page.open(desk.folder / "out/report.html", 390)
+        verdicts = "document.querySelector('#rows-filters select')"
+        shown = page.evaluate(f"[...{verdicts}.options].map(one => one.text).join('|')")
+        assert "Ours right and Theirs wrong" in shown
+        assert page.evaluate("document.querySelector('#rows-table').textContent") == "Rows"
+        found = page.evaluate(
+            f"(s => {{ s.selectedIndex = [...s.options].findIndex(o => o.text === 'Ours right and Theirs wrong'); "
+            f"s.dispatchEvent(new Event('change')); return document.getElementById('rows-count').textContent }})({verdicts})"
+        )
+        assert "30" in found
+        assert page.evaluate("document.querySelector('#rows-list h3 b').textContent") == "Ours right"
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        assert (page.complaints(), len(page.requests())) == ([], 1), "itself"
 
 
 def test_five_rows_work_and_conclude_nothing(desk: Desk) -> None:

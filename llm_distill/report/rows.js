@@ -4,7 +4,9 @@
   const PAGE = 20, VALUES = 60;
   const data = JSON.parse(document.getElementById("rows-data").textContent);
   const $ = (id) => document.getElementById(`rows-${id}`);
-  const names = { held_out: "Held-out rows", asked: "Rows that were asked" };
+  const names = { held_out: data.alone ? "Rows" : "Held-out rows", asked: "Rows that were asked" };
+  // The two arms whose verdicts are held against each other; of one arm alone there is none.
+  const [[ours, first], [theirs, second] = []] = data.pair;
   let table, hits, page;
 
   const make = (tag, text, kind) => {
@@ -26,14 +28,14 @@
     if (table.name === "held_out") {
       const choices = [];
       const arms = data.arms.filter(([arm]) => rows.some((row) => score(row, arm) !== undefined));
-      const both = ["student", "teacher"].every((arm) => arms.some(([name]) => name === arm));
+      const both = [ours, theirs].every((arm) => arms.some(([name]) => name === arm));
       if (both && data.graded) {
-        choices.push(["Student below teacher", (row) => score(row, "student") < score(row, "teacher")]);
-        choices.push(["Student above teacher", (row) => score(row, "student") > score(row, "teacher")]);
+        choices.push([`${first} below ${second}`, (row) => score(row, ours) < score(row, theirs)]);
+        choices.push([`${first} above ${second}`, (row) => score(row, ours) > score(row, theirs)]);
       } else if (both) {
-        choices.push(["Student wrong and teacher right", (r) => right(r, "student") === false && right(r, "teacher") === true]);
-        choices.push(["Student right and teacher wrong", (r) => right(r, "student") === true && right(r, "teacher") === false]);
-        choices.push(["Both wrong", (r) => right(r, "student") === false && right(r, "teacher") === false]);
+        choices.push([`${first} wrong and ${second} right`, (r) => right(r, ours) === false && right(r, theirs) === true]);
+        choices.push([`${first} right and ${second} wrong`, (r) => right(r, ours) === true && right(r, theirs) === false]);
+        choices.push(["Both wrong", (r) => right(r, ours) === false && right(r, theirs) === false]);
       }
       for (const [arm, name] of arms) {
         choices.push([`${name} ${data.graded ? "below full marks" : "wrong"}`, (row) => right(row, arm) === false]);
@@ -120,7 +122,7 @@
     };
     if (row.gold !== undefined) line("Gold", long(row.gold));
     for (const [arm, name] of row.arms ? data.arms : [])
-      if (row.arms[arm]) line(name, answer(row.arms[arm]), arm === "student" ? "own" : "");
+      if (row.arms[arm]) line(name, answer(row.arms[arm]), arm === ours ? "own" : "");
     if (row.teacher) line(row.by && row.by !== "teacher" ? row.by : "Teacher", answer(row.teacher), "own");
     if (row.reason) line("Reason", long(row.reason));
     for (const [name, value] of Object.entries(row.scores ?? {}))
@@ -133,9 +135,9 @@
 
   function fate(row) {
     if (row.teacher) return row.dropped_by ? `Dropped by ${row.dropped_by}` : "Kept";
-    const verdict = right(row, "student");
-    if (verdict === undefined) return "Held out";
-    return data.graded ? `Student ${score(row, "student")}` : verdict ? "Student right" : "Student wrong";
+    const verdict = right(row, ours);
+    if (verdict === undefined) return data.alone ? "Not scored" : "Held out";
+    return data.graded ? `${first} ${score(row, ours)}` : verdict ? `${first} right` : `${first} wrong`;
   }
 
   function answer(of) {

@@ -1,5 +1,5 @@
 """The rows behind the numbers, to be searched on the page itself: held-out rows with each arm's answer, rows that were asked
-with what became of them.
+with what became of them; of `llm-distill eval`, the rows with each model's answer.
 
 They go into the page as a JSON data block, which no browser runs, and `rows.js` beside this module shows them, through
 `textContent` alone. Where there are more than the page has room for, those with the least hashes of their ids are there: a draw
@@ -49,6 +49,36 @@ def browsed(
     ]
     shown = _drawn(held_out, MOST, lambda prompt: prompt.row_id) if arms else []
     scores = _scores(recipe, metric, arms)
+    counts = [f"{len(table):,} {name}" for table, name in zip(tables, ("kept", "dropped"), strict=False)]
+    sizes = {"held_out": (len(held_out), ""), "asked": (sum(map(len, tables)), ", ".join(counts))}
+    pair = [["student", human("student")], ["teacher", human("teacher").lower()]]
+    return _fitted(shown, asked, sizes, arms, scores, metric) | {"pair": pair}
+
+
+def of_models(
+    rows: Sequence[Prompt],
+    metric: str,
+    arms: Mapping[str, Sequence[Answer]],
+    scores: Mapping[str, Mapping[str, float]],
+    pair: Sequence[str],
+) -> dict[str, Any]:
+    """The same of models that have no run: the rows with each model's answer. scores: by model and row. pair: the two models, or
+    the one, whose verdicts lead.
+    """
+    shown = _drawn(rows, MOST, lambda prompt: prompt.row_id)
+    data = _fitted(shown, [], {"held_out": (len(rows), "")}, arms, scores, metric)
+    return data | {"pair": [[arm, human(arm)] for arm in pair], "alone": True}
+
+
+def _fitted(
+    shown: Sequence[Prompt],
+    asked: Sequence[Mapping[str, Any]],
+    sizes: Mapping[str, tuple[int, str]],
+    arms: Mapping[str, Sequence[Answer]],
+    scores: Mapping[str, Mapping[str, float]],
+    metric: str,
+) -> dict[str, Any]:
+    """The data block of rows, their texts cut to the room there is. sizes: of each table how many rows it has, and what of."""
 
     def cut(length: int, step: int = 1) -> dict[str, list[dict[str, Any]]]:
         return {
@@ -61,16 +91,12 @@ def browsed(
     while (size := _size(data)) > ROOM:
         share = 0.95 * ROOM / size
         data = {name: _drawn(rows, int(share * len(rows)), lambda row: row["id"]) for name, rows in data.items()}
-    of = {"held_out": len(held_out), "asked": sum(map(len, tables))}
-    counts = [f"{len(table):,} {name}" for table, name in zip(tables, ("kept", "dropped"), strict=False)]
     return {
         "metric": human(metric),
         "graded": any(score not in (0.0, 1.0) for rows in scores.values() for score in rows.values()),
         "arms": [[arm, human(arm)] for arm in arms],
         "tables": {
-            name: {"of": of[name], "said": ", ".join(counts) if name == "asked" else "", "rows": rows}
-            for name, rows in data.items()
-            if rows
+            name: {"of": sizes[name][0], "said": sizes[name][1], "rows": rows} for name, rows in data.items() if rows
         },
     }
 
@@ -80,7 +106,8 @@ def block(data: Mapping[str, Any]) -> dict[str, Any]:
     if not data.get("tables"):
         return {}
     of = {name: (len(table["rows"]), table["of"], table["said"]) for name, table in data["tables"].items()}
-    return {"json": Markup(_json(data)), "script": Markup(_script()), "hash": _hash(), "of": of}  # noqa: S704  escaped; ours
+    found = {"json": Markup(_json(data)), "script": Markup(_script()), "hash": _hash()}  # noqa: S704  escaped; ours
+    return found | {"of": of, "alone": data.get("alone", False)}
 
 
 def _json(data: Any) -> str:
