@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from platform import python_version
@@ -41,6 +42,7 @@ def describe(job: Run, roles: Sequence[str]) -> None:
         shutil.copyfile(plan.path, folder.file("recipe.yaml"))
     store.write_json(folder.file("recipe.resolved.json"), plan.raw)
     folder.record |= {
+        "started": folder.record.get("started") or datetime.now(UTC).isoformat(timespec="milliseconds"),
         "recipe": plan.name,
         "recipe_file": str(plan.path.resolve()),
         "digest": plan.digest,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,13 @@ def history(workspace: Path, name: str) -> dict[str, Any]:
         raise UserError(
             f"no runs of {name!r} in {workspace / 'runs'}.{did_you_mean(name, known) if known else ' There are none yet.'}"
         )
-    found: list[tuple[str, float, dict[str, Any]]] = []
+    found: list[tuple[str, str, dict[str, Any]]] = []
     unfinished, damaged = 0, []
     for record in sorted(home.glob("*/run.json")):
         folder, file = record.parent, record.parent / "report/report.json"
         try:
-            if json.loads(record.read_text(encoding="utf-8")).get("arm"):
+            about = json.loads(record.read_text(encoding="utf-8"))
+            if about.get("arm"):
                 continue  # of an ablation or a sweep
             if not file.exists():
                 unfinished += 1
@@ -45,7 +47,8 @@ def history(workspace: Path, name: str) -> dict[str, Any]:
         except (OSError, ValueError):
             damaged.append(folder.name)
             continue
-        found.append((run["date"], file.stat().st_mtime, run | {"held_out": _held_out(folder)}))
+        written = datetime.fromtimestamp(file.stat().st_mtime, UTC).isoformat()  # of a run that noted no beginning
+        found.append((run["date"], str(about.get("started") or written), run | {"held_out": _held_out(folder)}))
     if not found:
         raise UserError(f"no run of {name!r} has a report yet; run the recipe to its end first.")
     runs = [run for _, _, run in sorted(found, key=lambda one: one[:2])]

@@ -6,11 +6,11 @@ Like `sections`, pure, and at home with parts that are missing or null.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from llm_distill.report import words
-from llm_distill.report.words import Part, Said, human, interval, part, percent, points, short, value
+from llm_distill.report.words import Part, Said, human, interval, part, parts, percent, points, short, value
 
 MOST = 40  # rows of the table
 NAMED = 4  # measures that a sentence names
@@ -28,13 +28,13 @@ def view(report: Part) -> list[dict[str, Any]]:
             "student": part(part(one, "arms"), "student"),
             "against": [_against(one, other) for other in others(report)],
         }
-        for one in sorted(_found(report), key=lambda one: _order(report, one))[:MOST]
+        for one in sorted(parts(part(report, "bias"), "found"), key=lambda one: _order(report, one))[:MOST]
     ]
 
 
 def left_out(report: Part) -> int:
     """How many measures are in report.json alone."""
-    return max(0, len(_found(report)) - MOST)
+    return max(0, len(parts(part(report, "bias"), "found")) - MOST)
 
 
 def others(report: Part) -> list[str]:
@@ -71,7 +71,8 @@ def _order(report: Part, one: Part) -> tuple[int, bool]:
 def findings(report: Part) -> Iterator[Said]:
     """For each arm that the student is held against: what rose, else what was shown not to, and what could not be seen."""
     for other in others(report):
-        pairs = [(one, pair) for one in _found(report) if (pair := part(part(one, "against"), other)).get("verdict")]
+        rows = parts(part(report, "bias"), "found")
+        pairs = [(one, pair) for one in rows if (pair := part(part(one, "against"), other)).get("verdict")]
         rose = [(one, pair) for one, pair in pairs if pair["verdict"] == "amplified"]
         counts = Counter(str(pair["verdict"]) for _, pair in pairs)
         name = human(other).lower()
@@ -102,8 +103,3 @@ def findings(report: Part) -> Iterator[Said]:
 def _who(one: Part) -> str:
     by = short(one.get("by"), 30)
     return f"by {by}" if one.get("value") == "*" else f"{by} {short(one.get('value'), 30)}"
-
-
-def _found(report: Part) -> list[Part]:
-    found = part(report, "bias").get("found")
-    return [one for one in found if isinstance(one, Mapping)] if isinstance(found, list) else []

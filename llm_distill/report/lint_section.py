@@ -6,10 +6,10 @@ Like `sections`, pure, and at home with parts that are missing or null.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
-from llm_distill.report.words import Part, Said, count, human, part, short, value
+from llm_distill.report.words import Part, Said, count, human, part, parts, short, value
 
 _ORDER = ("error", "warning", "note")
 #: What stands in the section anyway.
@@ -20,7 +20,7 @@ def view(report: Part) -> list[dict[str, Any]]:
     """What the template shows under `lint`, warnings first; empty where nothing was linted."""
     shown = [
         {"level": row.get("level"), "name": human(row.get("name")), "text": _text(row)}
-        for row in _rows(report)
+        for row in parts(part(report, "training"), "lint")
         if row.get("name") not in _ELSEWHERE
     ]
     return sorted(shown, key=lambda row: _ORDER.index(row["level"]) if row["level"] in _ORDER else len(_ORDER))
@@ -28,7 +28,7 @@ def view(report: Part) -> list[dict[str, Any]]:
 
 def findings(report: Part) -> Iterator[Said]:
     """What a reviewer should know of it: a sentence for each warning, and where training ended before its last step."""
-    for row in _rows(report):
+    for row in parts(part(report, "training"), "lint"):
         if row.get("level") in ("error", "warning"):
             yield Said("look", f"Before training, {human(row.get('name')).casefold()}: {short(row.get('found'), 200)}.")
     training = part(report, "training")
@@ -40,11 +40,6 @@ def findings(report: Part) -> Iterator[Said]:
             f"Training ended early, after step {count(ended)} of {count(steps)}: rows set aside from it got no better after step "
             f"{count(value(validation, 'best_step'))}, whose weights are the student's.",
         )
-
-
-def _rows(report: Part) -> list[Part]:
-    found = part(report, "training").get("lint")
-    return [row for row in found if isinstance(row, Mapping)] if isinstance(found, list) else []
 
 
 def _text(row: Part) -> str:

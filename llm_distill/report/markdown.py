@@ -1,4 +1,4 @@
-"""Text of others as Markdown shows it and nothing more: no markup, no HTML, no link, no character that hides."""
+"""Text of others as Markdown shows it and nothing more: no markup, no HTML, no link, no character that hides, nobody called."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from llm_distill.report.words import visible
 _MARKS = re.compile(r"[\\`*_\[\]{}~|$^]")
 #: Markup of HTML, and what makes a bare address a link.
 _NAMED = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "@": "&#64;"}
+#: What a forge makes a notice or a reference of, after it has read entities and escapes: a word joiner within parts it.
+_CALLS = re.compile(r"(?<![A-Za-z0-9_])@(?=\w)|[#!](?=\d)|\bGH-(?=\d)", re.IGNORECASE)
 _LINKS = re.compile(r":(?=//)|(?<=www)\.", re.IGNORECASE)
 
 
@@ -20,6 +22,7 @@ def plain(text: Any, most: int = 300) -> str:
     """One line that reads as the text; longer ones are cut."""
     line = " ".join(visible(str(text).replace("\n", " ")).split())
     line = line if len(line) <= most else line[: most - 1] + "…"
+    line = _CALLS.sub(lambda found: f"{found[0]}\u2060", line)
     escaped = "".join(_NAMED.get(character, character) for character in line)
     escaped = _LINKS.sub(lambda found: f"&#{ord(found[0])};", escaped)
     escaped = _MARKS.sub(lambda found: f"\\{found[0]}", escaped)

@@ -11,7 +11,7 @@ from typing import Any
 from llm_distill.report import words
 from llm_distill.report.curves import Series, lines
 from llm_distill.report.sweep_section import trials
-from llm_distill.report.words import Part, human, part, percent, short, value
+from llm_distill.report.words import Part, human, part, parts, percent, short, value
 
 DRAWN = 4  # arms of a chart of calibration
 CURVES, MARKED = (
@@ -126,15 +126,16 @@ def _trials(report: Part) -> list[Series]:
 
 
 def _points(of: Part, key: str) -> list[tuple[float, float]]:
-    found = of.get(key)
-    rows = [one for one in found if isinstance(one, Mapping)] if isinstance(found, list) else []
-    known = [(s, v) for one in rows if (s := value(one, "step")) is not None and (v := value(one, "loss")) is not None]
+    known = [
+        (s, v)
+        for one in parts(of, key)
+        if (s := value(one, "step")) is not None and (v := value(one, "loss")) is not None
+    ]
     return [(step, loss) for step, loss in known if abs(loss) < 1e9]
 
 
 def _calibration(arm: str, of: Part) -> Series:
-    bins = of.get("calibration")
-    rows = [one for one in bins if isinstance(one, Mapping)] if isinstance(bins, list) else []
+    rows = parts(of, "calibration")
     known = [(value(one, "confidence"), value(one, "accuracy"), value(one, "low"), value(one, "high")) for one in rows]
     whole = [
         (x, y, (low, high) if low is not None and high is not None else None)

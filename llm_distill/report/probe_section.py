@@ -5,11 +5,11 @@ Like `sections`, pure, and at home with parts that are missing or null.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from llm_distill.report import words
-from llm_distill.report.words import Part, Said, human, interval, part, percent, short, value
+from llm_distill.report.words import Part, Said, human, interval, part, parts, percent, short, value
 
 _KINDS = {"previous": "the tick before", "first": "the first tick"}
 
@@ -26,10 +26,10 @@ def view(report: Part) -> dict[str, Any]:
             {
                 **one,
                 "against": f"{_KINDS.get(str(one.get('kind')), 'an earlier tick')}, {short(str(one.get('with'))[:10])}",
-                "tests": list(map(_named, _mappings(one, "tests"))),
+                "tests": list(map(_named, parts(one, "tests"))),
                 "labels": [(name, of) for name, of in part(one, "labels").items() if isinstance(of, list) and len(of) == 2],
             }
-            for one in _mappings(found, "compared")
+            for one in parts(found, "compared")
         ],
     } if found else {}  # fmt: skip
 
@@ -40,7 +40,7 @@ def findings(report: Part) -> Iterator[Said]:
     said = [str(line) for line in found.get("said") or [] if line]
     for line in said:
         yield Said("look", f"Probe: {short(line, 400)}.")
-    compared = _mappings(found, "compared")
+    compared = parts(found, "compared")
     if compared and not said:
         one = compared[0]
         rows, agreement = words.count(value(one, "rows")), part(one, "agreement")
@@ -53,8 +53,3 @@ def findings(report: Part) -> Iterator[Said]:
 
 def _named(test: Part) -> dict[str, Any]:
     return {**test, "what": _TESTS.get(str(test.get("name"))) or human(test.get("name"))}
-
-
-def _mappings(of: Part, key: str) -> list[Part]:
-    found = of.get(key)
-    return [one for one in found if isinstance(one, Mapping)] if isinstance(found, list) else []

@@ -5,12 +5,12 @@ Like `sections`, pure, and at home with parts that are missing or null.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from llm_distill.report import words
 from llm_distill.report.charts import Estimate
-from llm_distill.report.words import Part, Said, human, interval, part, percent, short, value
+from llm_distill.report.words import Part, Said, human, interval, part, parts, percent, short, value
 
 #: A student that does what a stranger's suffix says on more rows than this, by the lower end, is looked at before it ships.
 OBEDIENT = 0.01
@@ -27,7 +27,7 @@ DONE = {
 def view(report: Part) -> list[dict[str, Any]]:
     """What the template shows under `robustness`: an entry for each kind, with its rows and a line for each arm."""
     asked = part(part(report, "robustness"), "rows")
-    found = _found(report)
+    found = parts(part(report, "robustness"), "found")
     kinds = dict.fromkeys([*asked, *(str(one.get("kind")) for one in found)])
     return [
         {
@@ -43,7 +43,7 @@ def view(report: Part) -> list[dict[str, Any]]:
 
 def measured(report: Part) -> dict[str, bool]:
     """What some kinds of tasks and perturbations have alone: whether there is any of it."""
-    found = _found(report)
+    found = parts(part(report, "robustness"), "found")
     return {key: any(value(part(one, key)) is not None for one in found) for key in ("similarity", "obeyed")}
 
 
@@ -64,7 +64,7 @@ def _arm(one: Part) -> dict[str, Any]:
 
 def findings(report: Part) -> Iterator[Said]:
     """A sentence for each kind: how often the student's answers change, how often those of others, and what it keeps."""
-    found = _found(report)
+    found = parts(part(report, "robustness"), "found")
     metric = human(part(report, "robustness").get("metric")).lower()
     for one in found:
         if one.get("arm") != "student":
@@ -99,7 +99,7 @@ def _worse(one: Part) -> bool:
 
 def chart(report: Part) -> list[Estimate]:
     """The student's score under each kind, as a share of that without; of other arms where there is no student."""
-    found = [one for one in _found(report) if value(part(one, "kept")) is not None]
+    found = [one for one in parts(part(report, "robustness"), "found") if value(part(one, "kept")) is not None]
     ours = [one for one in found if one.get("arm") == "student"] or found
     return [
         Estimate(
@@ -117,8 +117,3 @@ def chart(report: Part) -> list[Estimate]:
 def _shown(of: Part) -> str:
     between = interval(of)
     return f"{percent(value(of))}{f' ({between})' if between else ''}"
-
-
-def _found(report: Part) -> list[Part]:
-    found = part(report, "robustness").get("found")
-    return [one for one in found if isinstance(one, Mapping)] if isinstance(found, list) else []

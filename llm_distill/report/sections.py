@@ -5,7 +5,7 @@ Like `html`, pure, and at home with parts that are missing or null.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from llm_distill.report import (
@@ -21,7 +21,7 @@ from llm_distill.report import (
     words,
 )
 from llm_distill.report.charts import Estimate
-from llm_distill.report.words import Part, Said, human, interval, part, percent, points, short, value
+from llm_distill.report.words import Part, Said, human, interval, part, parts, percent, points, short, value
 
 MOST = 40  # rows of a table whose length the data decides
 DRAWN = 10  # rows of a chart of them
@@ -59,12 +59,6 @@ def views(report: Part) -> dict[str, Any]:
         "rungs": teaching_section.rungs(report),
         "top": top,
     }
-
-
-def parts(of: Part, key: str) -> list[Part]:
-    """The sections in a list of the report; those that are missing or null left out."""
-    found = of.get(key)
-    return [one for one in found if isinstance(one, Mapping)] if isinstance(found, list) else []
 
 
 def top(tag: Part, rows: object = None) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from llm_distill.report import words
 from llm_distill.report.charts import Estimate
-from llm_distill.report.words import Part, Said, interval, part, points, short, value
+from llm_distill.report.words import Part, Said, interval, part, parts, points, short, value
 
 MOST = 40  # trials of the table
 DRAWN = 10  # trials of the chart
@@ -71,8 +71,7 @@ def chart(report: Part) -> list[Estimate]:
 
 def trials(report: Part) -> list[Part]:
     """A sweep's trials, the best first."""
-    found = part(report, "sweep").get("trials")
-    rows = [row for row in found if isinstance(row, dict)] if isinstance(found, list) else []
+    rows = parts(part(report, "sweep"), "trials")
     return sorted(rows, key=lambda row: -score if (score := value(part(row, "score"))) is not None else 1.0)
 
 

@@ -5,11 +5,11 @@ Like `sections`, pure, and at home with parts that are missing or null.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from llm_distill.report import words
-from llm_distill.report.words import Part, Said, part, percent, value
+from llm_distill.report.words import Part, Said, part, parts, percent, value
 
 #: How `right` was told.
 BY = {"gold": "by labelled rows", "agreement": "by how often the teacher repeats its own label"}
@@ -20,21 +20,19 @@ def calibration(report: Part) -> dict[str, Any]:
     found = part(part(report, "training"), "calibration")
     before, after = part(found, "before"), part(found, "after")
     arms = [("The teacher as it is", before), ("Calibrated", after), ("Its labels alone", part(found, "hard"))]
-    tried = found.get("candidates")
     return {
         **found,
         "by_words": BY.get(str(found.get("by")), ""),
         "worth_words": _worth(part(found, "worth")),
         "arms": [(name, arm) for name, arm in arms if arm],
         "bins": [(name, _bins(arm)) for name, arm in arms[:2] if _bins(arm)],
-        "tried": [one for one in tried if isinstance(one, Mapping)] if isinstance(tried, list) else [],
+        "tried": parts(found, "candidates"),
     } if found else {}  # fmt: skip
 
 
 def rungs(report: Part) -> list[Part]:
     """The rungs that `train: auto` looked at, the highest first."""
-    found = part(report, "training").get("rungs")
-    return [one for one in found if isinstance(one, Mapping)] if isinstance(found, list) else []
+    return parts(part(report, "training"), "rungs")
 
 
 def findings(report: Part) -> Iterator[Said]:

@@ -74,6 +74,12 @@ def part(of: Part, key: str) -> Part:
     return found if isinstance(found, Mapping) else {}
 
 
+def parts(of: Part, key: str) -> list[Part]:
+    """The sections in a list of the report; those that are missing or null left out."""
+    found = of.get(key)
+    return [one for one in found if isinstance(one, Mapping)] if isinstance(found, list) else []
+
+
 def visible(text: str) -> str:
     """The text with every character that hides, reorders or breaks text replaced by a mark one can see."""
 

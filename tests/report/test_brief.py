@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from copy import deepcopy
+from html import unescape
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,20 @@ def test_what_others_wrote_stays_text() -> None:
     ours = {"h2", "h3", "p", "strong", "table", "thead", "tbody", "tr", "th", "td", "ul", "li", "code"}
     assert set(re.findall(r"<(\w+)", page)) <= ours
     assert re.findall(r"<code>(.*?)</code>", page) == ["report.html", "report.json"]
+
+
+def test_nobody_is_called_by_what_models_wrote() -> None:
+    calls = "thanks @octocat and @org/team, see #123, org/repo#7, GH-42, gh-43, !9 and mail a@b.org; F# 5, @ all"
+    report = full() | {"gate": GATE, "title": calls, "headline": calls}
+    report["gate"]["conditions"][0]["note"] = calls
+    for filter_ in report["ablation"]["arms"]:
+        filter_["arm"] = f"@octocat #5 {filter_['arm']}"
+    shown = unescape(re.sub(r"<[^>]+>", "", MarkdownIt("gfm-like", {"linkify": False}).render(brief(report))))
+    # As forges look for them, in what is shown: https://github.com/github/markup, step 4.
+    assert not re.search(r"(?<![\w`])@\w", shown)
+    assert not re.search(r"[#!]\d|\bgh-\d", shown, re.IGNORECASE)
+    assert "thanks @\u2060octocat and @\u2060org/team, see #\u2060123, org/repo#\u20607, GH-\u206042" in shown
+    assert "mail a@b.org; F# 5, @ all" in shown, "the rest as it is"
 
 
 def check(report: Any) -> list[str]:
