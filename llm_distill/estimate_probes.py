@@ -7,6 +7,7 @@ from typing import Any
 
 from llm_distill.generators import AtMost
 from llm_distill.generators.perturb import Ways, chosen, read
+from llm_distill.prices import FREE
 from llm_distill.recipe import Plan
 from llm_distill.recipe_checks import known_prices
 from llm_distill.records import Message, Prompt
@@ -17,6 +18,23 @@ BYTES_PER_TOKEN = 4.0
 #: Tokens that a perturbation adds to a row, at most about: an injection, or two sentences.
 _ADDED = 30
 _SAMPLE = 100
+
+
+def answering(plan: Plan, held_out: Sequence[Prompt]) -> list[dict[str, Any]]:
+    """What the held-out rows come to that base, student and students of other runs answer, where `models.student`, which serves
+    them all, has a price.
+    """
+    how, task = plan.evaluate, plan.task
+    if how is None or not held_out or "student" not in plan.models or known_prices(plan.models["student"]) == FREE:
+        return []
+    students = bool(plan.trainer) + len(how.students) + (how.previous is not None)
+    views = [task.student_view, *([task.few_shot] if task.few_shot else []), *[task.student_view] * students]
+    found = []
+    for view in views:
+        rendered = [question for row in held_out[:_SAMPLE] for question in view.questions(row, task.labels)]
+        questions = len(held_out) * max(1, len(view.examples))
+        found.append(AtMost(len(held_out), questions, _tokens(rendered), plan.drawn.max_tokens))
+    return [priced(plan, "evaluate", ("student",), most) for most in found]
 
 
 def perturbing(plan: Plan, held_out: Sequence[Prompt]) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ known order.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import shutil
 import sys
@@ -24,6 +25,7 @@ from hypothesis import strategies as st
 from llm_distill import speed, store
 from llm_distill.collect import alone
 from llm_distill.errors import Rejected, Unavailable, UserError
+from llm_distill.estimate import estimate
 from llm_distill.evals import timing
 from llm_distill.evals.gate import gate
 from llm_distill.evals.timing import Level, Measured, Shot
@@ -142,6 +144,27 @@ def test_everything_is_asked_anew_counted_and_not_measured_twice(desk: Desk, api
     assert api.paid.total() >= before + first["asked"] + 7
     assert "no arm 'studnt'" in desk.llm_distill("measure", "job", "--arm", "studnt", code=2)
     assert "rows" in desk.llm_distill("measure", "job", "--rows", "2", code=2)
+
+
+def test_arms_of_a_student_with_a_price_are_counted_before_they_are_asked(desk: Desk, api: MockApi) -> None:
+    models = {"teacher": hosted(api), "student": hosted(api, model="mock-small")}
+    held = {"file": "held.jsonl"}
+    desk.seeds([{"prompt": f"unseen {i}", "label": "positive"} for i in range(12)], "held.jsonl")
+    desk.seeds(ROWS)
+    recipe = desk.recipe(models=models, held_out=held, evaluate={"resamples": 100})
+    plan = load(recipe)
+    (base,) = estimate(plan)["others"]
+    assert (base["plug"], base["roles"], base["requests"]) == ("evaluate", ["student"], 12)
+    summary = desk.here(recipe)
+    assert summary["asked"] == 30 + 2 * 12
+    spent = sum(row["cost_usd"] for row in desk.rows(summary, "eval/base_zero_shot"))
+    assert 0 < spent <= base["cost_usd_at_most"]
+    assert plan.evaluate is not None
+    more = plan.evaluate.model_copy(update={"students": ["tone", "other"], "previous": "shipped"})
+    others = estimate(dataclasses.replace(plan, evaluate=more))["others"]
+    assert [one["requests"] for one in others] == [12] * 4, "each of them answers every row"
+    free = plan.models | {"student": dataclasses.replace(plan.models["teacher"], function=ScriptedModel, knobs={})}
+    assert estimate(dataclasses.replace(plan, models=free))["others"] == []
 
 
 def test_one_arm_measured_again_leaves_the_others_as_they_are(

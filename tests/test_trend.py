@@ -151,7 +151,9 @@ def test_the_command_line_shows_a_teacher_that_moved(desk: Desk, api: MockApi) -
     api.version = "2026-06-01"
     turned(api, set(range(12)))
     first, _ = probed(desk, api, seed=1)
-    os.utime(first / "report/report.json", (1e9, 1e9))  # a day's runs are told as they began, whenever reports were written
+    os.utime(
+        first / "report/report.json", (1e9, 1e9)
+    )  # a day's runs are told as they began, whenever reports were written
     out = desk.llm_distill("trend", "job", "--html", "trend.html")
     lines = out.splitlines()
     assert lines[0].split()[0] == "Run"
