@@ -122,6 +122,9 @@ def test_the_worst_slice_is_named() -> None:
     assert (found["holds"], found["value"]) == (False, 0.5)
     assert found["note"].startswith("of b, 10 rows: 50.0 % against 100.0 % (")
     assert found["note"].endswith(" points below)")
+    student = [answer(p, "negative" if i == 32 else "positive") for i, p in enumerate(rows)]
+    found = judged({"max_slice_drop": 0.4}, arms | {"student": student}, slices=["of"])
+    assert found["note"].endswith(" points below, which chance alone could make)")
 
 
 def test_slices_of_a_few_rows_are_judged_together() -> None:
@@ -142,6 +145,7 @@ def test_one_row_of_a_rare_slice_decides_nothing() -> None:
     found = judged({"max_slice_drop": 0.4}, arms, slices=["of"])
     assert (found["holds"], found["value"]) == (True, pytest.approx(1 / 39, abs=1e-5))
     assert found["note"].startswith("of big, 39 rows")
+    assert found["note"].endswith("; too few to conclude anything from: of rare: 1 rows")
 
 
 def test_time_and_money() -> None:

@@ -16,7 +16,9 @@ def worst_drop(numbers: Numbers) -> tuple[float | None, str]:
     """By how much the student is below its teacher on the slice where it is furthest below.
 
     That is what was seen, and not the end of an interval: an upper one would ask hundreds of rows of every slice, a lower one
-    would let any small slice pass. But no row decides alone: a tag's slices of under `FEWEST` rows are one, or are not judged.
+    would let any small slice pass. The note says where chance alone could have made what was seen. No row decides alone: a
+    tag's slices of under `FEWEST` rows are one, and where they are too few together nothing is concluded of them, which the
+    note says.
     """
     metric, of = numbers.get("metric"), numbers["arms"]
     if metric in (None, AGREEMENT):
@@ -24,6 +26,7 @@ def worst_drop(numbers: Numbers) -> tuple[float | None, str]:
     if (n := of["student"][metric]["n"]) < FEWEST:
         return None, f"{n} rows are too few to tell slices by; hold more out"
     drops: list[tuple[float, str]] = []
+    few: list[str] = []
     for tag, groups in of["student"]["slices"].items():
         small: list[tuple[str, int, float, float]] = []
         for name, cell in groups.items():
@@ -38,19 +41,27 @@ def worst_drop(numbers: Numbers) -> tuple[float | None, str]:
                 (numbers.get("paired") or {}).get("student_vs_teacher", {}).get("slices", {}).get(tag, {}).get(name, {})
             )
             drops.append(_drop(where, student["n"], student["value"], teacher["value"], pair))
-        if (rows := sum(n for _, n, _, _ in small)) >= FEWEST:
-            student_at = sum(n * ours for _, n, ours, _ in small) / rows
-            teacher_at = sum(n * theirs for _, n, _, theirs in small) / rows
+        if small:
+            rows = sum(n for _, n, _, _ in small)
             names = ", ".join(name for name, *_ in small[:3]) + (
                 f" and {len(small) - 3} more" if len(small) > 3 else ""
             )
+            if rows < FEWEST:
+                few.append(f"{tag} {names}: {rows} rows")
+                continue
+            student_at = sum(n * ours for _, n, ours, _ in small) / rows
+            teacher_at = sum(n * theirs for _, n, _, theirs in small) / rows
             where = f"{tag} {names}" if len(small) == 1 else f"{tag} {names} (small slices together)"
             drops.append(_drop(where, rows, student_at, teacher_at, {}))
-    return max(drops) if drops else (None, "there are no slices; name tags in evaluate.slices")
+    if not drops:
+        return None, "there are no slices; name tags in evaluate.slices"
+    drop, note = max(drops)
+    return drop, "; too few to conclude anything from: ".join([note, *(["; ".join(few)] if few else [])])
 
 
 def _drop(where: str, rows: int, student: float, teacher: float, pair: Numbers) -> tuple[float, str]:
     """How far below its teacher the student is, and in words, with the paired interval where there is one."""
     low, high = pair.get("low"), pair.get("high")
-    span = "" if low is None or high is None else f" ({points(-high)} to {points(-low)} points below)"
+    chance = ", which chance alone could make" if high is not None and student < teacher and high >= 0 else ""
+    span = "" if low is None or high is None else f" ({points(-high)} to {points(-low)} points below{chance})"
     return teacher - student, f"{where}, {rows} rows: {percent(student)} against {percent(teacher)}{span}"
