@@ -125,6 +125,7 @@ def grow(run: Run) -> dict[str, Any]:
     shelf = Shelf(workspace, plan.data_set.name)
     manifest = add(shelf, new, forgotten(workspace))
     ours = manifest.get("run") == new.run
+    before = max((v for v in shelf.versions if v < manifest["version"]), default=0) if ours else manifest["version"]
     found = {
         "name": shelf.name,
         "version": manifest["version"],
@@ -132,6 +133,10 @@ def grow(run: Run) -> dict[str, Any]:
         "added": manifest["added"] if ours else {"taught": 0, "held_out": 0},
         "removed": len(manifest["removed"]) if ours else 0,
         "not_new": manifest["not_new"] if ours else {},
+        "why": dict(sorted(Counter(one["why"] for one in manifest["removed"]).items())) if ours else {},
+        "slices": manifest.get("slices", {}),
+        "before": before,
+        "slices_before": shelf.manifest(before).get("slices", {}) if before else {},
     }
     store.write_json(folder.file("set.json"), found)
     if plan.trainer:

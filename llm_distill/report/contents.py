@@ -36,6 +36,7 @@ SECTIONS = (
     Section("general", "General ability", ("general",)),
     Section("prompts", "Prompts", ("made",)),
     Section("funnel", "Funnel of rows", ("steps",)),
+    Section("data_set", "Data set", ("data_set",), usual=False),
     Section("fairness", "Filters and fairness", ("fairness",)),
     Section("flips", "Counterfactual groups", ("flips",)),
     Section("review", "Review", ("review",)),

@@ -30,6 +30,7 @@ def about_data(
         "review": _review(filtered.get("review")),
         "ablation": _found_out(folder, "ablation.json"),
         "sweep": _found_out(folder, "sweep.json"),
+        "data_set": _json(folder, "set.json"),
         "speed": _measured(folder),
     }
     return {name: part for name, part in parts.items() if part}
@@ -78,6 +79,13 @@ def _measured(folder: store.RunFolder) -> dict[str, Any] | None:
         if isinstance(found, dict):
             found.pop("measured", None)  # clock readings, for `measure --arm`
             return found | {"stale": found.get("student") != store.digest(folder.file("student"))}
+    return None
+
+
+def _json(folder: store.RunFolder, name: str) -> dict[str, Any] | None:
+    with suppress(OSError, ValueError):
+        found = json.loads(folder.file(name).read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) else None
     return None
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from llm_distill.report import (
     bias_section,
+    data_set_section,
     general_section,
     judge_section,
     lint_section,
@@ -45,6 +46,7 @@ def views(report: Part) -> dict[str, Any]:
         "ablated": [(row, ablated(row)) for row in parts(ablation, "arms")],
         "review": part(report, "review"),
         "reviewed": parts(part(report, "review"), "filters"),
+        "data_set": data_set_section.view(report),
         "probe": probe_section.view(report),
         "general": general_section.view(report),
         "judge": judge_section.view(report),

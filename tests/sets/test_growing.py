@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from llm_distill.errors import UserError
 from llm_distill.sets.shelf import Shelf
 from tests.conftest import ROOT, Desk
 from tests.mock_api import MockApi
+from tests.report.test_brief import SCHEMA
+from tests.report.test_html import Page
 from tests.sets.nights import NOUNS, held_out, night, rows, shelf, taught, text
 
 
@@ -102,6 +105,26 @@ def test_a_row_that_its_run_no_longer_keeps_is_taken_out_with_the_reason(desk: D
     assert gone["why"] == "review"
     assert len(taught(desk, 1)) == 6
     assert len(taught(desk, 2)) == 5
+
+
+def test_the_report_says_what_came_to_the_set_and_went(desk: Desk) -> None:
+    night(desk, rows(range(40)))
+    second = night(desk, [*rows(range(36, 40)), *rows(range(41, 61, 2))])
+    folder = Path(second["run"])
+    page, found = (folder / "report/report.html").read_text(), json.loads((folder / "report/report.json").read_text())
+    assert not [error.json_path for error in Draft202012Validator(SCHEMA).iter_errors(found)]
+    of = found["data_set"]
+    assert (of["version"], of["before"], of["added"]["taught"], of["rows"]["taught"]) == (2, 1, 10, 50)
+    assert of["slices"]["tags.parity"]["1"] == pytest.approx(30 / 50)
+    assert of["slices_before"]["tags.parity"]["1"] == 0.5
+    text = " ".join(Page(page).text.split())
+    assert "tone, version 2. It has 50 rows to learn from and 0 held-out ones." in text
+    assert "llm-distill data diff tone@v1 tone@v2" in text
+    assert "nothing is known: the recipe has no probe" in text
+    assert "50.0 % 60.0 %" in text.replace("\u00a0", " ")
+    assert "data_set" not in json.loads(
+        (Path(desk.here(desk.recipe("plain"))["run"]) / "report/report.json").read_text()
+    )
 
 
 def test_what_is_held_out_is_held_out_for_ever(desk: Desk) -> None:
