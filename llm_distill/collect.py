@@ -35,7 +35,8 @@ Sized = tuple[Iterable[tuple[str, Request]], int]
 @dataclass(frozen=True)
 class Panel:
     """Who answers a table's rows, by role, and how they are asked. `who` gives the roles of one row, sorted. fresh: no answer
-    counts but those to questions that were asked under the same word.
+    counts but those to questions that were asked under the same word. apart: the table has every sample as a row of its own, in
+    their order, where otherwise a row's samples are merged.
     """
 
     models: Mapping[str, Model]
@@ -44,6 +45,17 @@ class Panel:
     sampling: Sampling
     samples: int = 1
     fresh: str | None = None
+    apart: bool = False
+
+    def answers(self, parts: Sequence[Sequence[Candidate]]) -> Iterator[list[Candidate]]:
+        """What each of a row's answers is merged from, of what every role brought back: the samples of a role in their order."""
+        shares = self.samples if self.apart else 1
+        for share in range(shares):
+            yield [part[i] for part in parts for i in _part(len(part), share, shares)]
+
+
+def _part(size: int, share: int, shares: int) -> range:
+    return range(share * size // shares, (share + 1) * size // shares)
 
 
 def teachers(run: Run, prompts: Sequence[Prompt], sampling: Sampling) -> Panel:
@@ -92,13 +104,13 @@ def collect(run: Run, prompts: Sequence[Prompt], panel: Panel, table: str) -> Co
             whole = [part for part in parts if part is not None]
             if len(whole) < len(parts):
                 continue
-            candidates = [candidate for part in whole for candidate in part]
-            for c in candidates:
-                if (entry := c.entries[-1]).logprobs is not None:
-                    add(prompt.row_id, entry.key, entry.served_model, entry.logprobs, c.vocabulary)
-            answer = merge(plan.task, prompt, candidates, plan.pick)
-            counts.add(answer)
-            yield answer
+            for candidates in panel.answers(whole):
+                for c in candidates:
+                    if (entry := c.entries[-1]).logprobs is not None:
+                        add(prompt.row_id, entry.key, entry.served_model, entry.logprobs, c.vocabulary)
+                answer = merge(plan.task, prompt, candidates, plan.pick)
+                counts.add(answer)
+                yield answer
 
     try:
         _settle(run, seats.values(), _Seat.firsts)

@@ -8,7 +8,7 @@ from math import ceil
 from typing import Any
 
 from llm_distill import recipe_general, trainers
-from llm_distill.estimate_probes import BYTES_PER_TOKEN, answering, perturbing, priced
+from llm_distill.estimate_probes import BYTES_PER_TOKEN, answering, passing, perturbing, priced
 from llm_distill.generators import AtMost
 from llm_distill.kinship import kindred_judges
 from llm_distill.plugs import Plug, find
@@ -53,7 +53,7 @@ def estimate(plan: Plan, earlier: Earlier | None = None, forgotten: Collection[s
         share = len(own) / len(rows) if rows else 1.0
         teachers[role] = _asked(plan, role, own, round(unseen * share), each)
     others = _writing(plan, found) + _judging(plan, kept) + _training(plan, kept) + _calibrating(plan, prompts)
-    others += answering(plan, held_out) + perturbing(plan, held_out)
+    others += answering(plan, held_out) + perturbing(plan, held_out) + passing(plan, held_out)
     others += _probing(plan, held_out)
     others += _clocked(plan, held_out)
     others += recipe_general.asking(plan, known_prices(plan.models["student"]) if "student" in plan.models else None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from llm_distill.generators import AtMost
@@ -10,6 +10,7 @@ from llm_distill.generators.perturb import Ways, chosen, read
 from llm_distill.prices import FREE
 from llm_distill.recipe import Plan
 from llm_distill.recipe_checks import known_prices
+from llm_distill.recipe_probes import Side
 from llm_distill.records import Message, Prompt
 from llm_distill.tasks import View
 
@@ -49,21 +50,37 @@ def perturbing(plan: Plan, held_out: Sequence[Prompt]) -> list[dict[str, Any]]:
         size = _tokens([ways.request(row, how.paraphrase_tokens).messages for row in rows[:_SAMPLE]])
         most = AtMost(len(rows), len(rows), size, how.paraphrase_tokens)
         found.append(priced(plan, "paraphrase", (how.model,), most))
-    asked: list[tuple[str, View, Sequence[Prompt], int]] = []
-    for side in how.arms if "student" in plan.models else ():
+    for role, view, some in _sides(plan, how.arms, rows):
+        times = len(how.kinds) * (1 if view is not plan.task.teacher_view else plan.answers.samples)
+        found.append(priced(plan, "robustness", (role,), _again(plan, view, some, times, _ADDED)))
+    return found
+
+
+def passing(plan: Plan, held_out: Sequence[Prompt]) -> list[dict[str, Any]]:
+    """What the several answers a row of pass@k come to."""
+    how = plan.evaluate.pass_at if plan.evaluate else None
+    if how is None or not held_out:
+        return []
+    asked = _sides(plan, how.arms, held_out)
+    return [priced(plan, "pass_at", (role,), _again(plan, view, some, how.samples)) for role, view, some in asked]
+
+
+def _sides(plan: Plan, sides: Sequence[Side], rows: Sequence[Prompt]) -> Iterator[tuple[str, View, Sequence[Prompt]]]:
+    """Who is asked again for each of these sides: the role, its view, and its rows."""
+    for side in sides if "student" in plan.models else ():
         view = plan.task.few_shot if side == "base" and plan.task.few_shot else plan.task.student_view
         if side == "base" or (side == "student" and plan.trainer):
-            asked.append(("student", view, rows, plan.drawn.max_tokens))
-    if "teacher" in how.arms:
+            yield "student", view, rows
+    if "teacher" in sides:
         for role in plan.teachers.roles:
-            own = [row for row in rows if role in plan.teachers.of(row)]
-            asked.append((role, plan.task.teacher_view, own * plan.answers.samples, plan.drawn.max_tokens))
-    for role, view, some, max_tokens in asked:
-        questions = len(some) * len(how.kinds) * max(1, len(view.examples))
-        rendered = [question for row in some[:_SAMPLE] for question in view.questions(row, plan.task.labels)]
-        most = AtMost(len(some), questions, _tokens(rendered) + _ADDED, max_tokens)
-        found.append(priced(plan, "robustness", (role,), most))
-    return found
+            yield role, plan.task.teacher_view, [row for row in rows if role in plan.teachers.of(row)]
+
+
+def _again(plan: Plan, view: View, rows: Sequence[Prompt], times: int, added: int = 0) -> AtMost:
+    """Held-out rows asked so many times, in prompts that are longer by so many tokens."""
+    questions = len(rows) * times * max(1, len(view.examples))
+    rendered = [question for row in rows[:_SAMPLE] for question in view.questions(row, plan.task.labels)]
+    return AtMost(len(rows), questions, _tokens(rendered) + added, plan.drawn.max_tokens)
 
 
 def _tokens(questions: Sequence[Sequence[Message]]) -> int:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from llm_distill import bias_after, speed, store
+from llm_distill import attempts, bias_after, speed, store
 from llm_distill.collect import Panel, alone, collect, teachers
 from llm_distill.errand import Errand
 from llm_distill.errors import FellShort, Unreachable, UserError
@@ -26,7 +26,13 @@ if TYPE_CHECKING:
 
 
 #: The parts that ask more than the held-out rows do, as a sentence names them.
-ASKING = {"judge": "the judge's part", "robustness": "robustness", "general": "general ability", "speed": "speed"}
+ASKING = {
+    "judge": "the judge's part",
+    "robustness": "robustness",
+    "pass_at": "pass@k",
+    "general": "general ability",
+    "speed": "speed",
+}
 #: Of a part that was not begun when the evaluation ended.
 _NOT_BEGUN = "the evaluation was stopped before it was asked for"
 
@@ -160,6 +166,8 @@ def parts(seen: Evaluation) -> dict[str, Callable[[Evaluation], object]]:
     found: dict[str, Callable[[Evaluation], object]] = {}
     if asked.robustness:
         found["robustness"] = robustness
+    if several := asked.pass_at:
+        found["pass_at"] = lambda seen: attempts.pass_at(seen, several)
     if how := asked.general:
         found["general"] = lambda seen: general(seen, how)
     if clocks := asked.speed:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from llm_distill.evals.metrics import Scores
     from llm_distill.evals.robustness import Measure, Pair
     from llm_distill.evaluating import Evaluation
+    from llm_distill.recipe_probes import Side
 
 
 def robustness(seen: Evaluation) -> dict[str, Any]:
@@ -35,7 +36,7 @@ def robustness(seen: Evaluation) -> dict[str, Any]:
     )  # of arms that are none any more; the ledger has all answers
     ways = Ways(plan.seed, read(how.texts), plan.task.labels, how.typo_share)
     rows = chosen(seen.prompts, how.rows, plan.seed)
-    arms, metric = asked_arms(seen), seen.numbers["metric"]
+    arms, metric = asked_arms(seen, how.arms), seen.numbers["metric"]
     pairs: dict[str, dict[str, Pair]] = {}
     told: dict[str, Any] = {}
     for kind in how.kinds:
@@ -58,12 +59,9 @@ def robustness(seen: Evaluation) -> dict[str, Any]:
     return {"metric": metric, "rows": told, "found": found}
 
 
-def asked_arms(seen: Evaluation) -> list[str]:
+def asked_arms(seen: Evaluation, sides: Sequence[Side]) -> list[str]:
     """The arms behind `base`, `student` and `teacher`: the base is the one that scores higher."""
-    plan = seen.run.plan
-    assert plan.evaluate is not None
-    assert plan.evaluate.robustness is not None
-    arms = [base_of(seen) if side == "base" else side for side in plan.evaluate.robustness.arms]
+    arms = [base_of(seen) if side == "base" else side for side in sides]
     return [arm for arm in seen.panels if arm in arms]
 
 

@@ -9,7 +9,7 @@ from pydantic import Field
 from llm_distill.recipe_general import General
 from llm_distill.recipe_judge import Judge
 from llm_distill.recipe_keys import Strict, Usd
-from llm_distill.recipe_probes import Bias, Robustness
+from llm_distill.recipe_probes import Bias, PassAt, Robustness
 
 #: Questions before the clock starts, when one is asked at a time: what is loaded, compiled, connected by the first is not speed.
 WARM = 2
@@ -78,6 +78,7 @@ class Evaluate(Strict):
     resamples: int = Field(10_000, ge=100)
     robustness: Robustness | None = None
     bias: Bias | None = None
+    pass_at: PassAt | None = None
     judge: Judge | None = None
 
     @property

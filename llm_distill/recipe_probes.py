@@ -1,10 +1,13 @@
-"""The keys under `evaluate` that look at students beyond the comparison: under perturbed rows, and at groups of people."""
+"""The keys under `evaluate` that look at students beyond the comparison: under perturbed rows, at groups of people, and at
+several answers a row.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from llm_distill.errors import UserError, did_you_mean
 from llm_distill.generators.lexicon_file import SHIPPED as WORDS
@@ -13,6 +16,7 @@ from llm_distill.generators.perturb import ASKED, KINDS, SHIPPED, Kind, TextsFil
 from llm_distill.recipe_keys import Strict
 
 if TYPE_CHECKING:
+    from llm_distill.plugs import Plug
     from llm_distill.recipe import Plan
 
 #: Who is asked perturbed rows: the base that scores higher, the student, the teachers.
@@ -63,11 +67,49 @@ class Bias(Strict):
     attributes: Attributes = None
 
 
+class PassAt(Strict):
+    """pass@k: how often at least one of k answers to a held-out row is right, by each metric of `evaluate.metrics` that says
+    right or wrong, of the arms named. `pass_at: [1, 5]` is short for `pass_at: {k: [1, 5]}`.
+
+    samples: answers a row that this is estimated from, at least the largest k; twice it unless given. temperature: they are drawn
+    at; 0.8 is what suits a large k (Chen et al. 2021).
+    """
+
+    k: list[Annotated[int, Field(ge=1)]] = Field(min_length=1)
+    samples: int = Field(0, le=1000)
+    temperature: float = Field(0.8, allow_inf_nan=False)
+    arms: list[Side] = Field(["base", "student", "teacher"], min_length=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _in_short(cls, value: Any) -> Any:
+        return {"k": value} if isinstance(value, list) else value
+
+    def model_post_init(self, _context: Any) -> None:
+        """Enough answers, which differ."""
+        for key in ("k", "arms"):
+            if len(set(listed := getattr(self, key))) < len(listed):
+                raise ValueError(f"{key}: found {', '.join(map(str, listed))}; each is named once")
+        if "samples" not in self.model_fields_set:
+            self.samples = 2 * max(self.k)
+        if self.samples < max(self.k):
+            raise ValueError(
+                f"samples: pass@{max(self.k)} needs {max(self.k)} answers a row or more, and samples is {self.samples}; raise it"
+            )
+        if self.temperature <= 0:
+            raise ValueError(
+                f"temperature: found {self.temperature:g}, at which all answers to a row are the same; write one above 0, for "
+                "example 0.8"
+            )
+
+
 def check_recipe(plan: Plan) -> None:
-    """UserError for robustness that cannot be asked in this recipe."""
+    """UserError for robustness, bias or pass@k that cannot be measured in this recipe."""
     how = plan.evaluate.robustness if plan.evaluate else None
     if plan.evaluate and plan.evaluate.bias:
         _check_bias(plan, plan.evaluate.bias)
+    if plan.evaluate and plan.evaluate.pass_at:
+        _check_pass_at(plan, plan.evaluate.pass_at)
     if plan.ship and plan.ship.min_robust_share is not None and (how is None or "student" not in how.arms):
         raise UserError(
             "ship.min_robust_share: the student is asked no perturbed rows; add `robustness: {}` to evaluate, with student in "
@@ -78,11 +120,31 @@ def check_recipe(plan: Plan) -> None:
     where = "evaluate.robustness"
     if how.model is not None and how.model not in plan.models:
         raise UserError(f"{where}.model: no model {how.model!r} in `models`.{did_you_mean(how.model, plan.models)}")
+    _check_arms(plan, how.arms, where)
+
+
+def _check_arms(plan: Plan, arms: Sequence[Side], where: str) -> None:
     there = {"base": "student" in plan.models, "student": plan.trainer is not None, "teacher": True}
-    if not any(there[arm] for arm in how.arms):
+    if not any(there[arm] for arm in arms):
         raise UserError(
-            f"{where}.arms: none of {', '.join(how.arms)} is there; add `train` and models.student, or write `arms: [teacher]`."
+            f"{where}.arms: none of {', '.join(arms)} is there; add `train` and models.student, or write `arms: [teacher]`."
         )
+
+
+def _check_pass_at(plan: Plan, how: PassAt) -> None:
+    where = "evaluate.pass_at"
+    if not right_or_wrong(plan):
+        raise UserError(
+            f"{where}: no metric says whether an answer is right; add one to evaluate.metrics that does, e.g. `metrics: [code]`."
+        )
+    _check_arms(plan, how.arms, where)
+
+
+def right_or_wrong(plan: Plan) -> list[Plug]:
+    """The metrics that the recipe names and that give 1 or 0."""
+    from llm_distill.evals.metrics import RIGHT_OR_WRONG
+
+    return [plug for plug in plan.metrics if plug.spec.name in RIGHT_OR_WRONG]
 
 
 def _check_bias(plan: Plan, how: Bias) -> None:

@@ -60,7 +60,7 @@ RANKS = [
     ["recipe"],
     ["sieve", "collect", "shipped", "lineage", "rivals", "attach", "sides"],
     ["splits", "leaks", "errand", "fairness", "review", "probe_rows", "probe", "growing"],
-    ["taught", "perturbing", "bias_after", "estimate_probes"],
+    ["taught", "perturbing", "attempts", "bias_after", "estimate_probes"],
     ["stages", "estimate", "speed"],
     ["general"],
     ["evaluating", "judging"],

@@ -86,10 +86,8 @@ def build(folder: store.RunFolder) -> dict[str, Any]:
         report["speed"] = numbers["speed"]
     if speed := report.get("speed"):
         report["speed"] = speed | {"claims": claims(report)}
-        if spent := speed.get("spent"):
-            cost = report["cost"]
-            total = None if None in (cost["total_usd"], spent["cost_usd"]) else cost["total_usd"] + spent["cost_usd"]
-            report["cost"] = {"total_usd": total, "stages": cost["stages"] | {"evaluate speed": spent}}
+    spent = {f"evaluate {key}": of for key in ("speed", "pass_at") if (of := (report.get(key) or {}).get("spent"))}
+    report["cost"] = costs(report["cost"]["stages"] | spent)
     if ship := recipe.get("ship"):
         report["gate"] = gate(ship, report, arms, unfit(folder))
     return report

@@ -25,6 +25,7 @@ SECTIONS = (
     Section("gate", "Ship gate", ("gate",), usual=False),
     Section("findings", "What it says", ("findings",), usual=False),
     Section("results", "Arms compared", ("arms",)),
+    Section("pass_at", "Right in k attempts", ("pass_at",), usual=False),
     Section("slices", "Slices", ("slices",)),
     Section("judge", "The judge", ("judge",), usual=False),
     Section("confusion", "Confusion", ("confusions",)),

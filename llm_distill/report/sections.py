@@ -14,6 +14,7 @@ from llm_distill.report import (
     general_section,
     judge_section,
     lint_section,
+    pass_at_section,
     probe_section,
     robustness_section,
     speed_section,
@@ -49,6 +50,7 @@ def views(report: Part) -> dict[str, Any]:
         "data_set": data_set_section.view(report),
         "probe": probe_section.view(report),
         "general": general_section.view(report),
+        "pass_at": pass_at_section.view(report),
         "judge": judge_section.view(report),
         "lint": lint_section.view(report),
         "robustness": robustness_section.view(report),
@@ -93,7 +95,7 @@ def findings(report: Part) -> Iterator[Said]:
     if aside := value(part(report, "prompts"), "set_aside"):
         yield Said("same", f"{words.count(aside)} prompts nearly equalled held-out rows and were set aside unasked.")
     for name, why in part(report, "owed").items():
-        lacking = human({"general": "general ability"}.get(name, name))
+        lacking = human({"general": "general ability", "pass_at": "pass@k"}.get(name, name))
         yield Said("look", f"{lacking} is owed: {short(str(why).rstrip('.'), 300)}. Run again to measure it.")
     for one in parts(report, "overlap"):
         named = {"training": "rows learnt from", "few_shot": "few-shot examples", "teacher": "the teacher's examples"}
@@ -134,6 +136,7 @@ def findings(report: Part) -> Iterator[Said]:
             yield Said(
                 "look", f"Ablation, {name}: {ablated(row).text[:-1].lower()}{shown if interval(change) else ''}."
             )
+    yield from pass_at_section.findings(report)
     yield from judge_section.findings(report)
     yield from robustness_section.findings(report)
     yield from bias_section.findings(report)
