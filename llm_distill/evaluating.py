@@ -150,6 +150,11 @@ def arms(run: Run, prompts: Sequence[Prompt]) -> dict[str, Panel]:
 def unasked(seen: Evaluation) -> dict[str, object]:
     """What is measured beyond the comparison without asking anybody more, by its key in report.json."""
     found: dict[str, object] = {}
+    if any(plug.spec.name == "instructions" for plug in seen.run.plan.metrics):
+        from llm_distill.evals.following import following
+
+        assert seen.run.plan.evaluate is not None
+        found["instructions"] = following(seen.answers, seen.run.plan.seed, seen.run.plan.evaluate.resamples)
     if bias_after.wanted(seen):
         found["bias"] = bias_after.bias_after(seen)
     if seen.judged:

@@ -24,6 +24,10 @@ class _Row(msgspec.Struct, forbid_unknown_fields=True):
     reference: str | None = None
     label: str | int | float | bool | None = None
     tags: dict[str, Any] = {}
+    # Verifiable instructions, as IFEval's rows have them; `key` is the number of such a row.
+    instruction_id_list: list[str] | None = None
+    kwargs: list[dict[str, Any]] | None = None
+    key: int | str | None = None
 
 
 _DECODER = msgspec.json.Decoder(_Row)
@@ -133,9 +137,18 @@ def _read(line: str, where: str) -> Prompt:
         raise UserError(
             f"{where}: a row has either `prompt` or `messages`; found {'both' if row.prompt else 'neither'}."
         )
+    told = {"instruction_id_list": row.instruction_id_list, "kwargs": row.kwargs}
+    if (any(part is not None for part in told.values()) or row.key is not None) and (
+        None in told.values() or row.reference is not None
+    ):
+        raise UserError(
+            f"{where}: malformed row: `instruction_id_list` and `kwargs` stand together, `key` beside them alone, and they are "
+            "the reference of their row, which has no other."
+        )
+    reference = row.reference if row.kwargs is None else msgspec.json.encode(told).decode()
     messages = row.messages if row.messages is not None else (Message("user", row.prompt or ""),)
     label = None if row.label is None else str(row.label)
-    return _made(messages, {k: str(v) for k, v in row.tags.items() if v is not None}, label, row.reference, where)
+    return _made(messages, {k: str(v) for k, v in row.tags.items() if v is not None}, label, reference, where)
 
 
 def _made(

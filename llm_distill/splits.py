@@ -18,6 +18,7 @@ from llm_distill.plugs import Plug, find
 from llm_distill.recipe import Plan
 from llm_distill.recipe_schedule import drawn
 from llm_distill.records import Ask, Prompt
+from llm_distill.scorers import instructions
 from llm_distill.seeds import read_rows
 from llm_distill.sets.novelty import fingerprint
 from llm_distill.sides import Earlier, Sides
@@ -189,6 +190,12 @@ def _retagged(new: Sequence[Prompt], known: Sequence[list[Prompt]]) -> list[Prom
     return fresh
 
 
+def _check_instructions(plan: Plan, prompts: Sequence[Prompt], held_out: Sequence[Prompt]) -> None:
+    for plugs, rows in ((plan.metrics, held_out), ([f.plug for f in plan.filters], prompts)):
+        if rows and any(plug.spec.name == "instructions" for plug in plugs):
+            instructions.check_rows(rows)
+
+
 def check_rows(plan: Plan, prompts: Sequence[Prompt], held_out: Sequence[Prompt], *, more: bool = False) -> None:
     """UserError for rows that nothing can be asked for, that their templates cannot show, or that spoil the evaluation.
 
@@ -203,6 +210,7 @@ def check_rows(plan: Plan, prompts: Sequence[Prompt], held_out: Sequence[Prompt]
         )
     plan.teachers.check_rows([*prompts, *(held_out if plan.evaluate else ())])
     calibration_evidence.check_taught(plan, held_out)
+    _check_instructions(plan, prompts, held_out)
     if not more:
         sft_checks.check_taught(plan, prompts)
         logit_kd_checks.check_taught(plan, prompts)

@@ -20,6 +20,7 @@ WORDS = {
     "chrf": "chrF",
     "rouge_l": "ROUGE-L",
     "embedding": "embedding similarity",
+    "instructions": "instruction following",
     "json_equal": "exact JSON",
     "json_fields": "field F1",
     "schema_valid": "schema validity",

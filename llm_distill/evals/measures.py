@@ -24,6 +24,7 @@ METRICS = {
     "chrf": "llm_distill.evals.texts:chrf",
     "code": "llm_distill.scorers.code:code",
     "embedding": "llm_distill.evals.texts:embedding",
+    "instructions": "llm_distill.scorers.instructions:instructions",
     "json_equal": "llm_distill.scorers.verifiers:json_equal",
     "json_fields": "llm_distill.evals.fields:json_fields",
     "math": "llm_distill.scorers.verifiers:math",

@@ -39,6 +39,7 @@ RIGHT_OR_WRONG = {
     "accuracy",
     "exact_match",
     "code",
+    "instructions",
     "json_equal",
     "math",
     "numeric",

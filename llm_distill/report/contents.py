@@ -26,6 +26,7 @@ SECTIONS = (
     Section("findings", "What it says", ("findings",), usual=False),
     Section("results", "Arms compared", ("arms",)),
     Section("pass_at", "Right in k attempts", ("pass_at",), usual=False),
+    Section("instructions", "Instructions followed", ("report.instructions",), usual=False),
     Section("slices", "Slices", ("slices",)),
     Section("judge", "The judge", ("judge",), usual=False),
     Section("confusion", "Confusion", ("confusions",)),

@@ -28,6 +28,7 @@ NAMES = {
     "chrf": "chrF",
     "rouge_l": "ROUGE-L",
     "embedding": "Embedding similarity",
+    "instructions": "Follows instructions",
     "json_equal": "Exact JSON",
     "json_fields": "Field F1",
     "schema_valid": "Fits schema",

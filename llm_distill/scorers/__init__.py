@@ -70,6 +70,7 @@ SCORERS = {
     "format": "llm_distill.scorers.form:format",
     "identity": "llm_distill.scorers.phrases:identity",
     "ifd": "llm_distill.scorers.student:ifd",
+    "instructions": "llm_distill.scorers.instructions:instructions",
     "json_equal": "llm_distill.scorers.verifiers:json_equal",
     "judge": "llm_distill.scorers.judge:judge",
     "label_entropy": "llm_distill.scorers.teacher:label_entropy",
@@ -105,6 +106,7 @@ DEFAULT_BOUNDS: dict[str, tuple[float | None, float | None]] = {
     "exact_duplicate": (None, 0.0),
     "format": (None, 0.0),
     "identity": (None, 0.0),
+    "instructions": (1.0, None),
     "json_equal": (1.0, None),
     "language": (0.5, None),
     "leakage": (None, 0.5),
@@ -138,8 +140,8 @@ NEEDS = {
 #: Scorers that look at one answer alone: any part of the rows can be scored anywhere, and they can say which of several
 #: answers to a row is the best. A scorer of one's own says so by an attribute, `my_scorer.row_local = True`.
 ROW_LOCAL = {
-    "code", "confidence", "empty", "format", "identity", "json_equal", "label_entropy", "label_margin", "language",
-    "length", "math", "mean_logprob", "mentions", "numeric", "pii", "profanity", "refusal", "repetition", "toxicity",
+    "code", "confidence", "empty", "format", "identity", "instructions", "json_equal", "label_entropy", "label_margin",
+    "language", "length", "math", "mean_logprob", "mentions", "numeric", "pii", "profanity", "refusal", "repetition", "toxicity",
     "truncated", "unparsed",
 }  # fmt: skip
 #: Of those that ask a model: name -> where `(rows, **knobs) -> AtMost` is, for `check`.
@@ -151,7 +153,7 @@ ASKS = {
 #: Row-local scorers that use every core, or the accelerator, by themselves.
 IN_PROCESSES = {"code", "math", "toxicity"}
 #: Scorers without whose number a row is not known to be any good.
-MUST_MEASURE = {"code", "json_equal", "judge", "math", "numeric", "reward", "unsafe"}
+MUST_MEASURE = {"code", "instructions", "json_equal", "judge", "math", "numeric", "reward", "unsafe"}
 
 
 @dataclass(frozen=True)

@@ -126,8 +126,9 @@ def test_a_metric_of_ones_own_is_held_to_the_scale(name: str, says: str) -> None
 @pytest.mark.parametrize("name", sorted(METRICS))
 def test_every_metric_scores_a_right_answer_one_and_a_wrong_one_zero(name: str) -> None:
     knobs = {"embedding": {"model": "wordllama"}}
-    right = {"code": ("def f(): return 2", "assert f() == 2"), "schema_valid": ('{"name": "x"}', "")}
-    wrong = {"code": "def f(): return 3", "schema_valid": "{}"}
+    right = {"code": ("def f(): return 2", "assert f() == 2"), "schema_valid": ('{"name": "x"}', ""),
+             "instructions": ("x", '{"instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}')}  # fmt: skip
+    wrong = {"code": "def f(): return 3", "schema_valid": "{}", "instructions": "a, b"}
     (plug,) = bound({name: knobs[name]} if name in knobs else name, schema=SCHEMA)
     text, due = right.get(name, ("12", "12"))
     scores, lost = measure(plug, wrote([due, due, due], [text, wrong.get(name, "no"), ""]), schema=SCHEMA)
