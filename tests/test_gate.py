@@ -162,6 +162,9 @@ def test_time_and_money() -> None:
     batched = judged({"max_p95_seconds": 0.12}, {"student": timed([0.05] * 16 + [0.06] * 4)})
     assert (batched["value"], batched["holds"]) == (pytest.approx(0.8), False)  # a batch of 16 at 0.05 s each
     assert "batches of up to 16" in batched["note"]
+    few = judged({"max_p95_seconds": 10}, {"student": timed([0.1] * 5)})
+    assert (few["value"], few["holds"]) == (None, False)
+    assert "5 answers are too few" in few["note"]
     money = {"max_usd_per_1000": 0.5, "machine_usd_per_hour": 3.6}
     assert judged(money, {"student": timed([0.1, 0.3])})["value"] == pytest.approx(0.2)
     unclocked = {

@@ -204,6 +204,8 @@ def p95_seconds(_ship: Numbers, numbers: Numbers, arms: Arms) -> Judged:
     shares = [a.seconds for a in arms["student"] if a.status != "failed"]
     if not shares:
         return Judged(None, "the student answered nothing")
+    if len(shares) < FEWEST:
+        return Judged(None, f"{len(shares)} answers are too few to tell how long the slowest take; hold more out")
     together = Counter(shares)
     if len(together) == 1 and not shares[0]:
         return Judged(None, "its answers took no time that was measured")

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from llm_distill.evals.statistics import Floats, percentiles
+from llm_distill.evals.statistics import FEWEST, Floats, percentiles
 
 RESAMPLES = 4_000
 #: More answers a second by less than this is no more: the sweep is over.
@@ -111,6 +111,12 @@ def arm(of: Measured, hourly: float | None) -> dict[str, Any]:
     columns = _columns(of)
     values: dict[str, Any] = {name: _middle(name, column) for name, column in columns.items()}
     spread = {name: _interval(name, column) for name, column in columns.items() if len(column) > 1}
+    if 0 < len(of.alone) < FEWEST:
+        values["p95_s"], missing["p95_s"] = (
+            None,
+            f"{len(of.alone)} answers are too few to tell how long the slowest take",
+        )
+        spread.pop("p95_s", None)
     best = max(of.levels, key=per_second, default=None)
     fastest = rate(best) if best else None
     values |= dict.fromkeys(BY_BLOCK)
@@ -169,7 +175,8 @@ def ratios(student: Measured, teacher: Measured, numbers: Mapping[str, Mapping[s
     found: dict[str, Any] = {}
     ours, theirs = _paired(student, teacher)
     for name in BY_ROW:
-        if len(a := ours.get(name, ())) and len(b := theirs.get(name, ())):
+        few = FEWEST if name == "p95_s" else 1
+        if len(a := ours.get(name, ())) >= few and len(b := theirs.get(name, ())) >= few:
             found[name] = _ratio_of_rows(name, np.asarray(a), np.asarray(b))
     rates = [max(of.levels, key=per_second, default=None) for of in (student, teacher)]
     blocks = [rate(level) if level else None for level in rates]
