@@ -250,7 +250,8 @@ class _Bench:
         self.next = -WARM
         shots = self._ask(1, WARM, self.how.streams, stream=True).shots[WARM:]
         seen = [shot for shot in shots if shot.first_token_s is not None]
-        return seen, None if seen else "the endpoint answers in one piece"
+        why = "the endpoint answers in one piece" if shots else "every question that asked for a stream failed"
+        return seen, None if seen else why
 
     def _ask(self, concurrency: int, warm: int, answers: int, *, stream: bool = False) -> _Clocked:
         """Ask the next rows, round and round, so many at a time; those before the clock starts are the first."""

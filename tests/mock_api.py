@@ -47,6 +47,8 @@ class MockApi:
         self.holding = 0  # billed and held back
         self.places: int | None = None  # more than so many in flight are turned away
         self.lanes: asyncio.Semaphore | None = None  # what is worked on at a time; the others wait
+        self.refuses_stream_options = False
+        self.last_delta: dict[str, Any] | None = {}  # of a stream, beside its finish_reason
         self.streams = False  # answers as server-sent events, where that is asked for, a word at a time
         self.per_second: float | None = None  # a token bucket of one second, stated in headers
         self._level, self._filled = 0.0, 0.0
@@ -68,6 +70,8 @@ class MockApi:
             return _error(401, "Incorrect API key provided: sk-wro***", "invalid_api_key")
         if body["model"] not in ("mock-large", "mock-small"):
             return _error(404, "The model does not exist", "model_not_found")
+        if self.refuses_stream_options and "stream_options" in body:
+            return _error(400, "Unrecognized request argument supplied: stream_options", "invalid_request_error")
         prompt = self.last_line(body["messages"][-1]["content"])
         self.asked[prompt] += 1
         self.times.append(time.monotonic())
@@ -144,8 +148,8 @@ class MockApi:
             )
             await asyncio.sleep(self.latency_s)
         for more in (
-            {"choices": [{"index": 0, "delta": {}, "finish_reason": end}]},
-            {"choices": [], "usage": whole["usage"]},
+            {"choices": [{"index": 0, "delta": self.last_delta, "finish_reason": end}]},
+            *([] if self.refuses_stream_options else [{"choices": [], "usage": whole["usage"]}]),
         ):
             await response.write(b"data: " + json.dumps({**kept, **more}).encode() + b"\n\n")
         await response.write(b"data: [DONE]\n\n")

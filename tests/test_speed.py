@@ -270,6 +270,22 @@ def test_the_first_token_of_a_stream_comes_before_its_last(desk: Desk, api: Mock
     assert not any("logprobs" in body for body in streamed)
 
 
+def test_an_endpoint_that_refuses_stream_options_is_asked_without(desk: Desk, api: MockApi) -> None:
+    api.latency_s, api.streams, api.refuses_stream_options, api.last_delta = 0.02, True, True, None
+    found = speed_of(desk.here(timed(desk, api, {})))["arms"]["teacher"]
+    assert found["first_token_s"] >= 0.02
+    assert "first_token_s" not in found["missing"]
+    streamed = [body for body in api.bodies if body.get("stream")]
+    refused = [body for body in streamed if "stream_options" in body]
+    assert (len(refused), len(streamed)) == (1, 9)  # known from the first on
+
+
+def test_streams_that_all_fail_are_not_taken_for_answers_in_one_piece(desk: Desk, api: MockApi) -> None:
+    api.streams, api.says = True, lambda body, _prompt: "" if body.get("stream") else None
+    found = speed_of(desk.here(timed(desk, api, {}, answers={"max_tokens": 8, "retries": 0})))["arms"]["teacher"]
+    assert found["missing"]["first_token_s"] == "every question that asked for a stream failed"
+
+
 def _lines(*events: str) -> AsyncIterator[bytes]:
     async def each() -> AsyncIterator[bytes]:
         for event in events:
@@ -303,6 +319,21 @@ def test_a_stream_that_reports_an_error_is_one() -> None:
         wire.completion(_gathered(json.dumps({"choices": [{"delta": {"content": "a"}}]}), said)[0])
     with pytest.raises(Unavailable):
         wire.completion(_gathered("{not json")[0])
+
+
+def test_a_delta_may_be_null() -> None:
+    said = {"choices": [{"delta": {"content": "a"}}]}, {"choices": [{"delta": None, "finish_reason": "stop"}]}
+    body, first = _gathered(*map(json.dumps, said), "[DONE]")
+    assert (wire.completion(body).text, first is not None) == ("a", True)
+
+
+def test_a_few_answers_say_nothing_of_the_slowest() -> None:
+    few = timing.arm(measured([1.0] * 6), None)  # five with a clock
+    assert few["p95_s"] is None
+    assert few["missing"]["p95_s"].startswith("5 answers are too few")
+    assert "p95_s" not in few["spread"]
+    assert timing.arm(measured([1.0] * 7), None)["p95_s"] == pytest.approx(1)
+    assert "p95_s" not in timing.ratios(measured([1.0] * 6), measured([1.0] * 6), {"student": few, "teacher": few})
 
 
 def shots(seconds: list[float], usd: float | None = 0.001) -> list[Shot]:

@@ -97,7 +97,7 @@ class OpenAIModel(Model):
         self._rates = requests_per_minute, tokens_per_minute
         self._url = f"{self._base_url}/chat/completions"
         self._session: aiohttp.ClientSession | None = None
-        self._reading = Reading()
+        self._reading, self._stream = Reading(), streaming.ASKED
         self._proxy: str | None = None
         self._reached = self._answered = False
 
@@ -203,7 +203,14 @@ class OpenAIModel(Model):
 
     async def streamed(self, request: Request) -> Completion:
         """The same as server-sent events, where the endpoint sends them."""
-        return await self._completed(request, self.body(request) | streaming.ASKED)
+        asked = self._stream
+        try:
+            return await self._completed(request, self.body(request) | asked)
+        except Rejected as error:
+            if "stream_options" not in asked or "stream_options" not in str(error):
+                raise
+        self._stream = streaming.PLAIN
+        return await self.streamed(request)
 
     async def _completed(self, request: Request, body: dict[str, Any]) -> Completion:
         import aiohttp
@@ -230,8 +237,7 @@ class OpenAIModel(Model):
         self._answered = True
         seconds = time.perf_counter() - start
         if first is not None:
-            answered = wire.completion(answer, seconds)
-            return msgspec.structs.replace(answered, first_token_s=first - start)
+            return msgspec.structs.replace(wire.completion(answer, seconds), first_token_s=first - start)
         if request.sampling.top_logprobs is None:
             return wire.completion(answer, seconds, token_ids=self._token_ids)
         return await self._reading.completion(answer, seconds, self.pace.in_flight, token_ids=self._token_ids)

@@ -13,7 +13,9 @@ from typing import Any
 import msgspec
 
 #: What asks for a stream, and for the usage at its end.
-ASKED = {"stream": True, "stream_options": {"include_usage": True}}
+ASKED: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}}
+#: The same without what some endpoints refuse: then nobody says how many tokens it took.
+PLAIN: dict[str, Any] = {"stream": True}
 
 
 class _Delta(msgspec.Struct):
@@ -24,7 +26,7 @@ class _Delta(msgspec.Struct):
 
 
 class _Choice(msgspec.Struct):
-    delta: _Delta = msgspec.field(default_factory=_Delta)
+    delta: _Delta | None = None  # some servers send null with the finish_reason
     text: str | None = None  # of a completion of raw text
     finish_reason: str | None = None
 
@@ -61,7 +63,7 @@ async def gathered(lines: AsyncIterator[bytes]) -> tuple[bytes, float | None]:
             return data, None
         whole |= {k: v for k in ("usage", "model", "system_fingerprint") if (v := getattr(chunk, k)) is not None}
         for choice in chunk.choices[:1]:
-            new = {name: getattr(choice.delta, name) for name in _PARTS} | {"text": choice.text}
+            new = {name: getattr(choice.delta, name, None) for name in _PARTS} | {"text": choice.text}
             for name, words in new.items():
                 if isinstance(words, str) and words:
                     said[name].append(words)
