@@ -1,9 +1,9 @@
 """The probe: the same frozen rows, asked of the teachers anew each time, so that a model that has moved behind its name is seen.
 
-    <run>/probe/<time>-<chance>.parquet  the answers of one tick     <run>/probe/<time>-<chance>.json  what they say
+    <run>/probe/<time>-<chance>.parquet  the answers of one look     <run>/probe/<time>-<chance>.json  what they say
 
-A tick's questions have its name in their keys: no earlier answer in the ledger can stand for one of them, and what a killed tick
-has paid for is found again when it goes on. They are asked greedily, once each, within the run's budgets. A tick is compared,
+A look's questions have its name in their keys: no earlier answer in the ledger can stand for one of them, and what a killed look
+has paid for is found again when it goes on. They are asked greedily, once each, within the run's budgets. A look is compared,
 row by row, with the one before it and with the first; rows pair where the very same question went to the very same model.
 """
 
@@ -27,14 +27,14 @@ from llm_distill.records import Answer, content_id
 if TYPE_CHECKING:
     from llm_distill.stages import Run
 
-#: A test of a tick warns under this, adjusted for being several: of a hundred quiet ticks about one does.
+#: A test of a look warns under this, adjusted for being several: of a hundred quiet looks about one does.
 ALARM = 0.01
 #: The least share of labels that a teacher repeats, where the recipe names none.
 REPEATED = 0.9
 
 
 @dataclass(frozen=True)
-class Tick:
+class Look:
     """A finished one: its name (which sorts by time), the run that it is part of, what it says, and where its answers are."""
 
     name: str
@@ -49,8 +49,8 @@ class Tick:
 
 
 def take(run: Run) -> dict[str, Any]:
-    """Ask the frozen rows: go on with the tick that was begun, or begin one. What it says, as its file has it; `owed` counts
-    rows without an answer, for which a later call asks again, as part of this tick.
+    """Ask the frozen rows: go on with the look that was begun, or begin one. What it says, as its file has it; `owed` counts
+    rows without an answer, for which a later call asks again, as part of this look.
     """
     plan, folder = greedy(run.plan), run.folder.file("probe")
     assert plan.probe is not None
@@ -79,27 +79,27 @@ def take(run: Run) -> dict[str, Any]:
     return about
 
 
-def ticks(folder: store.RunFolder) -> list[Tick]:
-    """The finished ticks of a recipe's runs, the earliest first; arms of an ablation have none."""
+def looks(folder: store.RunFolder) -> list[Look]:
+    """The finished looks of a recipe's runs, the earliest first; arms of an ablation have none."""
     found = []
     for file in folder.path.parent.glob("*/probe/*.json"):
         with suppress(OSError, ValueError):
             about = json.loads(file.read_text(encoding="utf-8"))
             if about.get("done") and file.with_suffix(".parquet").exists():
-                found.append(Tick(file.stem, file.parent.parent.name, about, file.with_suffix(".parquet")))
-    return sorted(found, key=lambda tick: tick.name)
+                found.append(Look(file.stem, file.parent.parent.name, about, file.with_suffix(".parquet")))
+    return sorted(found, key=lambda look: look.name)
 
 
-def latest(folder: store.RunFolder) -> Tick | None:
-    """The last finished tick of one run."""
-    own = [tick for tick in ticks(folder) if tick.run == folder.path.name]
+def latest(folder: store.RunFolder) -> Look | None:
+    """The last finished look of one run."""
+    own = [look for look in looks(folder) if look.run == folder.path.name]
     return own[-1] if own else None
 
 
 def compare(
-    before: Tick, questions: Mapping[str, str], answers: Sequence[Answer], of: Mapping[str, Any], plan: Plan
+    before: Look, questions: Mapping[str, str], answers: Sequence[Answer], of: Mapping[str, Any], plan: Plan
 ) -> dict[str, Any] | None:
-    """A tick's answers held against an earlier one's, on rows whose question is the same; None where there is none of them."""
+    """A look's answers held against an earlier one's, on rows whose question is the same; None where there is none of them."""
     from llm_distill.evals.drift import drift, served
 
     known: dict[str, Answer] = {before.about["questions"].get(a.prompt.row_id, ""): a for a in before.answers}
@@ -112,16 +112,16 @@ def compare(
 
 
 def _compared(run: Run, about: Mapping[str, Any], answers: Sequence[Answer]) -> list[dict[str, Any]]:
-    """With the tick before it, and with the first of those that asked the same, where that is another."""
-    earlier = [tick for tick in ticks(run.folder) if tick.name < about["name"]]
+    """With the look before it, and with the first of those that asked the same, where that is another."""
+    earlier = [look for look in looks(run.folder) if look.name < about["name"]]
     questions = about["questions"]
-    alike = [tick for tick in earlier if set(questions.values()) & set(tick.about["questions"].values())]
+    alike = [look for look in earlier if set(questions.values()) & set(look.about["questions"].values())]
     chosen = {"previous": alike[-1], "first": alike[0]} if alike else {}
     if len(alike) == 1:
         del chosen["first"]
     if earlier and not alike:
         run.watch.say("probe: nothing earlier to compare with: the teacher, or how it is asked, is another now")
-    found = ((kind, compare(tick, questions, answers, about, run.plan)) for kind, tick in chosen.items())
+    found = ((kind, compare(look, questions, answers, about, run.plan)) for kind, look in chosen.items())
     return [{"kind": kind, **one} for kind, one in found if one]
 
 
@@ -150,7 +150,7 @@ def _said(found: Mapping[str, Any], old: Mapping[str, Any], new: Mapping[str, An
 
 
 def _questions(plan: Plan, panel: Panel, answers: Sequence[Answer]) -> dict[str, str]:
-    """Per row an id of what is asked and of whom, in which the tick has no part."""
+    """Per row an id of what is asked and of whom, in which the look has no part."""
     found = {}
     for a in answers:
         asked = [panel.view.questions(a.prompt, plan.task.labels), panel.sampling]
@@ -186,7 +186,7 @@ def _spent(answers: Sequence[Answer]) -> dict[str, Any]:
 
 
 def _begun(folder: Path) -> dict[str, Any] | None:
-    """The tick that was begun and not finished."""
+    """The look that was begun and not finished."""
     for file in sorted(folder.glob("*.json"), reverse=True):
         about: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         if not about.get("done"):

@@ -23,7 +23,7 @@ from llm_distill.report.words import Part, interval, measure, part, percent, poi
 def history(workspace: Path, name: str) -> dict[str, Any]:
     """`name`, `notes`, and `runs`, the earliest first, each with `run`, `date`, `metric`, `score`, `teacher`, `kept_share`,
     `rows` (asked, kept, dropped by each filter as a share of what it saw), `held_out` (an id of those rows), `cost_usd`,
-    `seconds`, and `probe` (served, agreement with its first tick, said). UserError where there is no run of this name with
+    `seconds`, and `probe` (served, agreement with its first look, said). UserError where there is no run of this name with
     a report.
     """
     home = workspace / "runs" / name
@@ -93,13 +93,13 @@ def _of(interval_: Part) -> dict[str, Any] | None:
 
 
 def _probe(found: Part) -> dict[str, Any] | None:
-    """A tick held against the first, or the one before where that is the first."""
+    """A look held against the first, or the one before where that is the first."""
     if not found:
         return None
     compared = [one for one in found.get("compared") or [] if isinstance(one, Mapping)]
     against = compared[-1] if compared else {}
     return {
-        "tick": found.get("name"),
+        "look": found.get("name"),
         "served": found.get("served"),
         "since": against.get("with"),
         "rows": against.get("rows"),
@@ -143,11 +143,11 @@ def table(found: Mapping[str, Any]) -> list[list[str]]:
 
 
 def drifted(probe: Part | None) -> str:
-    """What a run's tick says of its teacher, in short."""
+    """What a run's look says of its teacher, in short."""
     if not probe:
         return "not asked"
     if probe["agreement"] is None:
-        return "first tick"
+        return "first look"
     agreed = f"agrees to {percent(probe['agreement']['value'])} ({interval(probe['agreement'])})"
     return f"{agreed}; LOOK: {short('; '.join(probe['said']), 300)}" if probe["said"] else agreed
 

@@ -10,7 +10,7 @@ import pytest
 
 from llm_distill.errors import UserError
 from llm_distill.estimate import estimate
-from llm_distill.probe import ticks
+from llm_distill.probe import looks
 from llm_distill.recipe import load
 from llm_distill.store import RunFolder
 from tests.conftest import Desk
@@ -21,14 +21,14 @@ ROWS = [f"frozen row {i}" for i in range(30)]
 
 
 def probed(desk: Desk, api: MockApi, seed: int = 0, **keys: Any) -> tuple[Path, dict[str, Any]]:
-    """A run of the recipe as it stands, and its last tick; another seed makes another run."""
+    """A run of the recipe as it stands, and its last look; another seed makes another run."""
     desk.seeds([{"prompt": f"asked {i}", "label": label_of(f"asked {i}")} for i in range(4)])
     desk.seeds([{"prompt": row, "label": label_of(row)} for row in ROWS], "probe.jsonl")
     teacher = {"openai_api": {"base_url": api.url, "api_key_env": None, "model": "mock-large"}}
     settings: dict[str, Any] = {"models": {"teacher": teacher}, "probe": {"file": "probe.jsonl"}, "seed": seed}
     summary = desk.here(desk.recipe(**settings | keys))
     assert summary["status"] == "done", summary
-    return Path(summary["run"]), dict(ticks(RunFolder(Path(summary["run"])))[-1].about)
+    return Path(summary["run"]), dict(looks(RunFolder(Path(summary["run"])))[-1].about)
 
 
 def turned(api: MockApi, rows: set[int]) -> None:
@@ -128,16 +128,16 @@ def test_what_a_stopped_tick_paid_for_is_not_asked_again(desk: Desk, api: MockAp
     recipe = desk.recipe(models={"teacher": teacher}, probe={"file": "probe.jsonl"}, **keys)
     summary = desk.here(recipe)
     assert summary["owed"] == 1
-    assert ticks(RunFolder(Path(summary["run"]))) == []
+    assert looks(RunFolder(Path(summary["run"]))) == []
     api.faults = {}
     summary = desk.here(recipe)
     assert summary["owed"] == 0
-    (tick,) = ticks(RunFolder(Path(summary["run"])))
-    assert len(tick.answers) == 30
+    (look,) = looks(RunFolder(Path(summary["run"])))
+    assert len(look.answers) == 30
     assert {api.paid[row] for row in ROWS} == {1}
     desk.here(recipe, first="probe")
     assert {api.paid[row] for row in ROWS} == {2}, "--from probe asks anew"
-    assert len(ticks(RunFolder(Path(summary["run"])))) == 2
+    assert len(looks(RunFolder(Path(summary["run"])))) == 2
 
 
 def test_held_out_rows_are_frozen_by_their_ids_and_counted_by_check(desk: Desk, api: MockApi) -> None:
@@ -166,8 +166,8 @@ def test_held_out_rows_are_frozen_by_their_ids_and_counted_by_check(desk: Desk, 
     )
     summary = desk.here(recipe)
     held = [row["row_id"] for row in desk.rows(summary, "held_out")]
-    (tick,) = ticks(RunFolder(Path(summary["run"])))
-    assert {a.prompt.row_id for a in tick.answers} == set(sorted(held)[:12])
+    (look,) = looks(RunFolder(Path(summary["run"])))
+    assert {a.prompt.row_id for a in look.answers} == set(sorted(held)[:12])
     assert load(recipe).digest == load(desk.recipe(**keys)).digest, "a probe changes nothing that is made"
 
 

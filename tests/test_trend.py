@@ -62,7 +62,7 @@ def test_runs_are_told_in_their_order(tmp_path: Path) -> None:
     assert found["notes"] == ["of 1 more there is no report yet"]
     header, *rows = table(found)
     assert len(header) == len(rows[0])
-    assert rows[0][-1] == "first tick"
+    assert rows[0][-1] == "first look"
     assert rows[1][1] == "81.0\u00a0% (77.4 to 84.6)"
     assert "agrees to 95.0\u00a0% (90.0 to 100.0); LOOK: models.teacher is served by" in rows[1][-1]
     assert changes(found["runs"]) == [
@@ -157,7 +157,7 @@ def test_the_command_line_shows_a_teacher_that_moved(desk: Desk, api: MockApi) -
     out = desk.llm_distill("trend", "job", "--html", "trend.html")
     lines = out.splitlines()
     assert lines[0].split()[0] == "Run"
-    assert "first tick" in lines[1]
+    assert "first look" in lines[1]
     assert "LOOK: models.teacher is served by mock-large-2026-06-01" in lines[2]
     assert "the teacher has moved" in Page((desk.folder / "trend.html").read_text(encoding="utf-8")).text
     runs = json.loads(desk.llm_distill("trend", "job", "--json"))["runs"]

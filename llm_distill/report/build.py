@@ -128,7 +128,7 @@ def _training(folder: store.RunFolder, recipe: dict[str, Any]) -> dict[str, Any]
 
 
 def _probe(folder: store.RunFolder) -> dict[str, Any] | None:
-    """The last finished tick of the run's probe, without the ids that pair its rows."""
+    """The last finished look of the run's probe, without the ids that pair its rows."""
     known = [about for path in sorted(folder.path.glob("probe/*.json")) if (about := _json(path)).get("done")]
     return {key: of for key, of in known[-1].items() if key not in ("questions", "done", "owed")} if known else None
 

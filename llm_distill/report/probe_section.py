@@ -11,7 +11,7 @@ from typing import Any
 from llm_distill.report import words
 from llm_distill.report.words import Part, Said, human, interval, part, parts, percent, short, value
 
-_KINDS = {"previous": "the tick before", "first": "the first tick"}
+_KINDS = {"previous": "the look before", "first": "the first look"}
 
 _TESTS = {"labels": "How often each label", "words": "Words an answer"}
 
@@ -25,7 +25,7 @@ def view(report: Part) -> dict[str, Any]:
         "compared": [
             {
                 **one,
-                "against": f"{_KINDS.get(str(one.get('kind')), 'an earlier tick')}, {short(str(one.get('with'))[:10])}",
+                "against": f"{_KINDS.get(str(one.get('kind')), 'an earlier look')}, {short(str(one.get('with'))[:10])}",
                 "tests": list(map(_named, parts(one, "tests"))),
                 "labels": [(name, of) for name, of in part(one, "labels").items() if isinstance(of, list) and len(of) == 2],
             }

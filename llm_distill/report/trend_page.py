@@ -57,7 +57,7 @@ def _charts(runs: Sequence[Part]) -> Iterator[tuple[str, str]]:
         "Cost of a run in $", "cost", Series("cost", _points(r["cost_usd"] for r in runs), strong=True), ticks
     )
     agreement = _series(
-        "agreement with its first tick", [{"probe": {}} | dict(r["probe"] or {}) for r in runs], "agreement", True
+        "agreement with its first look", [{"probe": {}} | dict(r["probe"] or {}) for r in runs], "agreement", True
     )
     if agreement.points:
         title = "The teacher on frozen rows"
