@@ -144,8 +144,8 @@ def _people(judged: Judged, seed: int, resamples: int) -> dict[str, Any]:
     """How far the judge agrees with people: on scores, with quadratic weights, and on who is better."""
     assert judged.how.human is not None
     low, high = judged.how.scale
-    ratings: dict[str, list[tuple[int, int]]] = {}
-    choices: dict[str, list[tuple[int, int]]] = {}
+    ratings: dict[str, list[tuple[int, float]]] = {}
+    choices: dict[str, list[tuple[int, float]]] = {}
     unjudged = 0
     for one, prompt in judged.opinions:
         row = prompt.row_id
@@ -153,7 +153,7 @@ def _people(judged: Judged, seed: int, resamples: int) -> dict[str, Any]:
         if said is None or said.value is None:
             unjudged += 1
         elif one.rating is not None:
-            ratings.setdefault(row, []).append((one.rating - low, round(said.value) - low))
+            ratings.setdefault(row, []).append((one.rating - low, said.value - low))
         else:
             choices.setdefault(row, []).append((one.choice, int(np.sign(said.value - 0.5)) + 1))
     found: dict[str, Any] = {

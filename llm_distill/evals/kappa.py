@@ -13,15 +13,19 @@ from llm_distill.evals.statistics import FEWEST, Floats, mean, percentiles, rati
 
 #: Below it agreement is at best fair (Landis & Koch 1977).
 POOR = 0.4
+#: A distance by chance under this is none, but for rounding.
+_NONE = 1e-9
 
 
 def kappa(
-    pairs: Mapping[str, Sequence[tuple[int, int]]], size: int, *, ordered: bool, seed: int, resamples: int
+    pairs: Mapping[str, Sequence[tuple[int, float]]], size: int, *, ordered: bool, seed: int, resamples: int
 ) -> Any:
     """Agreement of two raters: by row, the (one's, the other's) categories, each in 0..size-1.
 
     `kappa` is Cohen's (1960), for `ordered` categories with quadratic weights (Cohen 1968): a judgement that is off by two
-    counts four times one that is off by one. `raw`: the share of equal judgements. Both have an interval from a bootstrap
+    counts four times one that is off by one. With these weights kappa is a matter of means and squares alone, Lin's (1989)
+    concordance, so a judge's mean over several runs stays as it is and is not rounded to a category. `raw`: the share of equal
+    judgements; a mean equals the category that it is nearest to. Both have an interval from a bootstrap
     over rows; kappa's imagines two rows beyond those seen, spread over the corners of the table. `n` judgements on `rows`. A
     `reason` where there is no kappa.
     """
@@ -48,24 +52,23 @@ def kappa(
     return found | {"kappa": {"value": value, "low": between.low, "high": between.high}}
 
 
-def _apart(one: Any, other: Any, size: int, *, ordered: bool) -> Any:
-    """How far two categories are apart, from 0 to 1."""
-    return np.square((one - other) / (size - 1)) if ordered else np.asarray(one != other, dtype=np.float64)
-
-
-def _summed(of: Sequence[tuple[int, int]], size: int, *, ordered: bool) -> Floats:
-    """What kappa needs of a row's judgements, (3 + 2 size,): distance, equal ones, all, and each rater's by category."""
-    one, other = np.array(of, dtype=np.int64).T
-    ours, theirs = np.bincount(one, minlength=size), np.bincount(other, minlength=size)
-    apart = _apart(one, other, size, ordered=ordered).sum()
-    return np.concatenate([[apart, (one == other).sum(), len(of)], ours, theirs]).astype(np.float64)
+def _summed(of: Sequence[tuple[int, float]], size: int, *, ordered: bool) -> Floats:
+    """What kappa needs of a row's judgements: distance, equal ones, all, and of each rater the sum and that of squares (7,), or
+    how many by category (3 + 2 size,).
+    """
+    one, other = np.array(of, dtype=np.float64).T
+    if ordered:
+        apart, equal = np.square(one - other).sum(), (np.abs(one - other) < 0.5).sum()
+        return np.array([apart, equal, len(of), one.sum(), np.square(one).sum(), other.sum(), np.square(other).sum()])
+    ours, theirs = (np.bincount(each.astype(np.int64), minlength=size) for each in (one, other))
+    return np.concatenate([[(one != other).sum(), (one == other).sum(), len(of)], ours, theirs]).astype(np.float64)
 
 
 def _of_sums(sums: Floats, size: int, *, ordered: bool) -> Floats:
-    """Kappa of sums (..., 3 + 2 size): 1 less the distance seen over that by chance; NaN where chance leaves none."""
+    """Kappa of sums (..., 7 or 3 + 2 size): 1 less the distance seen over that by chance; NaN where chance leaves none."""
     seen, n = sums[..., 0], sums[..., 2]
-    ours, theirs = sums[..., 3 : 3 + size], sums[..., 3 + size :]
-    places = np.arange(size)
-    apart = _apart(places[:, None], places[None, :], size, ordered=ordered)
-    by_chance = np.einsum("...i,ij,...j->...", ours, apart, theirs) / n
-    return 1 - ratio(seen, by_chance)
+    if ordered:
+        by_chance = sums[..., 4] + sums[..., 6] - 2 * sums[..., 3] * sums[..., 5] / n
+    else:
+        by_chance = n - (sums[..., 3 : 3 + size] * sums[..., 3 + size :]).sum(-1) / n
+    return 1 - ratio(seen, np.where(by_chance > _NONE, by_chance, 0.0))

@@ -68,3 +68,19 @@ def test_what_cannot_be_said() -> None:
     assert few == {"value": 1.0, "low": None, "high": None}
     whole = kappa(rows([[10, 0], [0, 10]]), 2, ordered=False, seed=0, resamples=500)["kappa"]
     assert whole["low"] < 1.0 == whole["high"], "twenty rows that agree do not prove that all would"
+
+
+def test_a_mean_of_runs_is_not_rounded() -> None:
+    """Quadratic kappa of whole numbers is Lin's (1989) concordance of the same, which takes any numbers."""
+    rng = np.random.default_rng(7)
+    people = rng.integers(0, 5, 60)
+    judge = np.clip(people + rng.normal(0, 0.6, 60), 0, 4)
+    found = kappa({str(i): [(int(a), float(b))] for i, (a, b) in enumerate(zip(people, judge, strict=True))}, 5,
+                  ordered=True, seed=0, resamples=500)  # fmt: skip
+    covariance = float(np.mean((people - people.mean()) * (judge - judge.mean())))
+    lin = 2 * covariance / (people.var() + judge.var() + (people.mean() - judge.mean()) ** 2)
+    assert found["kappa"]["value"] == pytest.approx(lin)
+    assert found["raw"]["value"] == pytest.approx(float(np.mean(np.abs(people - judge) < 0.5)))
+    rounded = kappa({str(i): [(int(a), round(float(b)))] for i, (a, b) in enumerate(zip(people, judge, strict=True))}, 5,
+                    ordered=True, seed=0, resamples=500)  # fmt: skip
+    assert rounded["kappa"]["value"] != pytest.approx(lin, abs=1e-3)
