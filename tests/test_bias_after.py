@@ -120,6 +120,24 @@ def test_without_any_bias_few_are_said_to_be_amplified() -> None:
     assert called <= 8  # 5 of 100 over 200 draws; nine of 60 would be three standard deviations off
 
 
+def test_one_measure_of_many_that_leaves_out_zero_by_chance_is_not_called_amplified() -> None:
+    """Forty tags of no account: some interval leaves out zero, and with Holm's correction none is amplified."""
+    rng = np.random.default_rng(3)
+    prompts = [make_prompt((Message("user", f"row {i}"),), {f"tag{t}": str(rng.integers(2)) for t in range(40)}, "positive")
+               for i in range(150)]  # fmt: skip
+    arms = {
+        who: [Answer(p, "", "ok", prediction=LABELS[int(rng.random() < 0.8)]) for p in prompts]
+        for who in ("student", "teacher")
+    }
+    scores = {who: {a.prompt.row_id: float(a.prediction == "positive") for a in of} for who, of in arms.items()}
+    how = How([], by=[f"tag{t}" for t in range(40)], seed=7, resamples=500)
+    found = bias(arms, ["teacher"], "classify", LABELS, scores, "accuracy", how)["found"]
+    pairs = [one["against"]["teacher"] for one in found]
+    assert any(pair["low"] > 0 or pair["high"] < 0 for pair in pairs)
+    assert not any(pair["verdict"] in ("amplified", "reduced") for pair in pairs)
+    assert all(pair["p_holm"] >= pair["p"] for pair in pairs)
+
+
 def test_rows_of_a_group_are_one_piece_of_evidence() -> None:
     values, hits = ["a", "b"] * 40, [[float(i % 3 > 0) for i in range(80)], [1.0] * 80]
     table = Uneven(["a", "b"], 7, 2000)

@@ -29,7 +29,7 @@ from llm_distill.evals.compare import rounded
 from llm_distill.evals.flips import Of, flipped
 from llm_distill.evals.metrics import Kind, Scores, prediction
 from llm_distill.evals.pairs import apart
-from llm_distill.evals.statistics import FEWEST, proportion
+from llm_distill.evals.statistics import FEWEST, holm, proportion
 from llm_distill.evals.uneven import Uneven, rates_apart, shares_apart
 from llm_distill.generators.lexicon import Attribute
 from llm_distill.records import Answer
@@ -54,13 +54,14 @@ class How:
     resamples: int = 2_000
 
 
-def verdict(low: float | None, high: float | None, margin: float) -> str:
-    """By a 95 % interval of the rise: `amplified` or `reduced` where it leaves out zero; `kept` where it lies inside the margin,
-    which is a test of equivalence (Schuirmann 1987); else nothing was shown, and the rows are too few to.
+def verdict(low: float | None, high: float | None, margin: float, p: float = 0.0) -> str:
+    """By a 95 % interval of the rise: `amplified` or `reduced` where it leaves out zero and p, which allows for all measures, is
+    below 5 %; `kept` where it lies inside the margin, which is a test of equivalence (Schuirmann 1987); else nothing was shown,
+    and the rows are too few to.
     """
     if low is None or high is None or not np.isfinite([low, high]).all():
         return "not told apart"
-    if low > 0 or high < 0:
+    if (low > 0 or high < 0) and p < 0.05:
         return "amplified" if low > 0 else "reduced"
     return "kept" if -margin < low and high < margin else "not told apart"
 
@@ -79,7 +80,8 @@ def bias(
     where refusals are compared, 1 for each answer that is one.
 
     `found`: `measure`, `of`, `by`, `value` ("*": over all values), `arms` (the unevenness of each), `against` (n, difference,
-    low, high, smallest_visible, p of flips, verdict). `few`: what has too few rows to be measured.
+    low, high, smallest_visible, p, p_holm, verdict); `p_holm` allows for all measures against that arm (Holm). `few`: what has
+    too few rows to be measured.
     """
     others = [arm for arm in against if arm in arms]
     shown = ["student", *others]
@@ -88,9 +90,10 @@ def bias(
     found += _gaps(arms, shown, task, labels, scores, metric, how, few)
     if task == "generate" and how.attributes:
         found += _mentions(arms, shown, how, few)
-    for one in found:
-        for of in one["against"].values():
-            of["verdict"] = verdict(of["low"], of["high"], how.margin)
+    for other in others:
+        pairs = [of for one in found if (of := one["against"].get(other))]
+        for of, p in zip(pairs, holm([of["p"] for of in pairs]), strict=True):
+            of |= {"p_holm": p, "verdict": verdict(of["low"], of["high"], how.margin, p)}
     return {"margin": how.margin, "against": others, "found": rounded(found), "few": dict(sorted(few.items()))}
 
 

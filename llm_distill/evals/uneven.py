@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.special import ndtr
 
 from llm_distill.evals.statistics import IMAGINED, Floats, Interval, ratio, resampled_counts
 
@@ -58,13 +59,25 @@ class Uneven:
             visible = _POWER * float(known.std()) if len(known) else np.nan
             by_chance = float(known.mean()) - rise if len(known) else np.nan  # drawn once more, once more is added
             # Extremes are picked from V values, and chance picks with them: Bonferroni over the V - 1 that could be instead.
-            tail = 0.025 / (len(self.values) - 1 if value == "*" else 1)
+            times = len(self.values) - 1 if value == "*" else 1
+            tail = 0.025 / times
             interval = _basic(rise - by_chance, 2 * rise - drawn, tail, n)
             found[value] = {
                 "ours": float(ours[place]), "theirs": float(theirs[place]), "n": n, "difference": interval.value,
                 "low": interval.low, "high": interval.high, "smallest_visible": visible if visible <= 1 else np.nan,
+                "p": _two_sided(rise - by_chance, known, times),
             }  # fmt: skip
         return found
+
+
+def _two_sided(value: float, draws: Floats, times: int) -> float:
+    """How likely so large a difference is where there is none, were it normal with the spread of the draws (Efron & Tibshirani
+    1993, 12.2): of some thousand draws no share is as small as a correction for many measures needs.
+    """
+    if not len(draws) or np.isnan(value) or value == 0:
+        return 1.0
+    spread = float(draws.std())
+    return min(1.0, times * 2 * float(ndtr(-abs(value) / spread))) if spread else 0.0
 
 
 def _basic(value: float, draws: Floats, tail: float, n: int) -> Interval:
