@@ -57,9 +57,14 @@ def _said(numbers: Numbers) -> str:
         ]
         rows = "1 held-out row" if n == 1 else f"{n} held-out rows"
         return f"Nothing can be concluded from {rows}; for the record, {said(metric)}: {', '.join(scored)}."
+    if silent(numbers, "student"):
+        rows = arms["student"]["n"]
+        return f"The student failed on every one of its {rows} held-out rows, so nothing is known of what it can do."
     clauses = [opening(numbers)]
     base = numbers["gap_closed"]["from"]
-    if base:
+    if base and silent(numbers, base):
+        clauses.append(f"{SELF[base]} failed on every row")
+    elif base:
         clauses.append(against_base(paired[f"student_vs_{base}"], SELF[base]))
         if "student_vs_teacher" in paired:
             clauses.append(of_the_gap(numbers["gap_closed"]))
@@ -87,7 +92,15 @@ def opening(numbers: Numbers) -> str:
         begin = "The" if chosen else "Without gold answers: the"
         return f"{begin} student's {said(metric)} is {interval(student[metric])}"
     nothing = ", where its teacher gets nothing right" if "student_vs_teacher" in numbers["paired"] else ""
+    if nothing and silent(numbers, "teacher"):
+        nothing = ", where its teacher failed on every row"
     return f"The student's {said(metric)} is {interval(student[metric])}{nothing}"
+
+
+def silent(numbers: Numbers, arm: str) -> bool:
+    """Whether an arm failed on every row: then its score says nothing of it."""
+    of = numbers["arms"].get(arm, {})
+    return bool(of.get("n")) and (of.get("status") or {}).get("failed") == of["n"]
 
 
 def against_base(pair: Numbers, whom: str) -> str:

@@ -285,3 +285,19 @@ def test_two_thousand_rows_take_seconds() -> None:
     began = time.process_time()
     numbers(arms, resamples=10_000)
     assert time.process_time() - began < 4  # 0.2 s where it was written
+
+
+def test_an_arm_that_failed_on_every_row_is_said_to_have_failed() -> None:
+    gold = ["positive"] * 40
+    right, none = arm(gold, ["positive"] * 40), arm(gold, [None] * 40, status="failed")
+    of_teacher = compare({"student": right, "teacher": none}, "classify", LABELS, seed=7, resamples=200)["headline"]
+    assert "where its teacher failed on every row" in of_teacher
+    assert "gets nothing right" not in of_teacher
+    of_student = compare({"student": none, "teacher": right}, "classify", LABELS, seed=7, resamples=200)["headline"]
+    assert (
+        of_student == "The student failed on every one of its 40 held-out rows, so nothing is known of what it can do."
+    )
+    base = {"base_zero_shot": none, "student": right, "teacher": right}
+    of_base = compare(base, "classify", LABELS, seed=7, resamples=200)["headline"]
+    assert "its own zero-shot self failed on every row" in of_base
+    assert "above its own" not in of_base
