@@ -93,9 +93,12 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Sorted, indented JSON, so that equal values are equal bytes."""
+    """Sorted, indented JSON, so that equal values are equal bytes. ValueError, for it is ours, for a number that JSON has not:
+    what is undefined is null.
+    """
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(f"{text}\n", encoding="utf-8")
 
 
 def write_table(

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 LABELS = ["negative", "positive"]
+NOTHING = {"value": None, "low": None, "high": None}
 TEXTS = [
     "I bought this for my daughter, who loves it; the battery died after two days, though.",
     "A film so slow that the clock on the wall is the better actor.",
@@ -27,13 +28,13 @@ def arm(accuracy: float, agreement: float | None, unparsed: float, seconds: floa
         "n": 300,
         "accuracy": around(accuracy),
         "macro_f1": around(accuracy - 0.004),
-        "agreement_with_teacher": None if agreement is None else around(agreement),
+        "agreement_with_teacher": NOTHING if agreement is None else around(agreement),
         "unparsed_rate": around(unparsed, 0.01),
         "balanced_accuracy": around(accuracy - 0.002),
         "brier": {"value": 0.1 * (1.2 - accuracy), "low": 0.01, "high": 0.2, "n": 300},
         "ece": {"value": 0.031, "low": 0.0, "high": 0.052, "by_chance": 0.044},
         "auroc": around(0.95, 0.02),
-        "top1_agreement": None if agreement is None else around(agreement + 0.01),
+        "top1_agreement": NOTHING if agreement is None else around(agreement + 0.01),
         "kl_from_teacher": {"value": None if agreement is None else 0.112, "low": 0.08, "high": 0.15},
         "calibration": [
             {"n": 150, "from": 0.5, "to": 0.8, "confidence": 0.712, "accuracy": 0.69, "low": 0.61, "high": 0.76},
@@ -43,7 +44,7 @@ def arm(accuracy: float, agreement: float | None, unparsed: float, seconds: floa
         "seconds_per_answer": {"value": seconds, "p50": seconds * 0.9, "p95": seconds * 2.1},
         "prompt_tokens_per_answer": {"value": tokens},
         "slices": {"domain": {d: {"n": 100, "accuracy": around(accuracy + s, 0.065)} for d, s in spread.items()}},
-        "confusion": {"rows": LABELS, "columns": [*LABELS, None], "counts": counts},
+        "confusion": {"rows": LABELS, "columns": [*LABELS, "unparsed"], "counts": counts},
         "status": {"ok": 300, "truncated": 0, "failed": 0},
         "model": "gemma-3-270m-q4_k_m" if agreement is None else "SmolLM2-135M-Instruct",
     }
@@ -86,7 +87,11 @@ def full() -> dict[str, Any]:
         "teacher": arm(0.887, None, 0.0, 0.412, 566.8),
     }
     return {
+        "format": 1,
         "name": "quickstart",
+        "metric": "accuracy",
+        "paired_rows": 300,
+        "answered_by": {"teacher": {"rows": 420, "agreement": None}},
         "headline": "The student keeps 98.5 % of its teacher's accuracy (87.3 % against 88.7 % on 300 held-out rows) "
         "and answers in a thirteenth of the time.",
         "task": {"kind": "classify", "labels": LABELS},
@@ -103,7 +108,8 @@ def full() -> dict[str, Any]:
                     "domain": {
                         "amazon": pair(-0.0143, -0.04, -0.01, 0.001, 0, 11) | {"p_holm": 0.002},
                         "movies": pair(0.0, -0.02, 0.02, 1.0, 2, 2) | {"p_holm": 1.0},
-                        "tweets": {"n": 4, "difference": 0.0, "low": None, "high": None, "p": None, "p_holm": None},
+                        "tweets": dict.fromkeys(("low", "high", "p", "p_holm", "wins", "losses"))
+                        | {"n": 4, "difference": 0.0},
                     }
                 },
             },
@@ -445,6 +451,7 @@ def full() -> dict[str, Any]:
             {"model": "SmolLM2-135M-Instruct", "licence": "Apache-2.0", "note": None},
         ],
         "provenance": {
+            "tables": {"answers.parquet": "5c" * 16},
             "models": {
                 "teacher": {"plug": "gguf", "model": "gemma-3-270m-q4_k_m.gguf", "sha256": "9f" * 32},
                 "student": {"plug": "transformers", "model": "SmolLM2-135M-Instruct", "dtype": "float32"},
@@ -494,7 +501,7 @@ def measured(sure: float, right: float, ece: float, brier: float, nll: float) ->
 
 def pair(difference: float, low: float, high: float, p: float, wins: int, losses: int) -> dict[str, Any]:
     numbers = {"difference": difference, "low": low, "high": high, "p": p, "wins": wins, "losses": losses}
-    return {"metric": "accuracy", "n": 300, **numbers}
+    return {"metric": "accuracy", "test": "exact McNemar", "n": 300, "smallest_visible": None, **numbers}
 
 
 def perturbed(who: str, kind: str, n: int, clean: float, score: float, flips: float, change: float) -> dict[str, Any]:
@@ -520,7 +527,7 @@ def spent(asked: int, answered: int, reused: int, prompt_tokens: int, completion
 
 def example(i: int) -> dict[str, Any]:
     label, other = LABELS[i % 2], LABELS[(i + 1) % 2]
-    kind = ("student_wins", "student_loses", "both_wrong")[i % 3]
+    kind = ("win", "loss", "both_wrong")[i % 3]
     student, teacher = {0: (label, other), 1: (other, label), 2: (other, other)}[i % 3]
     return {
         "kind": kind,

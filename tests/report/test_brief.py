@@ -18,7 +18,7 @@ from llm_distill.evals.metrics import agreement_scores, arm_numbers, gold_scores
 from llm_distill.report.build import build
 from llm_distill.report.html import render
 from llm_distill.report.pull_request import brief
-from llm_distill.store import RunFolder
+from llm_distill.store import RunFolder, write_json
 from tests.conftest import Desk
 from tests.evals.rows import arm
 from tests.finished import made
@@ -86,6 +86,19 @@ def test_nobody_is_called_by_what_models_wrote() -> None:
 
 def check(report: Any) -> list[str]:
     return [error.json_path for error in Draft202012Validator(SCHEMA).iter_errors(report)]
+
+
+def test_the_example_that_pages_are_tried_with_is_as_the_schema_says() -> None:
+    assert check(full()) == []
+
+
+def test_a_number_that_json_has_not_is_refused_and_nothing_written(tmp_path: Path) -> None:
+    for strange in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="JSON"):
+            write_json(tmp_path / "report.json", {"value": strange})
+    assert list(tmp_path.iterdir()) == []
+    write_json(tmp_path / "report.json", {"value": None})
+    assert (tmp_path / "report.json").read_text() == '{\n  "value": null\n}\n'
 
 
 def test_a_finished_run_shows_its_rows_and_is_as_the_schema_says(tmp_path_factory: pytest.TempPathFactory) -> None:
