@@ -206,8 +206,7 @@ def p95_seconds(_ship: Numbers, numbers: Numbers, arms: Arms) -> Judged:
         return Judged(None, "the student answered nothing")
     if len(shares) < FEWEST:
         return Judged(None, f"{len(shares)} answers are too few to tell how long the slowest take; hold more out")
-    together = Counter(shares)
-    if len(together) == 1 and not shares[0]:
+    if len(together := Counter(shares)) == 1 and not shares[0]:
         return Judged(None, "its answers took no time that was measured")
     waits = [share * together[share] for share in shares]
     many = max(together.values())

@@ -111,11 +111,8 @@ def arm(of: Measured, hourly: float | None) -> dict[str, Any]:
     columns = _columns(of)
     values: dict[str, Any] = {name: _middle(name, column) for name, column in columns.items()}
     spread = {name: _interval(name, column) for name, column in columns.items() if len(column) > 1}
-    if 0 < len(of.alone) < FEWEST:
-        values["p95_s"], missing["p95_s"] = (
-            None,
-            f"{len(of.alone)} answers are too few to tell how long the slowest take",
-        )
+    if 0 < (few := len(of.alone)) < FEWEST:
+        values["p95_s"], missing["p95_s"] = None, f"{few} answers are too few to tell how long the slowest take"
         spread.pop("p95_s", None)
     best = max(of.levels, key=per_second, default=None)
     fastest = rate(best) if best else None
@@ -222,9 +219,7 @@ def _paired(student: Measured, teacher: Measured) -> tuple[dict[str, Floats], di
 
 
 def _middle(name: str, column: Floats) -> float | None:
-    if not len(column):
-        return None
-    return float(_statistic(name, column[None])[0])
+    return float(_statistic(name, column[None])[0]) if len(column) else None
 
 
 def _statistic(name: str, columns: Floats) -> Floats:
@@ -255,8 +250,7 @@ def _ratio_of_rows(name: str, ours: Floats, theirs: Floats) -> dict[str, Any]:
 
 
 def _ratio(value: float, draws: Floats | None, n: int) -> dict[str, Any]:
-    nothing: dict[str, Any] = {"value": value, "low": None, "high": None, "n": n}
-    return nothing if draws is None else nothing | _ends(value, draws, n)
+    return {"value": value, "low": None, "high": None, "n": n} | ({} if draws is None else _ends(value, draws, n))
 
 
 def _money(student: Measured, teacher: Measured, numbers: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
