@@ -1,13 +1,15 @@
 """A data set leaves the house: to a repository of the Hugging Face hub, or to any address that fsspec writes to.
 
-What terms forbid or the recipes' policy does not state is refused before anything is sent. Tokens come from the environment
-(HF_TOKEN, AWS_ACCESS_KEY_ID and their like), read by the libraries that need them and never by us.
+What terms forbid or the recipes' policy does not state is refused before anything is sent. The hub's token is HF_TOKEN of the
+environment, and no login that is stored; keys of buckets are found by the libraries that need them.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -40,9 +42,10 @@ def push(shelf: Shelf, version: int, target: str, say: Callable[[str], None]) ->
     with tempfile.TemporaryDirectory(dir=shelf.path, prefix=".push.") as home:
         folder = Path(home)
         files = laid_out(shelf, manifest, folder)
-        where = (
-            _to_hub(folder, target, shelf.name, version) if target.startswith(HUB) else _to_url(folder, files, target)
-        )
+        if target.startswith(HUB):
+            where = _to_hub(folder, files, target, f"{shelf.name} version {version}", say)
+        else:
+            where = _to_url(folder, files, target)
     return {"set": f"{shelf.name}@v{version}", "target": where, "files": files, "rows": manifest["rows"]}
 
 
@@ -82,32 +85,69 @@ def laid_out(shelf: Shelf, manifest: Mapping[str, Any], folder: Path) -> list[st
     return [*(name for names in files.values() for name in names), "README.md", "manifest.json"]
 
 
-def _to_hub(folder: Path, target: str, name: str, version: int) -> str:
-    """One commit, private where the repository is new."""
+def _to_hub(folder: Path, files: list[str], target: str, message: str, say: Callable[[str], None]) -> str:
+    """One commit, private where the repository is new, of what is not there yet. Gives the commit's address."""
     match = re.fullmatch(r"hf://(?:datasets/)?([\w.-]+/[\w.-]+)/?", target)
     if match is None:
         raise UserError(f"{target}: write hf://datasets/ORG/NAME.")
     try:
-        from huggingface_hub import HfApi
-        from huggingface_hub.errors import HfHubHTTPError
+        from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+        from huggingface_hub.hf_api import RepoFile
+        from huggingface_hub.utils.tqdm import disable_progress_bars
     except ImportError:
-        raise UserError("data push hf://: pip install huggingface_hub, or install llm-distill[train].") from None
-    api = HfApi()
+        raise UserError("data push hf://: pip install 'llm-distill[publish]'.") from None
+    token = os.environ.get("HF_TOKEN", "").strip()
+    if not token:
+        raise UserError(f"{target}: HF_TOKEN is not set; export a token that may write there.")
+    if not sys.stderr.isatty():  # its bars would follow the last word
+        disable_progress_bars()
+    api, repo = HfApi(token=token), match[1]
     try:
-        api.create_repo(match[1], repo_type="dataset", private=True, exist_ok=True)
-        done = api.upload_folder(
-            repo_id=match[1],
+        api.create_repo(repo, repo_type="dataset", private=True, exist_ok=True)
+        now = api.repo_info(repo, repo_type="dataset")
+        if not now.private:
+            say(f"note: {repo} is public")
+        tree = api.list_repo_tree(repo, repo_type="dataset", revision=now.sha, recursive=True)
+        there = {found.path: found.size for found in tree if isinstance(found, RepoFile)}
+        gone = [path for path in there if _is_ours(path) and path not in files]
+        new = [path for path in files if not _is_ours(path) or there.get(path) != (folder / path).stat().st_size]
+        done = api.create_commit(
+            repo,
+            [
+                *(CommitOperationDelete(path) for path in gone),
+                *(CommitOperationAdd(path, folder / path) for path in new),
+            ],
+            commit_message=message,
             repo_type="dataset",
-            folder_path=folder,
-            commit_message=f"{name} version {version}",
-            delete_patterns=["data/*"],
+            parent_commit=now.sha,
         )
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        why = bare(" ".join(str(error).split()))
-        raise UserError(
-            f"{target}: {type(error).__name__}: {why[:500]}. Is HF_TOKEN set, and may it write there?"
-        ) from None
-    return str(done)
+    except Exception as error:  # noqa: BLE001  the client's kinds of errors are many: of HTTP, of Xet, of its threads
+        raise UserError(f"{target}: {_refusal(error, repo)}") from None
+    return str(done.commit_url)
+
+
+def _refusal(error: BaseException, repo: str) -> str:
+    """Why the hub does not take it, and what helps."""
+    while error.__cause__ is not None and getattr(error, "response", None) is None:
+        error = error.__cause__  # of a file that was not sent
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    said = getattr(error, "server_message", None) or (str(error) if status is None else "")
+    why = bare(" ".join(said.split()))[:500].rstrip(".")
+    if status is None:
+        return f"{type(error).__name__}: {why}. What was sent before is not seen; push again."
+    repair = {
+        401: "HF_TOKEN is not one that the hub knows, or has expired; export another.",
+        403: f"HF_TOKEN may not write to {repo}; give it write access, or push elsewhere.",
+        404: f"There is no {repo} that HF_TOKEN may see; check the name and the token's access.",
+        409: f"{repo} was changed meanwhile; push again.",
+        412: f"{repo} was changed meanwhile; push again.",
+    }.get(status, "What was sent before is not seen; push again.")
+    return f"the hub answered {status}{f' ({why})' if why else ''}. {repair}"
+
+
+def _is_ours(path: str) -> bool:
+    """Whether a file of a repository is one of rows that a push wrote; it is named by its content."""
+    return path.startswith("data/") and _OURS.fullmatch(path.removeprefix("data/")) is not None
 
 
 def _to_url(folder: Path, files: list[str], target: str) -> str:
