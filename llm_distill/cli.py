@@ -254,9 +254,9 @@ def doctor() -> None:
 
 def _quit(message: str, code: int) -> NoReturn:
     if LOG["json"]:
-        from llm_distill.scrub import scrubbed
+        from llm_distill.watching import json_line
 
-        print(json.dumps({"event": "exit", "code": code, "message": scrubbed(brief(message, 4000))}), file=sys.stderr)
+        print(json_line("exit", "error", code=code, message=brief(message, 4000)), file=sys.stderr)
         raise SystemExit(code)
     print(f"llm-distill: {brief(message, 4000)}", file=sys.stderr)  # it may quote a server
     raise SystemExit(code)

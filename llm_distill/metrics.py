@@ -63,8 +63,9 @@ class Metrics:
         self._write(summary)
 
     def _write(self, summary: Mapping[str, Any] | None) -> None:
-        from prometheus_client import CollectorRegistry, generate_latest
+        from prometheus_client import CollectorRegistry, disable_created_metrics, generate_latest
 
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # they would be when the file was written, each time anew
         self._written = time.monotonic()
         registry = CollectorRegistry()
         self._queue(registry, summary)

@@ -21,12 +21,15 @@ from llm_distill.scrub import scrubbed
 from llm_distill.stages import Watch
 
 Form = Literal["text", "json"]
+Level = Literal["info", "warning", "error"]
+#: Of how a run ended; what is neither goes on later, or fell short.
+_LEVELS: Mapping[str, Level] = {"done": "info", "failed": "error"}
 #: Seconds between two lines about how far a stage is.
 _PACE_S = 10.0
 
 
 class JsonLog:
-    """A Watch that writes one JSON object a line: `time`, `event` (stage, rows, say, end), `recipe`, and what there is to say."""
+    """A Watch that writes a JSON object a line: `time`, `level`, `event` (stage, rows, say, end), `recipe`, and more."""
 
     def __init__(self, recipe: str, stream: IO[str]) -> None:
         self._recipe, self._stream = recipe, stream
@@ -49,14 +52,20 @@ class JsonLog:
 
     def end(self, summary: Mapping[str, Any]) -> None:
         """How the run ended."""
-        self.write("end", **summary)
+        level: Level = _LEVELS.get(str(summary.get("status")), "warning")
+        self.write("end", level, **summary)
 
-    def write(self, event: str, **fields: Any) -> None:
-        """A line; what cannot be JSON is its text."""
-        at = datetime.now(UTC).isoformat(timespec="milliseconds")
-        found = {"time": at, "event": event, "recipe": self._recipe} | {k: _without(v) for k, v in fields.items()}
-        self._stream.write(json.dumps(found, default=str) + "\n")
+    def write(self, event: str, level: Level = "info", **fields: Any) -> None:
+        """A line."""
+        self._stream.write(json_line(event, level, recipe=self._recipe, **fields) + "\n")
         self._stream.flush()
+
+
+def json_line(event: str, level: Level, **fields: Any) -> str:
+    """One line of the log, without secrets; what cannot be JSON is its text."""
+    at = datetime.now(UTC).isoformat(timespec="milliseconds")
+    found = {"time": at, "level": level, "event": event} | {k: _without(v) for k, v in fields.items()}
+    return json.dumps(found, default=str)
 
 
 def _without(value: Any) -> Any:

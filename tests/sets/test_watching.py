@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
+import re
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from llm_distill.metrics import Metrics
 from llm_distill.scrub import scrubbed
 from tests.conftest import Desk
 from tests.mock_api import MockApi, serving
@@ -39,6 +43,11 @@ def test_a_run_tells_machines_what_it_did(desk: Desk) -> None:
         tokens = sum(len(line.split()) for line in api.paid) * 150 + api.paid.total() * 600
     assert code == 0
     assert [e["stage"] for e in log if e["event"] == "stage" and e["state"] == "done"][:1] == ["prompts"]
+    for line in log:
+        assert datetime.fromisoformat(line["time"]).utcoffset() == timedelta(0)
+        assert (line["level"], line["recipe"]) == ("info", "job")
+        assert line["event"] in ("stage", "rows", "say", "end")
+        assert "stage" in line or line["event"] == "end"
     assert log[-1]["event"] == "end"
     assert (log[-1]["status"], log[-1]["asked"], log[-1]["owed"]) == ("done", 12, 1)
     families = {family.name: family for family in parser.text_string_to_metric_families(file.read_text())}
@@ -51,6 +60,7 @@ def test_a_run_tells_machines_what_it_did(desk: Desk) -> None:
             if s.name == name and labels.items() <= s.labels.items()
         )
 
+    _fit_for_the_textfile_collector(file.read_text())
     assert value("llm_distill_rows", status="ok") == 11
     assert value("llm_distill_rows", status="failed") == 1
     assert value("llm_distill_requests", outcome="failed") == 1
@@ -64,6 +74,46 @@ def test_a_run_tells_machines_what_it_did(desk: Desk) -> None:
     assert not list(desk.folder.glob(".llm.prom*"))
 
 
+def _fit_for_the_textfile_collector(text: str) -> None:
+    """Prometheus' text format, version 0.0.4, as node_exporter reads files: it takes none with a time stamp or a family twice."""
+    assert text.endswith("\n")
+    kinds: dict[str, str] = {}
+    helped = list[str]()
+    seen = list[str]()
+    for line in text.splitlines():
+        if line.startswith("# HELP "):
+            helped.append(line.split(" ", 3)[2])
+        elif line.startswith("# TYPE "):
+            _, _, name, kind = line.split(" ")
+            assert name == helped[-1]
+            assert name not in kinds
+            kinds[name] = kind
+        else:
+            found = re.fullmatch(r'([a-z_]+)\{((?:[a-z_]+="(?:[^"\\\n]|\\["\\n])*",?)+)\} (\S+)', line)
+            assert found, line
+            assert math.isfinite(float(found[3]))
+            family = re.sub(r"_(bucket|count|sum)$", "", found[1]) if kinds.get(found[1]) is None else found[1]
+            assert family == helped[-1]
+            assert line.rpartition(" ")[0] not in seen
+            seen.append(line.rpartition(" ")[0])
+    assert set(kinds) == set(helped)
+    for name, kind in kinds.items():
+        assert (kind == "counter") == name.endswith("_total"), name
+        assert not name.endswith(("_created", "_ms", "_milliseconds")), name
+        assert "time" not in name or name.endswith("_seconds"), name
+
+
+def test_labels_are_escaped(desk: Desk) -> None:
+    """Of a filter that the recipe itself names; with a quote, it would end the label, and the collector drop the file."""
+    parser = pytest.importorskip("prometheus_client.parser")
+    metrics = Metrics('job "a\\b"\n', desk.folder / "m.prom", desk.folder, None)
+    metrics.end({"status": "done"})
+    text = (desk.folder / "m.prom").read_text()
+    _fit_for_the_textfile_collector(text)
+    names = {s.labels["recipe"] for family in parser.text_string_to_metric_families(text) for s in family.samples}
+    assert names == {'job "a\\b"\n'}
+
+
 def test_no_secret_is_told_when_everything_goes_wrong(desk: Desk) -> None:
     """The server refuses and repeats the key; the recipe has it where its name belongs."""
     desk.seeds(rows(range(3)))
@@ -72,7 +122,8 @@ def test_no_secret_is_told_when_everything_goes_wrong(desk: Desk) -> None:
         code, said, log = _run(desk, _recipe(desk, api), "--metrics", desk.folder / "m.prom")
     assert code == 2
     assert log[-2]["status"] == "failed"
-    assert log[-1] == {"event": "exit", "code": 2, "message": log[-1]["message"]}
+    assert (log[-1]["event"], log[-1]["code"], log[-1]["level"]) == ("exit", 2, "error")
+    assert log[-2]["level"] == "error"
     assert KEY not in said + (desk.folder / "m.prom").read_text()
     with serving() as api:
         api.faults = {text(n): [f"400:what is {KEY}?"] for n in range(3)}
