@@ -57,7 +57,7 @@ test-vllm: vllm-cpu
 	touch $@
 
 test-prefect: .venv-prefect/installed
-	.venv-prefect/bin/python -m pytest tests/schedule/test_prefect.py
+	.venv-prefect/bin/python -m pytest tests/schedule/test_prefect.py tests/schedule/test_prefect_pool.py
 
 check: .venv/installed
 	$(BIN)/ruff check .

@@ -254,9 +254,7 @@ def systemd(
 def kubernetes(
     names: Names = None,
     image: Annotated[str, typer.Option(help="The image that has llm-distill in it.")] = "llm-distill:latest",
-    claim: Annotated[
-        str, typer.Option(help="The volume claim with jobs/ and data/ in it, mounted at /work.")
-    ] = "llm-distill",
+    claim: Annotated[str, typer.Option(help="The claim of jobs/ and data/, mounted at /distil.")] = "llm-distill",
     secret: Annotated[str | None, typer.Option(help="The secret whose keys are the environment.")] = None,
     folder: Folder = JOBS,
 ) -> None:
@@ -286,15 +284,16 @@ def deploy(
     names: Names = None,
     pool: Annotated[str, typer.Option(help="The work pool of your Prefect server (PREFECT_API_URL).")] = ...,  # type: ignore[assignment]
     at: Annotated[
-        str | None,
-        typer.Option(help="The folder of recipes, as the pool's workers see it; by default where they are here."),
+        str | None, typer.Option(help="The recipes' folder for the pool's workers; by default as here.")
     ] = None,
     image: Annotated[str | None, typer.Option(help="The image of a pool that runs containers.")] = None,
+    job_variable: Annotated[list[str] | None, typer.Option(help="A job variable, NAME=VALUE (YAML).")] = None,
     folder: Folder = JOBS,
     workspace: Annotated[str, typer.Option("--workspace", "-w", help="As the pool's workers see it.")] = "data",
 ) -> None:
     """Deploy the jobs to a Prefect server and work pool of your own: process, docker or kubernetes."""
-    from llm_distill.schedule.prefect_serve import deploy as send
+    from llm_distill.schedule.prefect_deploy import deploy as send
 
-    for name in send(_plans(names, folder), pool, workspace, at, image):
+    plans, said = _plans(names, folder), lambda line: typer.echo(line, err=True)
+    for name in send(plans, pool, workspace, at, image, job_variable or (), said):
         print(f"deployed {name}")

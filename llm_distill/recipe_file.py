@@ -45,15 +45,20 @@ def read_mapping(path: Path, what: str) -> dict[str, Any]:
         raise UserError(f"{path}: it holds itself, through an anchor.") from None
 
 
+def assignment(text: str, option: str, form: str) -> tuple[str, Any]:
+    """A name and its YAML value, as an option of the command line has them; form: how they are written."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise UserError(f"{option} {text}: write {form}.")
+    try:
+        return name, _plain(_yaml().load(value))
+    except (YAMLError, RecursionError):
+        raise UserError(f"{option} {text}: {value!r} is not a YAML value.") from None
+
+
 def override(raw: dict[str, Any], text: str) -> None:
     """Set one value. A step goes through a `name: {knobs}` entry, and picks the entry of that name in a list."""
-    path, equals, value = text.partition("=")
-    if not equals:
-        raise UserError(f"-s {text}: write key.key=value.")
-    try:
-        new = _plain(_yaml().load(value))
-    except (YAMLError, RecursionError):
-        raise UserError(f"-s {text}: {value!r} is not a YAML value.") from None
+    path, new = assignment(text, "-s", "key.key=value")
     here: Any = raw
     steps = path.split(".")
     for depth, step in enumerate(steps):

@@ -21,6 +21,11 @@ def know(name: str) -> str:
     return name
 
 
+def names_secret(name: str) -> bool:
+    """Whether an environment variable holds a secret: by how it is named, or because a recipe says so."""
+    return name in _NAMED or _SECRET.search(name) is not None
+
+
 def scrubbed(text: str) -> str:
     """A text without the values of this process's secrets, also as a URL quotes them."""
     named = {os.environ.get(name, "") for name in _NAMED}

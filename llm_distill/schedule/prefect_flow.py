@@ -10,12 +10,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from prefect import flow, get_run_logger, task
-from prefect.artifacts import create_link_artifact, create_markdown_artifact
+from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.exceptions import MissingContextError
@@ -36,9 +36,20 @@ RETRY_S = (30, 120)
 _SHIFT_S = 3600
 
 
-@flow(name="llm-distill", flow_run_name="{job}", log_prints=False)  # type: ignore[untyped-decorator]
+def named() -> str:
+    """A flow run's name, which its page lists runs by: the job, and the time that it was set to."""
+    when = flow_run.get_scheduled_start_time().astimezone(UTC)
+    return f"{flow_run.get_parameters()['job']} {when:%Y-%m-%d %H:%M} UTC"
+
+
+@flow(name="llm-distill", flow_run_name=named, log_prints=False)  # type: ignore[untyped-decorator]
 def night(job: str, recipe: str, workspace: str) -> Any:
     """Do what is due of a job; gives the flow run's last state."""
+    for what, path in (("recipe", recipe), ("workspace", workspace)):
+        if not Path(path).is_absolute():  # a worker's own folder is gone when the flow run ends
+            return Failed(
+                message=f"{what}: {path} is not a whole path; deploy the job again, or write one into its parameters."
+            )
     log = _Log()
     plan = load(Path(recipe))
     now = woken(schedule_of(plan), flow_run.get_scheduled_start_time().timestamp(), auto=_scheduled_by_prefect())
@@ -137,10 +148,12 @@ def _show(one: Mapping[str, Any]) -> None:
     facts = {name: one[name] for name in ("state", "rows_kept", "asked", "reused", "cost_usd", "owed") if name in one}
     lines = [f"## {one['job']}, {one['tick']}", "", headline(run) or "", "", one.get("reason", ""), ""]
     lines += ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items()), "", f"`{run}`"]
-    create_markdown_artifact("\n".join(_plain(line) for line in lines), key=f"{label(one['job'])}-tick")
-    report = Path(run).resolve() / "report" / "report.html"
-    if report.exists():
-        create_link_artifact(report.as_uri(), link_text=f"report of {one['tick']}", key=f"{label(one['job'])}-report")
+    said = f"{one['job']}, {one['tick']}: {str(one['state']).replace('_', ' ')}"
+    create_markdown_artifact("\n".join(map(_plain, lines)), key=f"{label(one['job'])}-tick", description=said)
+    report = Path(run).resolve() / "report"
+    if (report / "report.md").exists():  # its text: a browser follows no link from a page to a file
+        text = f"{(report / 'report.md').read_text(encoding='utf-8')}\n`{(report / 'report.html').as_uri()}`\n"
+        create_markdown_artifact(text, key=f"{label(one['job'])}-report", description=f"the report of {said}")
 
 
 def _plain(line: str) -> str:
@@ -167,9 +180,14 @@ def _state(found: list[dict[str, Any]]) -> Any:
     by = {state: one for one in reversed(found) for state in order if one["state"] == state}
     for state in order:
         if one := by.get(state):
-            message = sentence(one)[:4000]
+            message = _said(one)
             if state in ("postponed", "interrupted"):
                 return State(type=StateType.CANCELLED, name=state.capitalize(), message=message)
             return Failed(name="Failed" if state == "failed" else "FellShort", message=message)
     done = [one for one in found if one["state"] == "done"]
-    return Completed(message=sentence(done[-1])[:4000] if done else f"nothing was due at {iso(time.time())}")
+    return Completed(message=_said(done[-1]) if done else f"nothing was due at {iso(time.time())}")
+
+
+def _said(one: Mapping[str, Any]) -> str:
+    """How a tick ended, in a sentence or three."""
+    return sentence({**one, "headline": headline(one.get("run"))})[:4000]

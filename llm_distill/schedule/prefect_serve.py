@@ -1,5 +1,4 @@
-"""`jobs serve`: Prefect's server on SQLite, its page on loopback, and the jobs of a folder as deployments that it wakes; and
-`jobs deploy`: the same deployments at a server and work pool of one's own.
+"""`jobs serve`: Prefect's server on SQLite, its page on loopback, and the jobs of a folder as deployments that it wakes.
 
 All that Prefect keeps lies in `<workspace>/prefect`, not in the user's home, and nothing leaves the machine: its analytics and
 promotional content are switched off before any of it is imported.
@@ -35,7 +34,6 @@ _QUIET = {
     "PREFECT_TELEMETRY_ENABLE_RESOURCE_METRICS": "false",
     "PREFECT_CLI_PROMPT": "false",
 }
-_FLOW = "llm_distill.schedule.prefect_flow.night"
 
 
 def check_installed() -> None:
@@ -53,8 +51,9 @@ def check_installed() -> None:
 
 def quiet(**more: str) -> None:
     """Set what Prefect reads of the environment, here and in every process that is started. Before it is imported."""
-    assert "prefect" not in sys.modules, "Prefect has read its settings already"
-    os.environ.update(_QUIET | more)
+    wanted = _QUIET | more
+    assert "prefect" not in sys.modules or wanted.items() <= os.environ.items(), "Prefect has read its settings already"
+    os.environ.update(wanted)
 
 
 @contextmanager
@@ -113,8 +112,8 @@ def _await(url: str, running: Sequence[subprocess.Popen[bytes]], log: Path) -> N
     raise UserError(f"Prefect's server did not answer within {START_S:g} s of its start; see {log}.")
 
 
-def deployment(plan: Plan, workspace: Path, folder: str | None = None, pool: str | None = None) -> Any:
-    """A job as a deployment: its cron line and zone. folder: where its recipe lies for whoever runs it."""
+def deployment(plan: Plan, recipe: str, workspace: str, **more: Any) -> Any:
+    """A job as a deployment: its cron line and zone. recipe, workspace: as whoever runs it sees them."""
     from prefect.deployments.runner import RunnerDeployment
     from prefect.schedules import Cron
     from prefect.types.entrypoint import EntrypointType
@@ -122,16 +121,15 @@ def deployment(plan: Plan, workspace: Path, folder: str | None = None, pool: str
     from llm_distill.schedule.prefect_flow import night
 
     schedule = schedule_of(plan)
-    recipe = str(plan.path.resolve()) if folder is None else f"{folder.rstrip('/')}/{plan.path.name}"
     return RunnerDeployment.from_flow(
         night,
         name=plan.name,
         schedule=Cron(schedule.cron, timezone=schedule.timezone),
-        parameters={"job": plan.name, "recipe": recipe, "workspace": str(workspace)},
+        parameters={"job": plan.name, "recipe": recipe, "workspace": workspace},
         description=f"{plan.name}: {schedule.cron} {schedule.timezone}. {recipe}",
         tags=["llm-distill"],
         entrypoint_type=EntrypointType.MODULE_PATH,
-        **({"work_pool_name": pool} if pool else {}),
+        **more,
     )
 
 
@@ -141,7 +139,7 @@ def serve(plans: Sequence[Plan], workspace: Path, port: int, limit: int, say: Ca
     with server(workspace / "prefect", port, say) as url:
         import prefect
 
-        made = [deployment(plan, workspace.resolve()) for plan in plans]
+        made = [deployment(plan, str(plan.path.resolve()), str(workspace.resolve())) for plan in plans]
         for plan, one in zip(plans, made, strict=True):
             found = one.apply()
             with opened(workspace, os.environ.get("LLM_DISTILL_LEDGER")) as book:
@@ -159,38 +157,3 @@ def _run_now(deployment_id: Any, plan: Plan, count: int) -> None:
 
     with get_client(sync_client=True) as client:
         client.create_flow_run_from_deployment(deployment_id, name=f"{plan.name} ({count} due at the start)")
-
-
-def deploy(plans: Sequence[Plan], pool: str, workspace: str, folder: str | None, image: str | None) -> list[str]:
-    """Deploy the jobs to the work pool of a running server (`PREFECT_API_URL`); gives their names there.
-
-    workspace, folder: as the pool's workers see them. image: of a pool that runs containers, with llm-distill in it.
-    """
-    check_installed()
-    if not os.environ.get("PREFECT_API_URL"):
-        raise UserError(
-            "PREFECT_API_URL is not set; export the address of your Prefect server, such as http://host:4200/api."
-        )
-    quiet()
-    from prefect import deploy as send
-    from prefect.client.orchestration import get_client
-    from prefect.exceptions import ObjectNotFound
-
-    try:
-        with get_client(sync_client=True) as client:
-            kind = client.read_work_pool(pool).type
-    except ObjectNotFound:
-        raise UserError(
-            f"--pool: there is no work pool {pool!r}; `prefect work-pool create {pool} --type process`."
-        ) from None
-    except Exception as error:  # noqa: BLE001  the client's own kinds of errors for a server that is away are many
-        raise UserError(f"PREFECT_API_URL: the server does not answer ({type(error).__name__}).") from None
-    if kind != "process" and image is None:
-        raise UserError(f"--pool {pool}: it is of type {kind} and runs containers; name their image with --image.")
-    made = [deployment(plan, Path(workspace), folder, pool) for plan in plans]
-    if kind == "process":
-        for one in made:
-            one.apply(work_pool_name=pool)
-    else:
-        send(*made, work_pool_name=pool, image=image, build=False, push=False, print_next_steps_message=False)
-    return [f"llm-distill/{plan.name}" for plan in plans]

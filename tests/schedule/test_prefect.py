@@ -19,12 +19,11 @@ from typing import Any
 import psutil
 import pytest
 
-from llm_distill.errors import UserError
 from llm_distill.recipe_schedule import Schedule, moment
 from llm_distill.schedule.night import opened
 from tests.conftest import Desk
 from tests.mock_api import serving
-from tests.report.chromium import EXECUTABLE, chromium
+from tests.report.chromium import EXECUTABLE, Page, chromium
 from tests.schedule.test_jobs import ROWS, folder
 
 HAS_PREFECT = find_spec("prefect") is not None
@@ -51,7 +50,7 @@ def served(desk: Desk) -> Iterator[tuple[str, subprocess.Popen[str]]]:
             cwd=desk.folder, env=os.environ | {"HOME": str(desk.folder / "home")}, stdout=out, stderr=out, text=True,
         )  # fmt: skip
     try:
-        _until(lambda: "their page is" in log.read_text(), 240, log)
+        until(lambda: "their page is" in log.read_text(), 240, log)
         found = re.search(r"their page is (http://127\.0\.0\.1:\d+)", log.read_text())
         assert found
         yield found[1], process
@@ -62,26 +61,57 @@ def served(desk: Desk) -> Iterator[tuple[str, subprocess.Popen[str]]]:
             process.wait(60)
         except subprocess.TimeoutExpired:
             process.kill()
+            process.wait()
         left = [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
         for child in left:
             child.kill()
 
 
-def _until(holds: Callable[[], bool], seconds: float, log: Path) -> None:
-    until = time.monotonic() + seconds
+def until(holds: Callable[[], bool], seconds: float, log: Path) -> None:
+    deadline = time.monotonic() + seconds
     while not holds():
-        assert time.monotonic() < until, log.read_text()[-6000:]
+        assert time.monotonic() < deadline, log.read_text()[-6000:]
         time.sleep(0.5)
 
 
-def _flow_runs(url: str) -> list[dict[str, Any]]:
-    request = urllib.request.Request(f"{url}/api/flow_runs/filter", b"{}", {"Content-Type": "application/json"})
+def posted(url: str, body: Any, **default: Any) -> Any:
+    """What Prefect's API answers; where it does not, `missing`, if that is given."""
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
     try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            found: list[dict[str, Any]] = json.load(answer)
-            return found
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.load(answer)
     except OSError:
-        return []
+        if "missing" in default:
+            return default["missing"]
+        raise
+
+
+def states(url: str) -> set[tuple[str, str]]:
+    """Jobs, and the states that flow runs of theirs are in."""
+    jobs = {one["id"]: one["name"] for one in posted(f"{url}/api/deployments/filter", {}, missing=[])}
+    found = set()
+    for state in ("COMPLETED", "FAILED", "RUNNING", "SCHEDULED"):  # apart: of many that are to come 200 are told
+        found |= {(jobs.get(run["deployment_id"], ""), state) for run in runs(url, state)}
+    return found
+
+
+def runs(url: str, state: str) -> list[dict[str, Any]]:
+    """Flow runs in a state of this type; none where the server does not answer."""
+    of = {"flow_runs": {"state": {"type": {"any_": [state]}}}}
+    found: list[dict[str, Any]] = posted(f"{url}/api/flow_runs/filter", of, missing=[])
+    return found
+
+
+def read_until(page: Page, url: str, *words: str) -> str:
+    """What a page of Prefect's says, once it says these words."""
+    page.send("Page.navigate", url=url)
+    deadline, text = time.monotonic() + 60, ""
+    while time.monotonic() < deadline and not all(word in text for word in words):
+        time.sleep(1)
+        text = page.evaluate("document.body ? document.body.innerText : ''")
+    assert all(word in text for word in words), text
+    time.sleep(1)
+    return text
 
 
 @pytest.mark.timeout(900)
@@ -99,17 +129,28 @@ class TestServed:
             desk.recipe("short", schedule="*/15 * * * *", filter=[{"length": {"min": 1000}}])
             with served(desk) as (url, process):
                 log = desk.folder / "serve.log"
-                _until(lambda: sum(api.paid.values()) > 5, 240, log)
+                until(lambda: sum(api.paid.values()) > 5, 240, log)
                 before = _server(process)
+                (at_it,) = (run["id"] for run in runs(url, "RUNNING") if run["name"].startswith("slow "))
                 before.kill()  # in the middle of the answers
-                _until(lambda: {("short", "FAILED"), ("slow", "COMPLETED")} <= _states(url), 400, log)
+                assert sum(api.paid.values()) < 60
+                until(lambda: {("short", "FAILED"), ("slow", "COMPLETED")} <= states(url), 400, log)
                 assert _server(process).pid != before.pid
                 assert "starting it again" in log.read_text()
-                assert ("slow", "SCHEDULED") in _states(url)
-                artifacts = _post(f"{url}/api/artifacts/filter")
+                assert ("slow", "SCHEDULED") in states(url)
+                (went_on,) = (
+                    run for run in runs(url, "COMPLETED") if run["id"] == at_it
+                )  # itself, and none that came after
+                assert went_on["run_count"] == 1
+                assert "done. 60 of 60 answers were kept" in went_on["state"]["message"]
+                artifacts = posted(f"{url}/api/artifacts/filter", {})
                 assert any("slow" in (one["key"] or "") and one["type"] == "markdown" for one in artifacts)
-                tasks = {one["name"].split("-")[0] for one in _post(f"{url}/api/task_runs/filter")}
-                assert {"prompts", "answers", "filter", "report"} <= tasks
+                of = {"task_runs": {"flow_run_id": {"any_": [at_it]}}}
+                tasks = {
+                    one["name"].split("-")[0]: one["state_name"] for one in posted(f"{url}/api/task_runs/filter", of)
+                }
+                assert {"prompts", "answers", "filter", "report"} == {*tasks}
+                assert tasks["report"] == "Completed"
                 if EXECUTABLE:
                     _look(url, Path(os.environ.get("PREFECT_PICTURES", str(desk.folder))))
             assert set(api.paid.values()) == {1}
@@ -125,22 +166,6 @@ class TestServed:
             assert not (desk.folder / "home" / ".prefect").exists()
 
 
-def _states(url: str) -> set[tuple[str, str]]:
-    """Jobs, and the states that flow runs of theirs are in."""
-    try:
-        jobs = {one["id"]: one["name"] for one in _post(f"{url}/api/deployments/filter")}
-    except OSError:
-        return set()
-    return {(jobs.get(run["deployment_id"], ""), run["state_type"]) for run in _flow_runs(url)}
-
-
-def _post(url: str) -> list[dict[str, Any]]:
-    request = urllib.request.Request(url, b"{}", {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        found: list[dict[str, Any]] = json.load(answer)
-    return found
-
-
 def _server(process: subprocess.Popen[str]) -> psutil.Process:
     """The Prefect server among the processes of `jobs serve`."""
     for child in psutil.Process(process.pid).children(recursive=True):
@@ -153,18 +178,17 @@ def _look(url: str, where: Path) -> None:
     """Prefect's page in Chromium, with runs that finished, failed and are to come; nothing else is asked of the network."""
     with chromium() as page:
         page.send("Emulation.setDeviceMetricsOverride", width=1400, height=1000, deviceScaleFactor=1, mobile=False)
-        seen = ""
-        for name in ("dashboard", "runs", "runs?state=Completed&state=Failed&state=FellShort", "deployments"):
-            page.send("Page.navigate", url=f"{url}/{name}")
-            until, text = time.monotonic() + 45, ""
-            while time.monotonic() < until and "llm-distill" not in text:
-                time.sleep(1)
-                text = page.evaluate("document.body ? document.body.innerText : ''")
-            time.sleep(2)
-            seen += page.evaluate("document.body.innerText")
-            page.picture(where / f"prefect-{re.sub('[^a-z]+', '-', name.casefold())}.png")
-        for word in ("Completed", "FellShort", "Scheduled", "slow", "short"):
-            assert word in seen, seen
+        slow = next(one["id"] for one in posted(f"{url}/api/deployments/filter", {}) if one["name"] == "slow")
+        ended = "runs?state=Completed&state=Failed&state=FellShort"
+        for name, path, words in (
+            ("dashboard", "dashboard", ["llm-distill"]),
+            ("runs", ended, ["Completed", "FellShort", "slow 20", "short 20"]),
+            ("to-come", f"deployments/deployment/{slow}?tab=Upcoming", ["Scheduled for"]),
+            ("deployments", "deployments", ["slow", "short"]),
+            ("artifacts", "artifacts", ["llm-distill-slow-report", "the report of slow, 20"]),
+        ):
+            read_until(page, f"{url}/{path}", *words)
+            page.picture(where / f"prefect-{name}.png")
         others = [asked for asked in page.requests() if not asked.startswith((url, "data:", "blob:", "about:"))]
         assert not others
 
@@ -181,9 +205,17 @@ def test_a_flow_run_stands_for_the_tick_that_it_was_woken_for() -> None:
 
 
 @pytest.mark.skipif(not HAS_PREFECT, reason="the extra `schedule` is not installed")
-def test_deploy_needs_a_server(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    from llm_distill.schedule.prefect_serve import deploy
+def test_a_flow_run_writes_nothing_into_a_folder_that_goes_with_it(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llm_distill.schedule.prefect_flow import night
 
-    monkeypatch.delenv("PREFECT_API_URL", raising=False)
-    with pytest.raises(UserError, match="PREFECT_API_URL is not set"):
-        deploy([], "pool", "data", None, None)
+    desk.seeds(ROWS)
+    recipe = desk.recipe("nightly", schedule="0 3 * * *")
+    monkeypatch.chdir(desk.folder)
+    for what, paths in (
+        ("workspace: data", (str(recipe), "data")),
+        ("recipe: nightly.yaml", ("nightly.yaml", "/data")),
+    ):
+        state = night.fn("nightly", *paths)
+        assert state.name == "Failed"
+        assert f"{what} is not a whole path" in state.message
+    assert not (desk.folder / "data").exists()
