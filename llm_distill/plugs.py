@@ -282,7 +282,7 @@ def one_line(error: ValidationError, where: str, allowed: Mapping[str, Any]) -> 
     fault = error.errors()[0]
     path = ".".join(str(part) for part in fault["loc"])
     place = f"{where}.{path}" if where and path else where or path
-    *outer, key = map(str, fault["loc"])
+    *outer, key = map(str, fault["loc"]) if fault["loc"] else ("",)  # a fault of the whole has no place in it
     if fault["type"] == "extra_forbidden" and (known := _keys(allowed, outer)):
         return f"{place.removesuffix(key).removesuffix('.') or 'recipe'}: no key {key!r}.{did_you_mean(key, known)}"
     if fault["type"] == "missing":

@@ -108,7 +108,7 @@ def _whole(block: Block, desk: Desk) -> Plan:
         part = {"models": part}
     teacher = {"openai_api": {"model": "gpt-4.1-mini-2025-04-14", "terms": "openai"}}
     student = {"transformers": {"model": "org/small", "terms": "apache-2.0"}}
-    texts = {"best_by", "schema"} & {*part.get("answers", {})}
+    texts = {"best_by", "schema"} & {*part.get("answers", {})} or "metrics" in part.get("evaluate", {})
     base: dict[str, Any] = {
         "task": "generate" if texts else {"classify": {"labels": ["upset", "calm"]}},
         "held_out": {"share": 0.2},

@@ -40,7 +40,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"prompts": [{"seeds": {"file": "none.jsonl"}}]}, "prompts[0].seeds.file: no such file"),
     ({"prompts": [{"seeds": {}}]}, "prompts[0].seeds.file: required and missing"),
     ({"answers": {"temperature": -1}}, "answers.temperature"),
-    ({"answers": {"budget": 3}}, "answers.budget"),
+    ({"answers": {"budget": 3}}, "answers: no key 'budget'. Did you mean 'budget_usd'?"),
     ({"filter": ["lenght"]}, "no scorer 'lenght'. Did you mean 'length'?"),
     ({"filter": ["length"]}, "give it `min`, `max` or both"),
     ({"filter": [{"length": {"min": 9, "max": 1}}]}, "every row would be dropped"),

@@ -234,7 +234,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"dataset": {"name": "reviews", "split": "test"}, "columns": MAPPED}, "cannot be opened: .*test"),
     ({"dataset": {"name": "reviews"}, "columns": {"prompt": "txt"}}, "no column 'txt'. Did you mean 'text'"),
     ({"file": "seeds.jsonl", "columns": {}}, "name the column of `prompt`"),
-    ({"file": "seeds.jsonl", "columns": {"prompt": "a", "promt": "b"}}, "columns.promt"),
+    (
+        {"file": "seeds.jsonl", "columns": {"prompt": "a", "promt": "b"}},
+        "columns: no key 'promt'. Did you mean 'prompt'?",
+    ),
     ({"file": "seeds.jsonl", "encoding": "utf-9"}, "no encoding 'utf-9'"),
     ({"file": "seeds.jsonl", "encoding": "rot13"}, "no encoding 'rot13'"),
     ({"dataset": {"name": "reviews"}, "columns": MAPPED, "encoding": "cp1252"}, "only text files have an encoding"),
