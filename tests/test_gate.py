@@ -177,6 +177,13 @@ def test_time_and_money() -> None:
     assert judged(money | {"machine_usd_per_hour": 0.0}, {"student": timed([0.1, 0.3])}, speed=unclocked)["value"] == 0
     assert judged(money, {"student": timed([0.1, 0.3], usd=0.001)})["value"] == pytest.approx(1.2)
     assert "add prices_usd" in judged(money, {"student": timed([0.1, 0.3], usd=None)})["note"]
+    for condition in ({"max_usd_per_1000": 5}, {"max_p95_seconds": 5}):  # batches are cheaper than one at a time
+        late = judged(condition, {"student": alone}, speed=unclocked, owed={"speed": "the budget is reached."})
+        assert (late["holds"], late["value"]) == (False, None)
+        assert late["note"] == "it is owed: the budget is reached; run again to measure it"
+    clocked = {"arms": {"student": {"p95_s": 0.2, "n": 6, "token_usd_per_1000": 0, "mean_s": 0.1, "questions": 1}}}
+    owed = {"speed": "the teacher's is owed"}
+    assert judged({"max_p95_seconds": 5}, {"student": alone}, speed=clocked, owed=owed)["value"] == 0.2
 
 
 @pytest.mark.parametrize(
