@@ -45,11 +45,16 @@ def pass_at(seen: Evaluation, how: PassAt) -> dict[str, Any]:
         new += [answer for row in drawn[arm] for answer in row[known:]]
     passed: dict[str, dict[str, Mapping[str, Sequence[bool]]]] = {}
     for plug in right_or_wrong(plan):
-        passed[plug.spec.name] = {}
-        for arm, rows in drawn.items():
-            # Each round of answers by itself, for a metric gives a row one score.
-            rounds = [measure(plug, of, schema=plan.answers.json_schema)[0] for of in zip(*rows, strict=True)]
-            passed[plug.spec.name][arm] = {row: [of[row] == 1 for of in rounds] for row in rounds[0]} if rounds else {}
+        # Each round of answers by itself, for a metric gives a row one score.
+        scores = {
+            arm: [measure(plug, of, schema=plan.answers.json_schema)[0] for of in zip(*rows, strict=True)]
+            for arm, rows in drawn.items()
+        }
+        # Of a row that can be measured, an answer that cannot (`math` may run out of time) is wrong: none gains by it.
+        measured = set().union(*(of for rounds in scores.values() for of in rounds))
+        passed[plug.spec.name] = {
+            arm: {row: [of.get(row) == 1 for of in rounds] for row in measured} for arm, rounds in scores.items()
+        }
     found = held_against(passed, how.k, PAIRS, plan.seed, plan.evaluate.resamples)
     how_drawn = {"samples": how.samples, "temperature": how.temperature}
     return {**how_drawn, "found": rounded(found), "spent": spent_on(new)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from itertools import combinations
 from typing import Any
 
@@ -133,6 +134,32 @@ def test_answers_that_the_comparison_has_are_not_asked_again(coder: Desk, api: M
     n = len(coder.rows(summary, "held_out"))
     assert max(api.asked.values()) == 4
     assert reported(coder, summary)["cost"]["stages"]["evaluate pass_at"]["answered"] == 3 * n
+
+
+def test_an_answer_that_a_metric_cannot_measure_is_wrong(
+    coder: Desk, api: MockApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow:
+        """Compares, and runs out of time over some answers, as may happen in any round."""
+
+        def __init__(self, timeout_s: int) -> None: ...
+
+        def __enter__(self) -> Slow:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def __call__(self, reference: str, text: str) -> tuple[float, str | None]:
+            return (math.nan, "the comparison took too long") if text == "slow" else (float(text == "right"), None)
+
+    monkeypatch.setattr("llm_distill.scorers.verifiers.Equating", Slow)
+    pytest.importorskip("math_verify")
+    api.says = lambda body, _prompt: "slow" if body["temperature"] > 0 and body["seed"] % 2 == 0 else "right"
+    how = {"k": [1], "samples": 4, "arms": ["base", "teacher"]}
+    found = reported(coder, coder.here(recipe_of(coder, api, metrics=["math"], metric="math", pass_at=how)))["pass_at"]
+    (one,) = found["found"]
+    assert one["n"] > 0
+    assert (one["arms"]["teacher"]["value"], one["arms"]["base_zero_shot"]["value"]) == (0.5, 0)
 
 
 def test_a_budget_holds_for_the_answers_of_pass_at_k(coder: Desk, api: MockApi) -> None:
