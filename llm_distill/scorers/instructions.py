@@ -7,6 +7,7 @@ is JSON: `{"instruction_id_list": [...], "kwargs": [{...}, ...]}`.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from functools import cache
@@ -24,6 +25,8 @@ from llm_distill.scorers import Scored
 
 #: What these count, they count with a tokenizer of sentences and words whose data NLTK fetches apart.
 _BY_PUNKT = ("length_constraints:number_sentences", "change_case:capital_word_frequency")
+#: Words that the harness takes for patterns as they stand, and `f(x` is none.
+_PATTERNS = {"keyword", "keywords", "forbidden_words", "section_spliter", "postscript_marker", "starter"}
 
 
 class Instructions(msgspec.Struct):
@@ -89,11 +92,17 @@ def carried(prompt: Prompt) -> Instructions | None:
 
 def followed(answer: Answer, due: Instructions) -> Followed:
     """What the harness says of an answer."""
-    checks = _harness()
-    asked = checks.InputExample(0, due.instruction_id_list, answer.prompt.text, due.kwargs)
-    strict = checks.test_instruction_following_strict(asked, answer.text).follow_instruction_list
-    loose = checks.test_instruction_following_loose(asked, answer.text).follow_instruction_list
-    return Followed(strict, loose)
+    checks, found = _harness(), Followed([], [])
+    for name, told in zip(due.instruction_id_list, due.kwargs, strict=True):
+        asked = checks.InputExample(0, [name], answer.prompt.text, [told])
+        try:
+            strict = checks.test_instruction_following_strict(asked, answer.text).follow_instruction_list
+            loose = checks.test_instruction_following_loose(asked, answer.text).follow_instruction_list
+        except RecursionError:  # JSON, nested too deeply to be read
+            strict = loose = [False]
+        found.strict.extend(strict)
+        found.loose.extend(loose)
+    return found
 
 
 def check_rows(rows: Sequence[Prompt]) -> None:
@@ -130,7 +139,11 @@ def _check_one(row: str, name: str, told: Mapping[str, Any]) -> None:
         raise UserError(f"row {row}: the kwargs of {name} lack {missing[0]!r}; found {dict(told)}.")
     try:
         check.build_description(**given)
-    except (TypeError, ValueError, AttributeError) as error:
+        for key in _PATTERNS & given.keys():
+            for word in [given[key]] if isinstance(given[key], str) else given[key]:
+                for pattern in (word, rf"\s?{word}"):
+                    re.compile(pattern)
+    except (TypeError, ValueError, AttributeError, re.error) as error:
         raise UserError(f"row {row}: the kwargs of {name} are {given}, which it does not take: {error}.") from None
 
 

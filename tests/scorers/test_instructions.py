@@ -94,6 +94,13 @@ def test_a_failed_row_follows_nothing_and_a_row_without_instructions_does_not_co
     assert instructions([Answer(plain, "y", status="ok")]).why == ["no instructions"]
 
 
+def test_json_that_is_nested_too_deeply_to_be_read_is_none(desk: Desk) -> None:
+    deep = [*SAID[:3], "[" * 100_000]
+    numbers = following({"student": answers(desk, deep)}, 7, 500)["student"]
+    assert numbers["kinds"]["detectable_format:json_format"]["value"] == 0
+    assert instructions(answers(desk, deep)).values[3] == 0
+
+
 def test_languages_are_told_the_same_every_time(desk: Desk) -> None:
     row = {"prompt": "p", "instruction_id_list": ["language:response_language"], "kwargs": [{"language": "de"}]}
     (prompt,) = read_rows(desk.seeds([row]))
@@ -126,6 +133,17 @@ def test_languages_are_told_the_same_every_time(desk: Desk) -> None:
             "which it does not take",
         ),
         ({"instruction_id_list": ["punctuation:no_comma"], "kwargs": [{"words": 3}]}, "which it does not take"),
+        (
+            {"instruction_id_list": ["keywords:existence"], "kwargs": [{"keywords": ["tea", "f(x"]}]},
+            r"which it does not take: missing \)",
+        ),
+        (
+            {
+                "instruction_id_list": ["detectable_format:multiple_sections"],
+                "kwargs": [{"section_spliter": "*", "num_sections": 2}],
+            },
+            "which it does not take: nothing to repeat",
+        ),
         ({"reference": "free text"}, "no row has any"),
         ({"instruction_id_list": ["punctuation:no_comma"]}, "stand together"),
         ({"instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}], "reference": "x"}, "which has no other"),
