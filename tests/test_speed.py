@@ -333,6 +333,14 @@ def test_a_few_answers_say_nothing_of_the_slowest() -> None:
     assert few["missing"]["p95_s"].startswith("5 answers are too few")
     assert "p95_s" not in few["spread"]
     assert timing.arm(measured([1.0] * 7), None)["p95_s"] == pytest.approx(1)
+    none = timing.arm(Measured(1, False, [], [], [], ""), None)
+    whole = {"student": right_on(20, 20)}  # which took no time to speak of
+    for of, why in ((few, "5 answers are too few"), (none, "no answer came")):
+        table = gate({"max_p95_seconds": 9, "max_usd_per_1000": 9}, {"speed": {"arms": {"student": of}}}, whole)
+        notes = {one["name"]: (one["holds"], one["note"]) for one in table["conditions"]}
+        assert not notes["max_p95_seconds"][0]
+        assert why in notes["max_p95_seconds"][1]
+    assert notes["max_usd_per_1000"] == (False, "none of its questions with a clock was answered; measure it again")
     assert "p95_s" not in timing.ratios(measured([1.0] * 6), measured([1.0] * 6), {"student": few, "teacher": few})
 
 

@@ -195,7 +195,10 @@ def p95_seconds(_ship: Numbers, numbers: Numbers, arms: Arms) -> Judged:
     """The 95th percentile of the time an answer took. Of a batch, whose answers are each said to have taken an equal share of
     its time, the time of the whole batch: an answer alone takes no longer, so this is an upper bound.
     """
-    if (clocked := _clocked(numbers)) and clocked.get("p95_s") is not None:
+    if clocked := _clocked(numbers):
+        if clocked.get("p95_s") is None:  # asked, and mostly failed; other clocks are no excuse
+            why = (clocked.get("missing") or {}).get("p95_s", "no answer came")
+            return Judged(None, f"of its questions with a clock: {why}; measure it again")
         spread = (clocked.get("spread") or {}).get("p95_s") or {}
         between = f" ({spread['low']:.3g} to {spread['high']:.3g})" if spread else ""
         return Judged(
@@ -224,7 +227,9 @@ def _clocked(numbers: Numbers) -> Numbers | None:
 def _usd_by_clock(ship: Numbers, clocked: Numbers) -> Judged:
     """The same from a measurement: what a thousand answers cost one at a time, which is the dearest way to ask."""
     tokens, seconds = clocked.get("token_usd_per_1000"), clocked.get("mean_s")
-    if tokens is None or seconds is None:
+    if seconds is None:
+        return Judged(None, "none of its questions with a clock was answered; measure it again")
+    if tokens is None:
         return Judged(None, "what its answers cost is unknown; add prices_usd to models.student")
     hourly, seconds = ship.get("machine_usd_per_hour") or 0.0, seconds * clocked["questions"]
     note = f"{tokens:.4g} for tokens, and {seconds:.3g} s an answer, one at a time, at {hourly:g} an hour"
