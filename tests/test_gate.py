@@ -190,7 +190,7 @@ def test_time_and_money() -> None:
     ("ship", "said"),
     [
         ({}, "there is no condition"),
-        ({"min_share": 1}, "ship.min_share"),
+        ({"min_share": 1}, "ship: no key 'min_share'. Did you mean 'min_kept_share'"),
         ({"min_kept_share": "much"}, "min_kept_share"),
         ({"machine_usd_per_hour": 1.0}, "max_usd_per_1000, which is not set"),
         ({"max_slice_drop": 0.1}, "name tags in evaluate.slices"),
