@@ -88,7 +88,11 @@ def key_of(run: Run, panel: Panel, prompts: Sequence[Prompt], how: Speed) -> str
     """An id of who is measured, by which questions and how; the same for as long as none of these is another."""
     identities = [model.identity for model in panel.models.values()]
     questions = [_first(run, panel, prompt) for prompt in _in_order(prompts)]
-    return content_id([*identities, questions, how.rows, how.most_concurrency, how.most_seconds])
+    drawn = msgspec.structs.replace(
+        panel.sampling, top_logprobs=None, seed=None
+    )  # how long answers may be, and the like
+    answer = [drawn, panel.samples, max(1, len(panel.view.examples)), panel.view.raw]
+    return content_id([*identities, questions, answer, how.rows, how.most_concurrency, how.most_seconds])
 
 
 def _in_order(prompts: Sequence[Prompt]) -> list[Prompt]:
