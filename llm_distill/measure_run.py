@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from llm_distill import pipeline, rivals, speed, store
 from llm_distill.collect import Panel
-from llm_distill.errors import UserError
+from llm_distill.errors import FellShort, Interrupted, Unreachable, UserError
 from llm_distill.evals.timing import Measured
 from llm_distill.evaluating import arms
 from llm_distill.ledger import Ledger
@@ -55,7 +55,7 @@ def measure_run(
 ) -> dict[str, Any]:
     """What was measured, which is also `speed.json` of the run and a part of its report. words: settings of `evaluate.speed` in
     place of the recipe's; where they name `arms`, what is known of the others stays, as long as their models and questions are
-    the same.
+    the same. FellShort, Interrupted and Unreachable are raised when what was measured until then is written.
     """
     path = Path(folder.record.get("recipe_file", ""))
     if not path.is_file() or not folder.stamp("evaluate"):
@@ -75,10 +75,12 @@ def measure_run(
     try:
         prompts = store.read_prompts(folder.file("held_out.parquet"))
         panels = arms(job, prompts)
-        earlier = _known(job, prompts, panels) if "arms" in words else {}
+        found, unmeasured, stop = _clocked(job, prompts, panels, how)
+        if stop and not found:
+            raise stop
+        earlier = _known(job, prompts, panels) if stop or "arms" in words else {}
         if how.machine_usd_per_hour is None and earlier:
             how = how.model_copy(update={"machine_usd_per_hour": _earlier(folder).get("machine_usd_per_hour")})
-        found, unmeasured = speed.clocked(job, prompts, panels, how, None)
         here = speed.machine()
         now = {
             arm: Clocked(
@@ -89,19 +91,47 @@ def measure_run(
         }  # fmt: skip
         both = {arm: (earlier | now)[arm] for arm in panels if arm in earlier or arm in now}
         unlike = {
-            arm: of.said() for arm, of in both.items() if arm not in now and any(of.unlike(one) for one in now.values())
+            arm: of.said()
+            for arm, of in both.items()
+            if arm not in now and (of.machine not in (None, here) or any(of.unlike(one) for one in now.values()))
         }
+        if stop:
+            unmeasured |= {arm: f"it was stopped: {stop}" for arm in how.arms if arm in panels and arm not in both}
         numbers = {"machine": here, "unmeasured": unmeasured, "elsewhere": unlike} | speed.summary(
-            {arm: of.measured for arm, of in both.items()}, how, alike=not {"student", "teacher"} & unlike.keys()
+            {arm: of.measured for arm, of in both.items()}, how, alike=alike(both)
         )
         with folder.lock():
             known = {"student": store.digest(folder.file("student")), "measured": msgspec.to_builtins(both)}
             store.write_json(folder.file("speed.json"), numbers | known)
             pipeline.do(job, "report")
+        if stop:
+            raise stop
     finally:
         job.make_room()
         ledger.close()
     return {"run": str(folder.path), **numbers}
+
+
+def alike(arms: Mapping[str, Clocked]) -> bool:
+    """Whether the student's numbers may be held against its teacher's."""
+    student, teacher = arms.get("student"), arms.get("teacher")
+    return student is None or teacher is None or not student.unlike(teacher)
+
+
+def _clocked(
+    run: Run, prompts: Sequence[Prompt], panels: Mapping[str, Panel], how: Speed
+) -> tuple[dict[str, Measured], dict[str, str], FellShort | Interrupted | Unreachable | None]:
+    """As `speed.clocked`, all anew; and what ended it, if anything did, which takes nothing from the arms before."""
+    found: dict[str, Measured] = {}
+    unmeasured: dict[str, str] = {}
+    for arm in how.arms:
+        try:
+            one, why = speed.clocked(run, prompts, panels, how.model_copy(update={"arms": [arm]}), None)
+        except (FellShort, Interrupted, Unreachable) as stop:
+            return found, unmeasured, stop
+        found |= one
+        unmeasured |= why
+    return found, unmeasured, None
 
 
 def _earlier(folder: store.RunFolder) -> dict[str, Any]:

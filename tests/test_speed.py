@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import os
 import shutil
+import signal
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -24,13 +26,13 @@ from hypothesis import strategies as st
 
 from llm_distill import speed, store
 from llm_distill.collect import alone
-from llm_distill.errors import Rejected, Unavailable, UserError
+from llm_distill.errors import Interrupted, Rejected, Unavailable, UserError
 from llm_distill.estimate import estimate
 from llm_distill.evals import timing
 from llm_distill.evals.gate import gate
 from llm_distill.evals.timing import Level, Measured, Shot
 from llm_distill.ledger import Ledger
-from llm_distill.measure_run import Clocked, measure_run
+from llm_distill.measure_run import Clocked, alike, measure_run
 from llm_distill.models import Model, streaming, wire
 from llm_distill.models.footprint import Energy
 from llm_distill.models.scripted import ScriptedModel
@@ -198,6 +200,16 @@ def test_one_arm_measured_again_leaves_the_others_as_they_are(
     monkeypatch.setattr(speed, "machine", lambda: "another machine")
     there = measure_run(run, desk.folder / "data", {"arms": ["base_zero_shot"], "rows": 7}, Unwatched())
     assert there["elsewhere"] == {}, "where a provider's model runs, nobody knows"
+    monkeypatch.setattr(speed, "machine", lambda: "a third machine")
+    assert again(rows=7)["elsewhere"] == {"base_zero_shot": "7 rows, at most 1 at a time, on another machine"}
+    # What is measured before a stop stands, and of the arms after it what was known.
+    known = speed_of(whole)["arms"]["teacher"]
+    api.says = lambda _body, _prompt: os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(Interrupted):
+        measure_run(run, desk.folder / "data", {"rows": 8}, Unwatched())
+    api.says = lambda _body, _prompt: None
+    found = speed_of(whole)["arms"]
+    assert (found["base_zero_shot"]["n"], found["teacher"]) == (8, known)
     # Another title makes another run of the same parts, and what was measured of them goes with it.
     renamed = timed(
         desk, api, {"machine_usd_per_hour": 0.9}, models=models, held_out={"share": 0.3}, report={"title": "B"}
@@ -216,6 +228,9 @@ def test_what_was_measured_elsewhere_is_not_held_against_what_is_here() -> None:
     assert clocked("a").unlike(clocked("b"))
     assert clocked("a").unlike(clocked("a", rows=8))
     assert not clocked("a").unlike(clocked(None))
+    assert alike({"student": clocked("a"), "teacher": clocked("a"), "base_zero_shot": clocked("b")})
+    assert alike({"student": clocked("a"), "teacher": clocked(None)})
+    assert not alike({"student": clocked("a"), "teacher": clocked("b"), "base_zero_shot": clocked(None)})
     both = {"student": clocked("a").measured, "teacher": clocked("b").measured}
     assert speed.summary(both, Speed())["ratios"]
     assert not speed.summary(both, Speed(), alike=False)["ratios"]
@@ -246,6 +261,9 @@ def test_an_arm_that_answered_nothing_is_measured_when_it_does(desk: Desk) -> No
     asked = teacher.asked
     assert bench(desk, how, kept=kept, teacher=teacher)["arms"]["teacher"]["n"] == 6
     assert teacher.asked == asked, "and is found again from then on"
+    longer = {"answers": {"max_tokens": 9}}
+    assert bench(desk, how, longer, kept, teacher=teacher)["arms"]["teacher"]["n"] == 6
+    assert teacher.asked > asked, "but not where answers may be longer"
 
 
 def test_a_budget_holds_for_clocks_too(desk: Desk, api: MockApi) -> None:
