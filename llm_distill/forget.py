@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm_distill import ledger_texts, store
 from llm_distill.errors import UserError
+from llm_distill.quoted import unquote
 from llm_distill.records import Prompt
 from llm_distill.sets import card
 from llm_distill.sets.adding import identity, without_rows
@@ -150,6 +151,10 @@ def _out_of_runs(workspace: Path, chosen: Chosen, ledger: Ledger) -> dict[str, i
     keys = {key for _, path in found for key in _requests(path, ids)}
     keys |= set(ledger_texts.quoting(ledger, [prompt.text for prompt in chosen.rows.values()]))
     erased = ledger_texts.erase(ledger, sorted(keys))
+    for run in {run.path: run for run, _ in found}.values():  # while the tables still say that it has them
+        own = {path.name for of, path in found if of.path == run.path}
+        taught = bool(own & {"kept.parquet", "set.parquet"})
+        unquote(run, ids, [prompt.text for prompt in chosen.rows.values()], taught=taught)
     for run, path in sorted(found, key=lambda pair: pair[1].name in _NAMING):
         shutil.rmtree(
             run.file("report"), ignore_errors=True

@@ -83,6 +83,7 @@ RANKS = [
     ],
     ["standalone"],
     ["schedule"],
+    ["quoted"],
     ["screen", "trend", "tables", "starter", "doctor", "story", "forget", "metrics"],
     ["watching"],
     ["export"],

@@ -21,7 +21,7 @@ from llm_distill.ledger_tables import ACCOUNTS
 from llm_distill.limits import Charge, accounts, noted
 from llm_distill.records import Entry, Message, Request, Sampling
 from llm_distill.sets.adding import identity
-from llm_distill.store import RunFolder
+from llm_distill.store import RunFolder, digest
 from tests.conftest import Desk
 from tests.mock_api import MockApi
 from tests.sets.nights import night, rows, shelf, taught, text
@@ -174,6 +174,31 @@ def test_forget_everywhere_leaves_no_word_of_a_row_and_keeps_what_it_cost(desk: 
         assert text(3).encode() not in path.read_bytes()
     assert json.loads(desk.llm_distill("costs", "--json"))["total"] == spent
     assert "Columns: " in desk.llm_distill("forget", "--where", "nothing == 1", code=2)
+
+
+def test_forget_everywhere_reaches_what_a_run_quotes_beside_its_tables(desk: Desk, api: MockApi) -> None:
+    """A judge's reasons, and the row that a training shows. The student goes on to be the one that its stamp vouches for."""
+    summary = night(desk, rows(range(6)), models=_hosted(api))
+    run, shown = RunFolder(Path(summary["run"])), f"<s>{text(3)}⟦positive</s>⟧"
+    finding = {"level": "note", "name": "example", "found": f"The first row: {shown}", "rows": []}
+    other = {"level": "note", "name": "bos", "found": "no row has one", "rows": []}
+    for path, said in {
+        "student/training.json": json.dumps({"steps": 3, "lint": [finding, other], "example": shown}),
+        "student/model.safetensors": "weights",
+        "eval/judge.jsonl": "".join(
+            json.dumps({"row_id": _id(desk, summary, n), "reason": f"{text(n)} is right"}) + "\n" for n in (2, 3)
+        ),
+    }.items():
+        run.file(path).parent.mkdir(exist_ok=True)
+        run.file(path).write_text(said)
+    run.save("train", {"owed": 0, "inputs": "", "outputs": {"student": digest(run.file("student"))}})
+    where = f"question == '{text(3)}'"
+    desk.llm_distill("forget", "--where", where, "--everywhere", "--yes")
+    for path in run.path.rglob("*.json*"):
+        assert text(3) not in path.read_text(), path
+    assert text(2) in run.file("eval/judge.jsonl").read_text()
+    assert json.loads(run.file("student/training.json").read_text()) == {"steps": 3, "lint": [other]}
+    assert RunFolder(run.path).stamp("train")["outputs"]["student"] == digest(run.file("student"))
 
 
 @pytest.mark.parametrize("cut", ["erase", "_rewrite", "_out_of_set"])
