@@ -6,6 +6,7 @@ Secrets are in neither: values of environment variables that are named like one 
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -65,13 +66,15 @@ def json_line(event: str, level: Level, **fields: Any) -> str:
     """One line of the log, without secrets; what cannot be JSON is its text."""
     at = datetime.now(UTC).isoformat(timespec="milliseconds")
     found = {"time": at, "level": level, "event": event} | {k: _without(v) for k, v in fields.items()}
-    return json.dumps(found, default=str)
+    return json.dumps(found, default=lambda value: scrubbed(str(value)), allow_nan=False)
 
 
 def _without(value: Any) -> Any:
-    """Any value without secrets, in its names and texts at any depth."""
+    """Any value without secrets, in its names and texts at any depth; a number that JSON has not is null."""
     if isinstance(value, str):
         return scrubbed(value)
+    if isinstance(value, float) and not math.isfinite(value):  # the loss of a training that diverges
+        return None
     if isinstance(value, Mapping):
         return {scrubbed(str(key)): _without(one) for key, one in value.items()}
     return [_without(one) for one in value] if isinstance(value, list | tuple) else value

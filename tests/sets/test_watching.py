@@ -6,6 +6,7 @@ import json
 import math
 import re
 from datetime import datetime, timedelta
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 from llm_distill.metrics import Metrics
 from llm_distill.scrub import scrubbed
+from llm_distill.watching import JsonLog
 from tests.conftest import Desk
 from tests.mock_api import MockApi, serving
 from tests.sets.nights import rows, text
@@ -101,6 +103,18 @@ def _fit_for_the_textfile_collector(text: str) -> None:
         assert (kind == "counter") == name.endswith("_total"), name
         assert not name.endswith(("_created", "_ms", "_milliseconds")), name
         assert "time" not in name or name.endswith("_seconds"), name
+
+
+def test_a_line_is_json_also_where_a_loss_is_none_of_its_numbers() -> None:
+    """As a browser, jq and a log collector read it: Python's own reader takes NaN."""
+
+    def none(name: str) -> None:
+        raise AssertionError(name)
+
+    log = JsonLog("job", stream := StringIO())
+    log.rows(1, 8, {"loss": math.nan, "of": [math.inf, {"loss": -math.inf}], "rate": 0.5})
+    found = json.loads(stream.getvalue(), parse_constant=none)
+    assert (found["loss"], found["of"], found["rate"]) == (None, [None, {"loss": None}], 0.5)
 
 
 def test_labels_are_escaped(desk: Desk) -> None:
