@@ -8,8 +8,9 @@ stages go on without it, and a flow run that died is finished by the next.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from copy import copy
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,14 @@ from prefect.exceptions import MissingContextError
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed, Scheduled, State, StateType
 
-from llm_distill.errors import FellShort, Unreachable
+from llm_distill.errors import DistillError, FellShort, Unreachable
 from llm_distill.recipe import load
 from llm_distill.recipe_schedule import Schedule, iso
 from llm_distill.schedule.entries import label
 from llm_distill.schedule.night import run_due, schedule_of
 from llm_distill.schedule.notify import headline, sentence
 from llm_distill.schedule.ticks import latest
+from llm_distill.scrub import scrubbed
 
 #: Where trouble may pass quickly, a stage is tried again after so many seconds, before its tick is postponed.
 RETRY_S = (30, 120)
@@ -53,7 +55,8 @@ def night(job: str, recipe: str, workspace: str) -> Any:
     log = _Log()
     plan = load(Path(recipe))
     now = woken(schedule_of(plan), flow_run.get_scheduled_start_time().timestamp(), auto=_scheduled_by_prefect())
-    found = run_due(plan, Path(workspace), log, _ledger(), clock=lambda: now, each=_as_task)
+    with _without_secrets():
+        found = run_due(plan, Path(workspace), log, _ledger(), clock=lambda: now, each=_as_task)
     for one in found:
         with suppress(Exception):  # a server that is away has no artifacts, and the run is none the worse for it
             _show(one)
@@ -90,11 +93,12 @@ def _as_task(name: str, do: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
     def stage() -> None:
         box.clear()
-        try:
-            box["given"] = do()
-        except BaseException as error:
-            box["raised"] = error
-            raise
+        with _without_secrets():
+            try:
+                box["given"] = do()
+            except BaseException as error:
+                box["raised"] = error
+                raise
         _Log().say(f"{name}: {box['given']['rows_in']:,} rows in, {box['given']['rows_out']:,} out")
 
     runs = task(
@@ -111,6 +115,21 @@ def _as_task(name: str, do: Callable[[], dict[str, Any]]) -> dict[str, Any]:
             raise box["raised"] from None
     given: dict[str, Any] = box["given"]
     return given
+
+
+@contextmanager
+def _without_secrets() -> Iterator[None]:
+    """Raise an error whose words hold a secret without it: Prefect keeps what it is raised, and its page shows it."""
+    try:
+        yield
+    except Exception as error:
+        if (words := scrubbed(str(error))) == str(error):
+            raise
+        if not isinstance(error, DistillError):
+            raise RuntimeError(f"{type(error).__name__}: {words}") from None
+        bare = copy(error)
+        bare.args = (words,)
+        raise bare from None
 
 
 def _may_pass(_task: Any, _run: Any, state: Any) -> bool:
@@ -137,7 +156,7 @@ class _Log:
 
     def say(self, line: str) -> None:
         with suppress(MissingContextError):
-            get_run_logger().info("%s", line)
+            get_run_logger().info("%s", scrubbed(line))
 
 
 def _show(one: Mapping[str, Any]) -> None:

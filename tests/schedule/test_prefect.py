@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 import pytest
 
+from llm_distill.errors import FellShort, UserError
 from llm_distill.recipe_schedule import Schedule, moment
 from llm_distill.schedule.night import opened
 from tests.conftest import Desk
@@ -219,3 +220,41 @@ def test_a_flow_run_writes_nothing_into_a_folder_that_goes_with_it(desk: Desk, m
         assert state.name == "Failed"
         assert f"{what} is not a whole path" in state.message
     assert not (desk.folder / "data").exists()
+
+
+@pytest.mark.skipif(not HAS_PREFECT, reason="the extra `schedule` is not installed")
+def test_prefect_is_told_no_secret_that_a_server_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a task raises is kept at Prefect's server, and shown on its page; who runs the tick gets it as it was."""
+    from llm_distill.schedule import prefect_flow
+
+    monkeypatch.setenv("OPENAI_API_KEY", key := "sk-planted-0123456789")
+    seen: list[Exception] = []
+
+    def as_prefect(**_options: Any) -> Callable[[Callable[[], None]], Callable[[], None]]:
+        def tasked(stage: Callable[[], None]) -> Callable[[], None]:
+            def runs() -> None:
+                try:
+                    stage()
+                except Exception as error:
+                    seen.append(error)
+                    raise
+
+            return runs
+
+        return tasked
+
+    monkeypatch.setattr(prefect_flow, "task", as_prefect)
+    given = (FellShort(f"400: what is {key}?", passes="trouble"), OSError(f"no host {key}"), UserError("no such file"))
+    for error in given:
+
+        def do(error: Exception = error) -> dict[str, Any]:
+            raise error
+
+        with pytest.raises(type(error)) as raised:
+            prefect_flow._as_task("answers", do)
+        assert raised.value is error
+    assert [str(error) for error in seen] == ["400: what is ***?", "OSError: no host ***", "no such file"]
+    assert isinstance(seen[0], FellShort)
+    assert seen[0].passes == "trouble"
+    assert all(error.__suppress_context__ for error in seen[:2])
+    assert seen[2] is given[2]
