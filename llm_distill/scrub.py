@@ -31,10 +31,16 @@ def scrubbed(text: str) -> str:
     named = {os.environ.get(name, "") for name in _NAMED}
     values = {value for value in named if len(value) >= _LEAST_NAMED}
     values |= {value for name, value in os.environ.items() if _SECRET.search(name) and len(value) >= _LEAST}
+    values = {value for value in values if not _is_path(value)}
     values |= {quote(value, safe="") for value in values}
     for value in sorted(values, key=len, reverse=True):
         text = text.replace(value, "***")
     return text
+
+
+def _is_path(value: str) -> bool:
+    """Whether it says where a secret lies, and is none."""
+    return value.startswith("/") and os.path.exists(value)  # noqa: PTH110  which has no errors, as for too long a name
 
 
 #: Who is named in an address, with a password that may hold slashes; not a port.

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from llm_distill.errors import UserError, did_you_mean
 from llm_distill.recipe import Plan
 from llm_distill.recipe_file import assignment
 from llm_distill.schedule.prefect_serve import check_installed, deployment, quiet
-from llm_distill.scrub import names_secret
+from llm_distill.scrub import names_secret, scrubbed
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import WorkPool
@@ -68,14 +68,33 @@ def deploy(
 
 
 def _no_secrets(variables: Mapping[str, Any]) -> None:
-    """UserError for a key written into a job variable, where everybody who sees the server's page would read it."""
-    env = variables.get("env")
-    for name, value in env.items() if isinstance(env, dict) else ():
+    """UserError for a key written into a job variable, where everybody who sees the server's page would read it: by the name of
+    a variable of the containers' environment, or because it is the value of a secret of ours, wherever it stands.
+    """
+    for name, value in _environment(variables.get("env")):
         if names_secret(name) and not str(value).startswith("{{"):
-            raise UserError(
-                f"--job-variable env: {name} would be stored on Prefect's server and shown on its page; give it to the workers' "
-                "own environment, or name a secret block: {{ prefect.blocks.secret.NAME }}."
-            )
+            _refuse("env", name)
+    for variable, value in variables.items():
+        if scrubbed(words := json.dumps(value, ensure_ascii=False)) != words:
+            _refuse(variable, "a secret of this environment")
+
+
+def _environment(env: Any) -> Iterator[tuple[str, Any]]:
+    """Names and values, as a mapping or as Kubernetes lists them."""
+    if isinstance(env, dict):
+        yield from env.items()
+    for one in env if isinstance(env, list) else ():
+        if isinstance(one, dict) and one.get("value") is not None:  # valueFrom names a secret of the cluster
+            yield str(one.get("name")), one["value"]
+        elif isinstance(one, str):
+            yield one.partition("=")[0], one.partition("=")[2]
+
+
+def _refuse(variable: str, what: str) -> NoReturn:
+    raise UserError(
+        f"--job-variable {variable}: {what} would be stored on Prefect's server and shown on its page; give it to the workers' "
+        "own environment, or name a secret block: {{ prefect.blocks.secret.NAME }}."
+    )
 
 
 def _pool(name: str) -> WorkPool:

@@ -233,3 +233,32 @@ def test_deploy_needs_a_server(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> N
     desk.seeds(ROWS)
     message = desk.llm_distill("jobs", "deploy", job, "--pool", "p", code=2, PREFECT_API_URL="http://127.0.0.1:9/api")
     assert "the server does not answer" in message
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("env={OPENAI_API_KEY: sk-other}", "env: OPENAI_API_KEY would be stored on Prefect's server"),
+        ("env=[{name: OPENAI_API_KEY, value: sk-other}]", "env: OPENAI_API_KEY would be stored"),
+        ("env=['OPENAI_API_KEY=sk-other']", "env: OPENAI_API_KEY would be stored"),
+        ("env={URL: 'https://me:sk-planted-0123456789@host'}", "env: a secret of this environment would be stored"),
+        ("command=serve --key sk-planted-0123456789", "command: a secret of this environment would be stored"),
+        ("env=[{name: OPENAI_API_KEY, valueFrom: {secretKeyRef: {name: keys, key: k}}}]", ""),
+        ("env={OPENAI_API_KEY: '{{ prefect.blocks.secret.openai }}'}", ""),
+        ("env={LOG_LEVEL: debug}", ""),
+        (f"volumes=['{Path(__file__).parent}:/keys']", ""),  # as a variable says where keys lie
+    ],
+)
+def test_no_key_is_written_into_a_deployment(monkeypatch: pytest.MonkeyPatch, given: str, words: str) -> None:
+    """Whatever form a pool's type has for its environment, and wherever the key stands. Before the server is asked."""
+    from llm_distill.schedule.prefect_deploy import deploy
+
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    monkeypatch.setenv("MY_API_KEY", "sk-planted-0123456789")
+    monkeypatch.setenv("KEYS_FOLDER", str(Path(__file__).parent))
+    for name, value in QUIET.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("llm_distill.schedule.prefect_deploy.quiet", lambda: None)
+    with pytest.raises(UserError, match=words or "the server does not answer") as refused:
+        deploy([], "boxes", "/distil/data", "/distil/jobs", "image", [given], print)
+    assert "sk-" not in str(refused.value)
