@@ -177,19 +177,20 @@ def run(
     stopped(found)
     for error in [] if as_json else wrong:
         print(f"wrong: {brief(error, 1000)}")
-    _exit(found)
-    if wrong:
-        more = f" ({len(wrong) - 1} more are wrong.)" if len(wrong) > 1 else ""
-        raise UserError(f"{wrong[0]}{more}")
+    _exit(found, wrong)
 
 
-def _exit(found: list[dict[str, Any]]) -> None:
-    """Raise what the worst of the ends is."""
+def _exit(found: list[dict[str, Any]], wrong: list[str]) -> None:
+    """Raise what the worst of the ends is: a tick that failed, a recipe that is wrong, a tick that fell short."""
     last = {(one["job"], one["tick"]): one for one in found}.values()  # a postponed tick may have been done after all
     bad = [one for one in last if one["state"] not in _FINE]
+    first = next((one for one in bad if one["state"] == "failed"), None)
+    if first is None and wrong:
+        more = f" ({len(wrong) - 1} more are wrong.)" if len(wrong) > 1 else ""
+        raise UserError(f"{wrong[0]}{more}")
     if not bad:
         return
-    first = next((one for one in bad if one["state"] == "failed"), bad[0])
+    first = first or bad[0]
     more = f" ({len(bad) - 1} more did not end well.)" if len(bad) > 1 else ""
     raise (UserError if first["state"] == "failed" else FellShort)(
         f"{first['job']}, {first['tick']}: {first['state'].replace('_', ' ')}: {first.get('reason', '')}{more}"

@@ -149,6 +149,7 @@ def test_run_does_what_is_due_and_its_exit_codes_are_honest(desk: Desk) -> None:
 def test_a_recipe_that_is_wrong_stops_no_other_job_and_is_not_passed_over_in_silence(desk: Desk) -> None:
     job(desk, "night", schedule="* * * * *")
     job(desk, "broken", schedule={"cron": "* * * * *", "overlap": "both"})
+    job(desk, "short", schedule="* * * * *", filter=[{"length": {"min": 1000}}])
     assert "schedule.overlap" in desk.llm_distill("jobs", "run", folder(desk), code=2)
     with opened(desk.folder / "data", None) as book:
         assert "done" in {row.state for row in book.ticks("night")} <= {"done", "skipped"}
