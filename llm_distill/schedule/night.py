@@ -190,7 +190,7 @@ def run_tick(
             except Exception as error:
                 _failed(book, plan, due_, error, watch)
                 raise
-            ending = _postponed(ending, held, schedule, row)
+            ending = _postponed(ending, held, schedule, row, now)
             ending |= {"reason": scrubbed(ending["reason"])} if "reason" in ending else {}  # it may quote a server
             state, later = ending["state"], ending.get("not_before")
             notes = {key: value for key, value in ending.items() if key not in ("state", "run", "stages", "not_before")}
@@ -223,8 +223,8 @@ def _ending(summary: Mapping[str, Any]) -> dict[str, Any]:
     return kept | {"state": summary["status"]}
 
 
-def _postponed(ending: dict[str, Any], held: Held, schedule: Schedule, row: Row) -> dict[str, Any]:
-    """The same, to go on later where that may help."""
+def _postponed(ending: dict[str, Any], held: Held, schedule: Schedule, row: Row, begun: float) -> dict[str, Any]:
+    """The same, to go on later where that may help. begun: when this try was."""
     passes, now = ending.pop("passes", None), time.time()
     if ending["state"] == "interrupted" and held.over:
         later = float(following(schedule, now))
@@ -233,7 +233,9 @@ def _postponed(ending: dict[str, Any], held: Held, schedule: Schedule, row: Row)
         later = now + schedule.postpone.wait_s(row.attempts)
         reason = f"{ending['reason']} It goes on at {iso(later)}."
     elif passes:
-        later = next_period(passes, now)
+        later = next_period(
+            passes, begun
+        )  # where that is past, the rest of a run has taken so long, and a new budget is there
         reason = f"{ending['reason']} It goes on when the {passes} is over, at {iso(later)}."
     else:
         return ending

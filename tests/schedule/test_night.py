@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,8 +22,9 @@ import pytest
 from llm_distill.errors import FellShort, UserError
 from llm_distill.ledger import Ledger
 from llm_distill.ledger_tables import TICKS
-from llm_distill.recipe import load
+from llm_distill.recipe import Plan, load
 from llm_distill.recipe_schedule import iso, moment
+from llm_distill.schedule import night as night_module
 from llm_distill.schedule.book import TickBook
 from llm_distill.schedule.night import at, due, next_period, opened, run_due, run_tick
 from tests.conftest import Desk, Unwatched
@@ -247,6 +249,26 @@ def test_a_period_that_is_spent_postpones_to_the_next_one(desk: Desk, api: MockA
     assert set(api.paid.values()) == {1}
     own = job(desk, api, rows=250, models=teacher(api, prices_usd=PRICES), answers=budget | {"budget_usd": 0.3})
     assert night(desk, own, T2)["state"] == "fell_short"  # its own bound is the same tomorrow
+
+
+def test_a_new_period_that_begins_while_the_rest_of_a_run_is_done_is_not_waited_out(
+    desk: Desk, api: MockApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A month's last dollar is spent ten minutes before it ends; what can be done without one takes twenty."""
+    clock = [moment("2026-12-31T23:50:00Z")]
+
+    def run(plan: Plan, workspace: Path, *_: Any, **__: Any) -> dict[str, Any]:
+        clock[0] += 1200
+        short = {"status": "fell_short", "reason": "the budget is reached.", "passes": "month"}
+        return {"run": str(workspace), "stages": {}, "owed": 1} | short
+
+    recipe = job(desk, api)
+    monkeypatch.setattr(night_module.pipeline, "run", run)
+    monkeypatch.setattr(night_module, "time", SimpleNamespace(time=lambda: float(clock[0])))
+    found = night(desk, recipe, "2026-12-31T03:00:00Z")
+    assert (found["state"], iso(found["not_before"])) == ("postponed", "2027-01-01T00:00:00Z")
+    found = night(desk, recipe, "2026-12-31T03:00:00Z")  # the new month's is spent too
+    assert (found["state"], iso(found["not_before"])) == ("postponed", "2027-02-01T00:00:00Z")
 
 
 def test_ticks_that_were_passed_over_long_ago_are_not_told_again(desk: Desk, api: MockApi) -> None:
