@@ -123,6 +123,11 @@ def _to_hub(folder: Path, files: list[str], target: str, message: str, say: Call
         )
     except Exception as error:  # noqa: BLE001  the client's kinds of errors are many: of HTTP, of Xet, of its threads
         raise UserError(f"{target}: {_refusal(error, repo)}") from None
+    if gone:
+        say(
+            f"note: {len(gone):,} files of earlier pushes are gone from {repo}, not from its history: where rows in them were "
+            "forgotten, delete them there too (huggingface_hub: permanently_delete_lfs_files)."
+        )
     return str(done.commit_url)
 
 
