@@ -100,6 +100,10 @@ def test_robustness_is_judged_under_the_worst_perturbation() -> None:
     seen = judged({"min_robust_share": 0.7}, arms, robustness={"found": found})
     assert (seen["holds"], seen["value"]) == (True, 0.7)
     assert seen["note"] == "typos: 75.0 % kept of 100.0 %, on 50 rows"
+    failed = [answer(a.prompt, None, status="failed") for a in arms["student"][:8]] + list(arms["student"][8:])
+    owing = judged({"min_robust_share": 0.7}, arms | {"student": failed}, robustness={"found": found})
+    assert (owing["holds"], owing["value"]) == (False, None), "wrong as they are, they lose nothing"
+    assert "student: 8 held-out rows have no answer yet" in owing["note"]
     rows = {"case": {"asked": 50, "lost": {}}, "paraphrase": {"asked": 0, "lost": {"too long": 1, "failed answer": 49}}}
     unseen = judged({"min_robust_share": 0.7}, arms, robustness={"found": found, "rows": rows})
     assert (unseen["holds"], unseen["value"]) == (False, None), (
