@@ -41,6 +41,16 @@ def test_the_share_kept_is_judged_by_its_lower_bound() -> None:
     assert judged({"min_kept_share": found["value"]}, arms)["holds"]
 
 
+def test_a_judges_scores_are_not_held_for_whole_while_it_owes_some() -> None:
+    arms = {"student": right_on(100, 95), "teacher": right_on(100, 100)}
+    for ship in ({"min_kept_share": 0.5}, {"max_slice_drop": 0.5}, {"min_gain_on_previous": -0.5}):
+        found = judged(ship, arms, metric="judge", judge={"owed": 7})
+        assert (found["holds"], found["value"]) == (False, None)
+        assert found["note"].startswith("the judge owes 7 verdicts")
+    assert judged({"min_kept_share": 0.5}, arms, metric="judge", judge={"owed": 0})["holds"]
+    assert judged({"min_kept_share": 0.5}, arms, judge={"owed": 7})["holds"], "its scores are not what is judged"
+
+
 def test_rows_that_the_student_failed_on_count_as_wrong() -> None:
     whole = right_on(100, 100)
     failed = [answer(a.prompt, None, status="failed") for a in whole[:40]] + whole[40:]

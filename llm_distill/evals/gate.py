@@ -248,6 +248,15 @@ def _part_owed(name: str, numbers: Numbers) -> str | None:
     of = {"min_robust_share": "robustness", "max_general_loss": "general"}
     if not _clocked(numbers):  # else the student's own clock was read, by the evaluation or by `measure`
         of |= {"max_usd_per_1000": "speed", "max_p95_seconds": "speed"}
+    owing = (numbers.get("judge") or {}).get("owed")
+    if (
+        owing
+        and numbers.get("metric") == "judge"
+        and name in ("min_kept_share", "max_slice_drop", "min_gain_on_previous")
+    ):
+        return (
+            f"the judge owes {owing} verdicts, which the scores are made of; run again"  # those it gave are no sample
+        )
     why = (numbers.get("owed") or {}).get(of.get(name, ""))
     return None if why is None else f"it is owed: {why.rstrip('.')}; run again to measure it"
 
