@@ -23,6 +23,7 @@ from llm_distill.stages import Outcome, Run, trained
 
 if TYPE_CHECKING:
     from llm_distill.evals.judged import Judged
+    from llm_distill.recipe_evaluation import Speed
 
 
 #: The parts that ask more than the held-out rows do, as a sentence names them.
@@ -176,6 +177,11 @@ def parts(seen: Evaluation) -> dict[str, Callable[[Evaluation], object]]:
     if how := asked.general:
         found["general"] = lambda seen: general(seen, how)
     if clocks := asked.speed:
-        table = seen.run.folder.file("eval/speed.json")
-        found["speed"] = lambda seen: speed.measure(seen.run, seen.prompts, seen.panels, clocks, table)
+        found["speed"] = lambda seen: _clocked(seen, clocks)
+    return found
+
+
+def _clocked(seen: Evaluation, how: Speed) -> dict[str, Any]:
+    found = speed.measure(seen.run, seen.prompts, seen.panels, how, seen.run.folder.file("eval/speed.json"))
+    seen.ask.owed += sum(not of["n"] for of in found["arms"].values())  # who answered nothing is asked again
     return found

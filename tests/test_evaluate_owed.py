@@ -28,7 +28,7 @@ def evaluated(desk: Desk, api: MockApi, budget: int, **parts: Any) -> Path:
 
     What another run has paid for counts there.
     """
-    answers = {"max_tokens": 8, "budget_tokens": budget}
+    answers = {"max_tokens": 8, "budget_tokens": budget, "retries": 0}
     return timed(desk, api, {}, evaluate={"resamples": 100} | parts, answers=answers)
 
 
@@ -75,6 +75,18 @@ def test_what_is_owed_is_all_that_is_asked_when_there_is_money_again(desk: Desk,
     assert perturbed(api) == sum(of["asked"] for of in found["robustness"]["rows"].values()) > 0, "each of them once"
     assert sum(api.paid.values()) == sum(paid.values()) + whole["asked"]
     assert desk.here(evaluated(desk, api, 100_000, **parts))["asked"] == 0
+
+
+def test_an_arm_that_answered_no_question_with_a_clock_is_asked_again(desk: Desk, api: MockApi) -> None:
+    recipe = evaluated(desk, api, 100_000, speed=CLOCK)
+    api.says = lambda _body, prompt: "" if api.paid[prompt] else None  # the evaluation asks each row once
+    down = desk.here(recipe)
+    assert (down["status"], down["owed"]) == ("done", 1), down
+    assert comparison(down)["speed"]["arms"]["teacher"]["n"] == 0
+    api.says = lambda _body, _prompt: None
+    up = desk.here(recipe)
+    assert (up["owed"], comparison(up)["speed"]["arms"]["teacher"]["n"]) == (0, 6)
+    assert desk.here(recipe)["asked"] == 0
 
 
 @pytest.mark.parametrize("cut_off", ["robustness", "speed"])
