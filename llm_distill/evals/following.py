@@ -10,7 +10,16 @@ import msgspec
 import numpy as np
 
 from llm_distill.evals.compare import rounded
-from llm_distill.evals.statistics import mean, proportion, ratio, unbounded
+from llm_distill.evals.statistics import (
+    UNDEFINED,
+    Floats,
+    Interval,
+    mean,
+    percentiles,
+    proportion,
+    ratio,
+    resampled_counts,
+)
 from llm_distill.records import Answer
 from llm_distill.scorers.instructions import Followed, carried, followed
 
@@ -39,9 +48,23 @@ def _arm(answers: Sequence[Answer], seed: int, resamples: int) -> dict[str, Any]
         whole = sum(map(all, done))
         numbers[f"prompt_{how}"] = proportion(whole, len(done))._asdict()
         counts = np.array([[sum(of), len(of)] for of in done], dtype=np.float64).reshape(-1, 2)
-        share = unbounded(counts, lambda means: ratio(means[..., 0], means[..., 1]), seed, resamples)
-        numbers[f"instruction_{how}"] = share._asdict()
+        numbers[f"instruction_{how}"] = _share(counts, seed, resamples)._asdict()
     numbers["kinds"] = {
         name: mean(np.array(of, np.float64), seed, resamples)._asdict() for name, of in sorted(kinds.items())
     }
     return numbers
+
+
+def _share(counts: Floats, seed: int, resamples: int) -> Interval:
+    """Of rows (n, 2) of how many are followed and how many there are: the share of all, by a bootstrap over rows. As everywhere
+    two rows are imagined, of as many instructions as a row has on average: one follows none of them, one all.
+    """
+    n = len(counts)
+    if not n:
+        return UNDEFINED
+    patterns, weights = np.unique(counts, axis=0, return_counts=True)
+    each = counts[:, 1].mean()
+    whole = np.concatenate([patterns, [[0.0, each], [each, each]]])
+    drawn = (of @ whole for of in resampled_counts(np.append(weights, [1, 1]), n, seed, resamples))
+    draws = np.concatenate([ratio(sums[:, 0], sums[:, 1]) for sums in drawn])
+    return percentiles(float(counts[:, 0].sum() / counts[:, 1].sum()), draws, n)

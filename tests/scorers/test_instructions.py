@@ -94,6 +94,17 @@ def test_a_failed_row_follows_nothing_and_a_row_without_instructions_does_not_co
     assert instructions([Answer(plain, "y", status="ok")]).why == ["no instructions"]
 
 
+def test_a_handful_of_rows_that_follow_everything_prove_little(desk: Desk) -> None:
+    both = {"instruction_id_list": ["punctuation:no_comma"] * 2, "kwargs": [{}] * 2}
+    one = {"instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
+    prompts = read_rows(desk.seeds([{"prompt": "a"} | both, *({"prompt": f"b{i}"} | one for i in range(4))]))
+    found = following({"student": [Answer(p, "Yes.", status="ok") for p in prompts]}, 7, 2000)["student"]
+    for how in ("strict", "loose"):
+        share = found[f"instruction_{how}"]
+        assert (share["value"], share["high"], share["n"]) == (1, 1, 5)
+        assert share["low"] < 0.8, "as the share of rows, of which five are not many"
+
+
 def test_json_that_is_nested_too_deeply_to_be_read_is_none(desk: Desk) -> None:
     deep = [*SAID[:3], "[" * 100_000]
     numbers = following({"student": answers(desk, deep)}, 7, 500)["student"]
