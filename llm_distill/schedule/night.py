@@ -205,7 +205,7 @@ def run_tick(
         with opened(workspace, ledger_url) as book:
             book.note(plan.name, due_, untold=untold)
     if state == "done" and plan.keep:
-        gone, stays = prune(plan, workspace, time.time())
+        gone, stays = prune(plan, workspace, time.time(), found.get("run"))
         for line in (*(f"keep: removed {folder}" for folder in gone), *kept_lines(stays)):
             watch.say(line)
     return found

@@ -25,16 +25,18 @@ from llm_distill.recipe_schedule import moment
 
 #: What a folder is called while it is removed, so that nobody takes half of it for a run.
 _GOING = ".removing-"
+_JUST_DONE = "it has just been done"
 
 
-def prune(plan: Plan, workspace: Path, now: float) -> tuple[list[Path], dict[Path, str]]:
+def prune(plan: Plan, workspace: Path, now: float, own: str | None = None) -> tuple[list[Path], dict[Path, str]]:
     """Remove the run folders of a job that `keep` no longer asks for; gives those that are gone, and of the others that are as
-    old why they stay.
+    old why they stay. own: the run that has just been done, which whoever asked for an old tick has yet to look at.
     """
     home = workspace / "runs" / plan.name
     for left in home.glob(f"{_GOING}*"):  # by a process that was killed
         shutil.rmtree(left, ignore_errors=True)
     old = expired(plan, workspace, now)
+    old |= {path: _JUST_DONE for path in old if own is not None and path.resolve() == Path(own).resolve()}
     gone = [path for path, why in old.items() if why is None and _remove(path)]
     return gone, {path: why or "somebody works in it" for path, why in old.items() if path not in gone}
 
@@ -52,7 +54,10 @@ def expired(plan: Plan, workspace: Path, now: float) -> dict[Path, str | None]:
         old = [(due, run) for due, run in old if due < now - keep.days * 86_400]
     if not old:
         return {}
-    latest = next((run.path for _, run in reversed(runs) if run.stamp("train")), None)
+    trained = [
+        run for _, run in runs if run.stamp("train")
+    ]  # an old tick may have been done last: see `lineage.latest`
+    latest = max(trained, key=lambda run: run.file("run.json").stat().st_mtime).path if trained else None
     used, in_use, named = _used(workspace), shipped.places(workspace), _named(plan, workspace)
 
     def why(run: store.RunFolder) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import threading
 import time
@@ -302,6 +303,21 @@ def test_old_runs_are_removed_and_answers_stay(desk: Desk) -> None:
     assert Path(own["run"]).exists()
     again = desk.here(recipe, f"tick='{T1}'")
     assert again["asked"] == 0
+
+
+def test_an_old_tick_that_is_done_last_is_there_to_be_looked_at(desk: Desk) -> None:
+    """By hand, days later; and its student is the one that `run:nightly` means until another is trained."""
+    recipe, data, watch = job(desk, keep={"runs": 1}), desk.folder / "data", Hearing()
+    later, old = (Path(run_tick(load(recipe), tick, data, watch, again=True)["run"]) for tick in (T3, T1))
+    assert later.exists()
+    assert old.exists()
+    assert watch.lines[-1] == f"keep: {old.name} stays: it has just been done"
+    for run in (later, old):
+        record = json.loads((run / "run.json").read_text())
+        record["stages"]["train"] = {"owed": 0, "inputs": "", "outputs": {"student": ""}}
+        (run / "run.json").write_text(json.dumps(record))
+    os.utime(later / "run.json", (1, 1))
+    assert expired(load(recipe), data, time.time()) == {old: "its student is the latest of its recipe"}
 
 
 def test_a_run_stays_that_something_stands_on(desk: Desk) -> None:
