@@ -139,10 +139,18 @@ class Email(Strict):
                 raise ValueError(f"found {text!r}, not an address such as ops@example.org")
 
 
+def _no_address(found: Any) -> Any:
+    if isinstance(found, str):  # it may hold a secret, so it is not repeated
+        raise ValueError(
+            "write `{url_env: NAME}`, and export the address under that name, as it holds a secret as a rule"
+        )
+    return found
+
+
 class Notify(Strict):
     """One who hears how a tick ended. `command` is a program with its arguments, which reads JSON; no shell is asked."""
 
-    webhook: Webhook | None = None
+    webhook: Annotated[Webhook | None, BeforeValidator(_no_address)] = None
     email: Email | None = None
     command: list[str] | None = Field(None, min_length=1)
     on: list[Ending] = Field(["failed", "fell_short"], min_length=1)

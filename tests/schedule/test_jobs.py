@@ -51,6 +51,7 @@ def job(desk: Desk, name: str = "nightly", **keys: Any) -> Path:
             {"notify": [{"webhook": {"url_env": "https://hooks.example/secret"}}]},
             "not the name of an environment variable",
         ),
+        ({"notify": [{"webhook": "https://hooks.example/secret"}]}, "notify.0.webhook: write `{url_env: NAME}`"),
         ({"notify": [{"command": ["true"], "on": ["started"]}]}, "notify.0.on.0"),
         ({"notify": [{"email": {"smtp": "mail", "from": "a", "to": ["b@c"]}}]}, "not an address"),
         (
