@@ -6,6 +6,7 @@ environment, and no login that is stored; keys of buckets are found by the libra
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -43,9 +44,9 @@ def push(shelf: Shelf, version: int, target: str, say: Callable[[str], None]) ->
         folder = Path(home)
         files = laid_out(shelf, manifest, folder)
         if target.startswith(HUB):
-            where = _to_hub(folder, files, target, f"{shelf.name} version {version}", say)
+            where = _to_hub(folder, files, target, shelf.name, f"{shelf.name} version {version}", say)
         else:
-            where = _to_url(folder, files, target)
+            where = _to_url(folder, files, target, shelf.name)
     return {"set": f"{shelf.name}@v{version}", "target": where, "files": files, "rows": manifest["rows"]}
 
 
@@ -85,7 +86,18 @@ def laid_out(shelf: Shelf, manifest: Mapping[str, Any], folder: Path) -> list[st
     return [*(name for names in files.values() for name in names), "README.md", "manifest.json"]
 
 
-def _to_hub(folder: Path, files: list[str], target: str, message: str, say: Callable[[str], None]) -> str:
+def _check_place(there: str | bytes, name: str, target: str) -> None:
+    """UserError where a manifest that is there already is another set's, whose rows this push would remove."""
+    with suppress(ValueError, AttributeError, TypeError):  # somebody else's file of that name says nothing of rows
+        found = json.loads(there)
+        if "shards" in found and found.get("name") != name:
+            raise UserError(
+                f"data push: {bare(target)} holds the data set {found.get('name')!r}, whose files {name!r} would take the place "
+                "of; name another place, or remove what is there first."
+            )
+
+
+def _to_hub(folder: Path, files: list[str], target: str, name: str, message: str, say: Callable[[str], None]) -> str:
     """One commit, private where the repository is new, of what is not there yet. Gives the commit's address."""
     match = re.fullmatch(r"hf://(?:datasets/)?([\w.-]+/[\w.-]+)/?", target)
     if match is None:
@@ -109,6 +121,11 @@ def _to_hub(folder: Path, files: list[str], target: str, message: str, say: Call
             say(f"note: {repo} is public")
         tree = api.list_repo_tree(repo, repo_type="dataset", revision=now.sha, recursive=True)
         there = {found.path: found.size for found in tree if isinstance(found, RepoFile)}
+        if "manifest.json" in there:
+            old = api.hf_hub_download(
+                repo, "manifest.json", repo_type="dataset", revision=now.sha, local_dir=folder / "there"
+            )
+            _check_place(Path(old).read_bytes(), name, target)
         gone = [path for path in there if _is_ours(path) and path not in files]
         new = [path for path in files if not _is_ours(path) or there.get(path) != (folder / path).stat().st_size]
         done = api.create_commit(
@@ -121,6 +138,8 @@ def _to_hub(folder: Path, files: list[str], target: str, message: str, say: Call
             repo_type="dataset",
             parent_commit=now.sha,
         )
+    except UserError:
+        raise
     except Exception as error:  # noqa: BLE001  the client's kinds of errors are many: of HTTP, of Xet, of its threads
         raise UserError(f"{target}: {_refusal(error, repo)}") from None
     if gone:
@@ -155,7 +174,7 @@ def _is_ours(path: str) -> bool:
     return path.startswith("data/") and _OURS.fullmatch(path.removeprefix("data/")) is not None
 
 
-def _to_url(folder: Path, files: list[str], target: str) -> str:
+def _to_url(folder: Path, files: list[str], target: str, name: str) -> str:
     """Every file, the manifest last: who finds it finds all that it names. Files of earlier pushes that it names no more go."""
     try:
         import fsspec
@@ -163,13 +182,15 @@ def _to_url(folder: Path, files: list[str], target: str) -> str:
         raise UserError("data push: pip install fsspec, and for s3:// llm-distill[s3].") from None
     try:
         system, path = fsspec.url_to_fs(target)
+        if system.exists(f"{path}/manifest.json"):
+            _check_place(system.cat_file(f"{path}/manifest.json"), name, target)
         if not _BUCKETS & {*([system.protocol] if isinstance(system.protocol, str) else system.protocol)}:
             system.makedirs(f"{path}/data", exist_ok=True)
-        for name in files:
-            if name.startswith("data/") and _is_there(system, f"{path}/{name}", (folder / name).stat().st_size):
+        for file in files:
+            if file.startswith("data/") and _is_there(system, f"{path}/{file}", (folder / file).stat().st_size):
                 continue  # named by its content
-            system.put_file(str(folder / name), f"{path}/{name}")
-        named = {Path(name).name for name in files}
+            system.put_file(str(folder / file), f"{path}/{file}")
+        named = {Path(file).name for file in files}
         for old in system.ls(f"{path}/data", detail=False, refresh=True) if system.exists(f"{path}/data") else []:
             if Path(old).name not in named and _OURS.fullmatch(Path(old).name):
                 with suppress(FileNotFoundError):

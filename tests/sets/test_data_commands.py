@@ -80,6 +80,19 @@ def test_a_push_that_was_cut_off_is_completed_and_files_of_others_stay(desk: Des
     assert (data / "customers.parquet").read_bytes() == b"somebody else's"
 
 
+def test_a_push_takes_no_other_sets_place(desk: Desk) -> None:
+    night(desk, rows(range(3)), **PUBLIC)
+    night(desk, rows(range(3)), **PUBLIC | {"data_set": "mood"})
+    out = desk.folder / "out"
+    desk.llm_distill("data", "push", "tone", out)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    message = desk.llm_distill("data", "push", "mood", out, code=2)
+    assert f"{out} holds the data set 'tone', whose files 'mood' would take the place of" in message
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    (out / "manifest.json").write_text("[]")  # somebody else's
+    desk.llm_distill("data", "push", "tone", out)
+
+
 def test_an_error_of_a_push_names_no_password(desk: Desk, api: MockApi) -> None:
     """The endpoint knows no such address, and the client's error quotes it."""
     pytest.importorskip("fsspec")

@@ -87,6 +87,17 @@ def test_what_a_version_does_not_name_goes_and_files_of_others_stay(desk: Desk, 
     assert repo.files["LICENSE"] == b"ours"
 
 
+def test_a_push_takes_no_other_sets_place_on_the_hub(desk: Desk, hub: MockHub) -> None:
+    night(desk, rows(range(3)), **PUBLIC)
+    night(desk, rows(range(3)), **PUBLIC | {"data_set": "mood"})
+    _push(desk, hub)
+    repo = hub.repos["acme/tone"]
+    commits = len(repo.commits)
+    assert "holds the data set 'tone'" in _push(desk, hub, "mood", TO, code=2)
+    assert len(repo.commits) == commits
+    _push(desk, hub)
+
+
 def test_the_set_is_loaded_back_from_the_hub_with_its_splits_apart(desk: Desk, hub: MockHub) -> None:
     pytest.importorskip("datasets")
     night(desk, rows(range(30)), **HELD, **PUBLIC)
