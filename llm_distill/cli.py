@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -252,11 +253,11 @@ def doctor() -> None:
         print(f"{subject:<14} {finding}")
 
 
-def _quit(message: str, code: int) -> NoReturn:
+def _quit(message: str, code: int, **more: str) -> NoReturn:
     if LOG["json"]:
         from llm_distill.watching import json_line
 
-        print(json_line("exit", "error", code=code, message=brief(message, 4000)), file=sys.stderr)
+        print(json_line("exit", "error", code=code, message=brief(message, 4000), **more), file=sys.stderr)
         raise SystemExit(code)
     print(f"llm-distill: {brief(message, 4000)}", file=sys.stderr)  # it may quote a server
     raise SystemExit(code)
@@ -272,8 +273,10 @@ def main() -> None:
         _quit(str(short), 1)
     except DistillError as mistake:
         _quit(str(mistake), 2)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    except Exception as error:
+        if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            if LOG["json"]:
+                _quit(f"a bug: {error!r}", 1, traceback=traceback.format_exc())
             raise
         _quit(
             f"the disk is full ({error.filename or 'no file named'}); what was written before is whole. Make room.", 2

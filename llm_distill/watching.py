@@ -10,7 +10,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -118,7 +118,7 @@ class Watched:
 
 @contextmanager
 def watching(recipe: str, form: Form, metrics: Path | None, workspace: Path, ledger: str | None) -> Iterator[Watched]:
-    """Look on: as text on a screen or as JSON lines, with metrics in a file. An error of ours is told before it is raised."""
+    """Look on: as text on a screen or as JSON lines, with metrics in a file. An error is told before it is raised."""
     from rich.console import Console
 
     with ExitStack() as stack:
@@ -130,6 +130,8 @@ def watching(recipe: str, form: Form, metrics: Path | None, workspace: Path, led
             yield found
         except (FellShort, Interrupted):  # told as the summary of their run
             raise
-        except DistillError as error:
-            found.end({"status": "failed", "reason": str(error)})
+        except Exception as error:
+            why = str(error) if isinstance(error, DistillError | OSError) else f"a bug: {type(error).__name__}"
+            with suppress(OSError):  # a full disk has no room for metrics either
+                found.end({"status": "failed", "reason": why})
             raise

@@ -117,6 +117,25 @@ def test_a_line_is_json_also_where_a_loss_is_none_of_its_numbers() -> None:
     assert (found["loss"], found["of"], found["rate"]) == (None, [None, {"loss": None}], 0.5)
 
 
+def test_a_bug_is_told_as_json_and_no_run_goes_on_for_ever(desk: Desk) -> None:
+    """As a collector reads it: its traceback is a part of a line, and it names no secret. Python's exit code stands."""
+    pytest.importorskip("prometheus_client")
+    desk.seeds(rows(range(3)))
+    (desk.folder / "odd.py").write_text(
+        "def odd(answers):\n    raise LookupError('no such key: ' + __import__('os').environ['MY_API_KEY'])\n"
+    )
+    recipe = desk.recipe(filter=[{"odd:odd": {"max": 1}}])
+    code, said, log = _run(desk, recipe, "--metrics", desk.folder / "m.prom")
+    assert code == 1, said
+    assert (log[-2]["event"], log[-2]["status"], log[-2]["reason"]) == ("end", "failed", "a bug: LookupError")
+    assert (log[-1]["event"], log[-1]["code"], log[-1]["level"]) == ("exit", 1, "error")
+    assert "in odd\n" in log[-1]["traceback"]
+    assert KEY not in said
+    written = (desk.folder / "m.prom").read_text()
+    assert 'llm_distill_running{recipe="job"} 0.0' in written
+    assert 'status="failed"} 1.0' in written
+
+
 def test_labels_are_escaped(desk: Desk) -> None:
     """Of a filter that the recipe itself names; with a quote, it would end the label, and the collector drop the file."""
     parser = pytest.importorskip("prometheus_client.parser")
