@@ -6,6 +6,7 @@ import json
 import signal
 import sqlite3
 import time
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ import pytest
 
 from llm_distill.errors import FellShort, UserError
 from llm_distill.ledger import Ledger
-from llm_distill.limits import Budget, Charge, Limits, accounts
+from llm_distill.ledger_spending import costs
+from llm_distill.limits import Budget, Charge, Limits, accounts, noted
 from llm_distill.prices import Prices
-from llm_distill.records import Sampling
+from llm_distill.records import Message, Request, Sampling
 from tests.conftest import Desk
 from tests.mock_api import MockApi, serving
 from tests.test_ask import PROMPTS, ask_mock, requests_for
@@ -186,3 +188,27 @@ def test_a_first_request_too_dear_spends_nothing(desk: Desk, api: MockApi) -> No
 def test_below_the_first_request_is_said_of_a_bare_ledger(api: MockApi, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="tokens a week is below"):
         ask_mock(api, tmp_path / "l", PROMPTS, Limits((Budget("week", tokens=5),)))
+
+
+def test_what_a_kill_left_reserved_counts_in_its_own_periods_and_run_alone(ledger_url: Path | str) -> None:
+    """Of a process that died as November ended: in no budget of a later day or month, nor of another tick's run."""
+    monday, tuesday = datetime(2026, 11, 30, 23, 59, tzinfo=UTC), datetime(2026, 12, 1, 0, 1, tzinfo=UTC)
+    question, most = Request((Message("user", "hello"),), Sampling()), Charge(0.5, 100)
+
+    def room(ledger: Ledger, run: str, now: datetime, *budgets: Budget) -> bool:
+        claims = ledger.claim(run, "m", {run: question}, {run: most}, accounts(run, now), budgets)
+        ledger.release(claims.mine, [most] * len(claims.mine), accounts(run, now))
+        return bool(claims.mine)
+
+    with closing(Ledger(ledger_url)) as dead:
+        lost = dead.claim(
+            "job/1", "m", {"lost": question}, {"lost": most}, accounts("job/1", monday, note=noted("answers", "m"))
+        )
+        assert lost.mine == ["lost"]
+    with closing(Ledger(ledger_url)) as ledger:
+        for per, same in (("run", False), ("day", False), ("week", True), ("month", False)):
+            assert room(ledger, "job/2", tuesday, Budget(per, usd=0.6)) is not same, per
+        assert not room(ledger, "job/1", tuesday, Budget("run", usd=0.6))  # the tick itself goes on with what is left
+        assert not room(ledger, "job/2", monday, Budget("day", usd=0.6))
+        told = {row["day"]: row["reserved_nano_usd"] for row in costs(ledger, "day")}
+    assert told == {"2026-11-30": 500_000_000}
