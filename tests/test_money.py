@@ -16,7 +16,7 @@ import pytest
 from llm_distill.errors import FellShort, UserError
 from llm_distill.ledger import Ledger
 from llm_distill.ledger_spending import costs
-from llm_distill.limits import Budget, Charge, Limits, accounts, noted
+from llm_distill.limits import Budget, Charge, Limits, Per, accounts, noted
 from llm_distill.prices import Prices
 from llm_distill.records import Message, Request, Sampling
 from tests.conftest import Desk
@@ -206,7 +206,8 @@ def test_what_a_kill_left_reserved_counts_in_its_own_periods_and_run_alone(ledge
         )
         assert lost.mine == ["lost"]
     with closing(Ledger(ledger_url)) as ledger:
-        for per, same in (("run", False), ("day", False), ("week", True), ("month", False)):
+        periods: dict[Per, bool] = {"run": False, "day": False, "week": True, "month": False}
+        for per, same in periods.items():
             assert room(ledger, "job/2", tuesday, Budget(per, usd=0.6)) is not same, per
         assert not room(ledger, "job/1", tuesday, Budget("run", usd=0.6))  # the tick itself goes on with what is left
         assert not room(ledger, "job/2", monday, Budget("day", usd=0.6))

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from llm_distill import pipeline
 from llm_distill.errors import FellShort, UserError
 from llm_distill.ledger import Ledger
 from llm_distill.ledger_tables import TICKS
@@ -263,7 +264,7 @@ def test_a_new_period_that_begins_while_the_rest_of_a_run_is_done_is_not_waited_
         return {"run": str(workspace), "stages": {}, "owed": 1} | short
 
     recipe = job(desk, api)
-    monkeypatch.setattr(night_module.pipeline, "run", run)
+    monkeypatch.setattr(pipeline, "run", run)
     monkeypatch.setattr(night_module, "time", SimpleNamespace(time=lambda: float(clock[0])))
     found = night(desk, recipe, "2026-12-31T03:00:00Z")
     assert (found["state"], iso(found["not_before"])) == ("postponed", "2027-01-01T00:00:00Z")

@@ -194,8 +194,8 @@ def test_forget_everywhere_reaches_what_a_run_quotes_beside_its_tables(desk: Des
     run.save("train", {"owed": 0, "inputs": "", "outputs": {"student": digest(run.file("student"))}})
     where = f"question == '{text(3)}'"
     desk.llm_distill("forget", "--where", where, "--everywhere", "--yes")
-    for path in run.path.rglob("*.json*"):
-        assert text(3) not in path.read_text(), path
+    for file in run.path.rglob("*.json*"):
+        assert text(3) not in file.read_text(), file
     assert text(2) in run.file("eval/judge.jsonl").read_text()
     assert json.loads(run.file("student/training.json").read_text()) == {"steps": 3, "lint": [other]}
     assert RunFolder(run.path).stamp("train")["outputs"]["student"] == digest(run.file("student"))
