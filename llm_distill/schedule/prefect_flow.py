@@ -168,11 +168,11 @@ def _show(one: Mapping[str, Any]) -> None:
     lines = [f"## {one['job']}, {one['tick']}", "", headline(run) or "", "", one.get("reason", ""), ""]
     lines += ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items()), "", f"`{run}`"]
     said = f"{one['job']}, {one['tick']}: {str(one['state']).replace('_', ' ')}"
-    create_markdown_artifact("\n".join(map(_plain, lines)), key=f"{label(one['job'])}-tick", description=said)
+    create_markdown_artifact(scrubbed("\n".join(map(_plain, lines))), key=f"{label(one['job'])}-tick", description=said)
     report = Path(run).resolve() / "report"
     if (report / "report.md").exists():  # its text: a browser follows no link from a page to a file
         text = f"{(report / 'report.md').read_text(encoding='utf-8')}\n`{(report / 'report.html').as_uri()}`\n"
-        create_markdown_artifact(text, key=f"{label(one['job'])}-report", description=f"the report of {said}")
+        create_markdown_artifact(scrubbed(text), key=f"{label(one['job'])}-report", description=f"the report of {said}")
 
 
 def _plain(line: str) -> str:

@@ -258,3 +258,18 @@ def test_prefect_is_told_no_secret_that_a_server_repeats(monkeypatch: pytest.Mon
     assert seen[0].passes == "trouble"
     assert all(error.__suppress_context__ for error in seen[:2])
     assert seen[2] is given[2]
+
+
+@pytest.mark.skipif(not HAS_PREFECT, reason="the extra `schedule` is not installed")
+def test_an_artifact_holds_no_secret_that_a_report_quotes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llm_distill.schedule import prefect_flow
+
+    monkeypatch.setenv("OPENAI_API_KEY", key := "sk-planted-0123456789")
+    sent: list[str] = []
+    monkeypatch.setattr(prefect_flow, "create_markdown_artifact", lambda text, **_: sent.append(text))
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "report.md").write_text(f"# nightly\n3 rows failed: what is {key}?\n")
+    (tmp_path / "report" / "report.json").write_text(json.dumps({"headline": f"3 rows failed: what is {key}?"}))
+    prefect_flow._show({"job": "nightly", "tick": "2026-11-27T03:00:00Z", "state": "done", "run": str(tmp_path)})
+    assert ["what is ***?" in text for text in sent] == [True, True]
+    assert key not in "".join(sent)
