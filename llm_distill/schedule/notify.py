@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_distill.recipe_schedule import Email, Notify, Webhook
+from llm_distill.scrub import scrubbed
 
 #: How long anybody is waited for.
 TIMEOUT_S = 15.0
@@ -141,9 +142,9 @@ def _call(command: Sequence[str], body: bytes) -> None:
 
 
 def headline(run: Any) -> str | None:
-    """What a run's report says it found; None where it has none."""
+    """What a run's report says it found, without secrets that a server repeated to it; None where it has none."""
     try:
         found = json.loads((Path(run) / "report" / "report.json").read_text(encoding="utf-8"))["headline"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return str(found)
+    return scrubbed(str(found))

@@ -369,3 +369,14 @@ def test_runs_are_kept_by_their_age(desk: Desk) -> None:
     now = moment(T4)
     old = [json.loads((path / "run.json").read_text())["tick"] for path in expired(plan, data, now)]
     assert old == [T1]  # T2 is two days old, and no more
+
+
+def test_a_headline_that_quotes_a_secret_is_told_without_it(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", key := "sk-planted-0123456789")
+    (desk.folder / "run" / "report").mkdir(parents=True)
+    (desk.folder / "run" / "report" / "report.json").write_text(json.dumps({"headline": f"all failed: what is {key}?"}))
+    heard = desk.folder / "heard"
+    whom = [Notify.model_validate({"command": ["sh", "-c", f"cat > {heard}"], "on": ["done"]})]
+    assert tell(whom, {"job": "n", "tick": T1, "state": "done", "run": str(desk.folder / "run")}) == []
+    assert json.loads(heard.read_text())["headline"] == "all failed: what is ***?"
+    assert key not in heard.read_text()
