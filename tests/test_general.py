@@ -156,7 +156,7 @@ def recipe(desk: Desk, general: Any, **keys: Any) -> Path:
         ({"tasks": ["own/loop.yaml"]}, "it includes itself"),
         ({"tasks": ["own/colours.yaml", "own/colours.yaml"]}, "the task colours is named twice"),
         ({"limit": 0}, "evaluate.general.limit: .* greater than or equal to 1"),
-        ({"task": ["grammar"]}, "evaluate.general.task"),
+        ({"task": ["grammar"]}, "evaluate.general: no key 'task'. Did you mean 'tasks'?"),
     ],
 )
 def test_tasks_that_cannot_be_meant_are_refused(desk: Desk, general: Any, said: str) -> None:
