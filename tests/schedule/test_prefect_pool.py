@@ -253,12 +253,14 @@ def test_no_key_is_written_into_a_deployment(monkeypatch: pytest.MonkeyPatch, gi
     """Whatever form a pool's type has for its environment, and wherever the key stands. Before the server is asked."""
     from llm_distill.schedule.prefect_deploy import deploy
 
+    def asked(name: str) -> None:
+        raise UserError(f"the server is asked for {name}")
+
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
     monkeypatch.setenv("MY_API_KEY", "sk-planted-0123456789")
     monkeypatch.setenv("KEYS_FOLDER", str(Path(__file__).parent))
-    for name, value in QUIET.items():
-        monkeypatch.setenv(name, value)
     monkeypatch.setattr("llm_distill.schedule.prefect_deploy.quiet", lambda: None)
-    with pytest.raises(UserError, match=words or "the server does not answer") as refused:
+    monkeypatch.setattr("llm_distill.schedule.prefect_deploy._pool", asked)
+    with pytest.raises(UserError, match=words or "the server is asked for boxes") as refused:
         deploy([], "boxes", "/distil/data", "/distil/jobs", "image", [given], print)
     assert "sk-" not in str(refused.value)
