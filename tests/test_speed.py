@@ -98,8 +98,8 @@ def test_latencies_are_those_of_the_models_and_so_is_their_ratio(desk: Desk) -> 
     found = bench(desk, Speed(rows=6, most_concurrency=1), student=quick, teacher=slow)
     student, teacher = found["arms"]["student"], found["arms"]["teacher"]
     assert (student["n"], teacher["n"], student["rows"], student["failed"]) == (6, 6, 6, 0)
-    assert student["p50_s"] >= 0.02
-    assert teacher["p50_s"] >= 0.4
+    assert student["p50_s"] >= 0.019  # a timer may go off up to a millisecond early
+    assert teacher["p50_s"] >= 0.399
     assert teacher["p95_s"] >= teacher["p50_s"]
     assert teacher["answers_per_s"] <= 2.6
     ratio = found["ratios"]["p50_s"]
@@ -292,7 +292,7 @@ def test_the_first_token_of_a_stream_comes_before_its_last(desk: Desk, api: Mock
 def test_an_endpoint_that_refuses_stream_options_is_asked_without(desk: Desk, api: MockApi) -> None:
     api.latency_s, api.streams, api.refuses_stream_options, api.last_delta = 0.02, True, True, None
     found = speed_of(desk.here(timed(desk, api, {})))["arms"]["teacher"]
-    assert found["first_token_s"] >= 0.02
+    assert found["first_token_s"] >= 0.019
     assert "first_token_s" not in found["missing"]
     streamed = [body for body in api.bodies if body.get("stream")]
     refused = [body for body in streamed if "stream_options" in body]
