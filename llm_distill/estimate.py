@@ -54,7 +54,7 @@ def estimate(plan: Plan, earlier: Earlier | None = None, forgotten: Collection[s
         teachers[role] = _asked(plan, role, own, round(unseen * share), each)
     others = _writing(plan, found) + _judging(plan, kept) + _training(plan, kept) + _calibrating(plan, prompts)
     others += answering(plan, held_out) + perturbing(plan, held_out) + passing(plan, held_out)
-    others += _probing(plan, held_out)
+    others += _probing(plan, held_out, forgotten)
     others += _clocked(plan, held_out)
     others += recipe_general.asking(plan, known_prices(plan.models["student"]) if "student" in plan.models else None)
     others += _examining(plan, len(held_out))
@@ -125,11 +125,11 @@ def _calibrating(plan: Plan, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
     return found
 
 
-def _probing(plan: Plan, held_out: Sequence[Prompt]) -> list[dict[str, Any]]:
+def _probing(plan: Plan, held_out: Sequence[Prompt], forgotten: Collection[str]) -> list[dict[str, Any]]:
     """What the frozen rows come to; of held-out rows that are yet to be written, nothing is known."""
     if plan.probe is None or not (plan.probe.file or held_out):
         return []
-    rows, plain, found = frozen(plan, held_out), greedy(plan), []
+    rows, plain, found = frozen(plan, held_out, forgotten), greedy(plan), []
     for role in plan.teachers.roles:
         asked = _asked(plain, role, [prompt for prompt in rows if role in plan.teachers.of(prompt)], 0, 0)
         found.append({"plug": "probe", "roles": [role], **{key: asked[key] for key in _COUNTED}})

@@ -20,9 +20,11 @@ from uuid import uuid4
 
 from llm_distill import store
 from llm_distill.collect import Panel, collect, teachers
+from llm_distill.growing import workspace_of
 from llm_distill.probe_rows import frozen, greedy
 from llm_distill.recipe import Plan
 from llm_distill.records import Answer, content_id
+from llm_distill.sets.shelf import forgotten
 
 if TYPE_CHECKING:
     from llm_distill.stages import Run
@@ -54,7 +56,8 @@ def take(run: Run) -> dict[str, Any]:
     """
     plan, folder = greedy(run.plan), run.folder.file("probe")
     assert plan.probe is not None
-    prompts = frozen(plan, store.read_prompts(run.folder.file("held_out.parquet")))
+    held_out = store.read_prompts(run.folder.file("held_out.parquet"))
+    prompts = frozen(plan, held_out, forgotten(workspace_of(run.folder)))
     about = _begun(folder) or _begin(folder)
     asking = replace(run, plan=plan)  # shares its models and its tally
     panel = replace(teachers(asking, prompts, plan.answers.sampling), fresh=f"probe {about['name']}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from llm_distill import store
@@ -10,15 +10,21 @@ from llm_distill.errors import UserError
 from llm_distill.recipe import Plan
 from llm_distill.records import Prompt
 from llm_distill.seeds import numbered, read_rows
+from llm_distill.sets.novelty import fingerprint
 
 
-def frozen(plan: Plan, held_out: Sequence[Prompt]) -> list[Prompt]:
-    """The rows that are asked each time: a file's, or those of the held-out rows with the least ids, which are hashes; so most
-    of them stay the same where rows are added.
+def frozen(plan: Plan, held_out: Sequence[Prompt], forgotten: Collection[str] = ()) -> list[Prompt]:
+    """The rows that are asked each time: a file's, less those with a hash among `forgotten`; or those of the held-out rows with
+    the least ids, which are hashes, so most of them stay the same where rows are added.
     """
     assert plan.probe is not None
     if plan.probe.file is not None:
-        return list(numbered(read_rows(plan.probe.file)))
+        rows = [prompt for prompt in numbered(read_rows(plan.probe.file)) if fingerprint(prompt) not in forgotten]
+        if not rows:
+            raise UserError(
+                f"probe.file: every row of {plan.probe.file} was forgotten; name other rows, or remove `probe`."
+            )
+        return rows
     if not held_out:
         raise UserError("probe: there are no held-out rows to ask; write `held_out`, or `probe: {file: rows.jsonl}`.")
     chosen = {p.row_id for p in sorted(held_out, key=lambda p: p.row_id)[: plan.probe.rows]}

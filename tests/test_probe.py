@@ -10,8 +10,11 @@ import pytest
 
 from llm_distill.errors import UserError
 from llm_distill.estimate import estimate
+from llm_distill.forget import remember
 from llm_distill.probe import looks
 from llm_distill.recipe import load
+from llm_distill.records import Message, Prompt
+from llm_distill.sets.shelf import forgotten
 from llm_distill.store import RunFolder
 from tests.conftest import Desk
 from tests.mock_api import LABELS, MockApi, label_of
@@ -29,6 +32,11 @@ def probed(desk: Desk, api: MockApi, seed: int = 0, **keys: Any) -> tuple[Path, 
     summary = desk.here(desk.recipe(**settings | keys))
     assert summary["status"] == "done", summary
     return Path(summary["run"]), dict(looks(RunFolder(Path(summary["run"])))[-1].about)
+
+
+def asks(text: str) -> Prompt:
+    """A row that asks this."""
+    return Prompt("r", "p", (Message("user", text),))
 
 
 def turned(api: MockApi, rows: set[int]) -> None:
@@ -184,3 +192,18 @@ def test_mistakes_are_named_before_anything_is_asked(desk: Desk, keys: dict[str,
     desk.seeds([{"prompt": "a", "label": "positive"}])
     with pytest.raises(UserError, match=says.split("`", maxsplit=1)[0].replace("?", r"\?")):
         load(desk.recipe(**keys))
+
+
+def test_a_frozen_row_that_was_forgotten_is_asked_no_more(desk: Desk, api: MockApi) -> None:
+    probed(desk, api)
+    frozen = ROWS[3]
+    remember(desk.folder / "data", [asks(frozen)])
+    _, said = probed(desk, api, seed=1)
+    assert api.paid[frozen] == 1
+    assert {api.paid[row] for row in ROWS if row != frozen} == {2}
+    assert said["rows"] == said["compared"][0]["rows"] == 29
+    found = estimate(load(desk.folder / "job.yaml"), forgotten=forgotten(desk.folder / "data"))
+    assert [one["requests"] for one in found["others"] if one["plug"] == "probe"] == [29]
+    remember(desk.folder / "data", [asks(row) for row in ROWS])
+    with pytest.raises(UserError, match=r"every row of .*probe\.jsonl was forgotten; name other rows"):
+        probed(desk, api, seed=2)
