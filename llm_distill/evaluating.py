@@ -19,6 +19,7 @@ from llm_distill.general import general
 from llm_distill.leaks import check_leaks
 from llm_distill.perturbing import robustness
 from llm_distill.records import Answer, Prompt
+from llm_distill.report.words import PARTS
 from llm_distill.stages import Outcome, Run, trained
 
 if TYPE_CHECKING:
@@ -26,14 +27,6 @@ if TYPE_CHECKING:
     from llm_distill.recipe_evaluation import Speed
 
 
-#: The parts that ask more than the held-out rows do, as a sentence names them.
-ASKING = {
-    "judge": "the judge's part",
-    "robustness": "robustness",
-    "pass_at": "pass@k",
-    "general": "general ability",
-    "speed": "speed",
-}
 #: Of a part that was not begun when the evaluation ended.
 _NOT_BEGUN = "the evaluation was stopped before it was asked for"
 
@@ -108,7 +101,7 @@ def _measure(seen: Evaluation, known: Mapping[str, Any]) -> dict[str, FellShort]
             found[name] = measured(seen)
             del owed[name]
         except (FellShort, Unreachable) as stop:
-            run.watch.say(f"evaluate: {ASKING[name]}: owed: {stop}")
+            run.watch.say(f"evaluate: {PARTS[name]}: owed: {stop}")
             stops[name] = stop if isinstance(stop, FellShort) else FellShort(str(stop), passes="trouble")
             owed[name] = str(stop)
             if name == "speed":  # an arm that was measured whole stands by itself
@@ -119,7 +112,7 @@ def _measure(seen: Evaluation, known: Mapping[str, Any]) -> dict[str, FellShort]
 
 def _said(stops: Mapping[str, FellShort]) -> dict[str, str | None]:
     """What the run says of the parts that are owed, and what may have changed when it is run again: for any of them."""
-    *most, last = [ASKING[name] for name in stops]
+    *most, last = [PARTS[name] for name in stops]
     named = f"{', '.join(most)} and {last} are owed; run again to ask for them" if most else None
     reasons = " ".join(dict.fromkeys(map(str, stops.values())))
     passes = next((stop.passes for stop in stops.values() if stop.passes), None)

@@ -95,8 +95,8 @@ def findings(report: Part) -> Iterator[Said]:
     if aside := value(part(report, "prompts"), "set_aside"):
         yield Said("same", f"{words.count(aside)} prompts nearly equalled held-out rows and were set aside unasked.")
     for name, why in part(report, "owed").items():
-        lacking = human({"general": "general ability", "pass_at": "pass@k"}.get(name, name))
-        yield Said("look", f"{lacking} is owed: {short(str(why).rstrip('.'), 300)}. Run again to measure it.")
+        lacking, reason = words.PARTS.get(name, human(name)), short(str(why).rstrip("."), 300)
+        yield Said("look", f"{lacking[:1].upper()}{lacking[1:]} is owed: {reason}. Run again to measure it.")
     for one in parts(report, "overlap"):
         named = {"training": "rows learnt from", "few_shot": "few-shot examples", "teacher": "the teacher's examples"}
         seen = named.get(party := str(one.get("with"))) or f"rows that {human(party)} learnt from"

@@ -18,6 +18,14 @@ ARMS = {
     "previous": "Previous student",
     "teacher": "Teacher",
 }
+#: The parts of an evaluation that ask more than its held-out rows do, as a sentence names them.
+PARTS = {
+    "judge": "the judge's part",
+    "robustness": "robustness",
+    "pass_at": "pass@k",
+    "general": "general ability",
+    "speed": "speed",
+}
 NAMES = {
     **ARMS,
     "macro_f1": "Macro-F1",
