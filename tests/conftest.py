@@ -89,14 +89,26 @@ class Desk:
 
     def llm_distill(self, *arguments: str | Path, code: int = 0, **env: str) -> str:
         """Run a command to its end, insist on its exit code, give stdout (code 0) or the last line of stderr."""
-        process = self.command(*arguments, **env)
-        out, err = process.communicate(timeout=240)
-        assert process.returncode == code, f"exit {process.returncode}\n{out}\n{err}"
+        out, err = self._main(*arguments, code=code, **env)
         return out if code == 0 else err.strip().splitlines()[-1]
 
-    def typed(self, *arguments: str | Path, code: int = 0) -> str:
-        """The same in this process, where a start takes no seconds: stdout, and behind it stderr."""
-        from llm_distill import cli
+    def typed(self, *arguments: str | Path, code: int = 0, **env: str) -> str:
+        """The same: all that it prints, stdout before stderr."""
+        return "".join(self._main(*arguments, code=code, **env))
+
+    def run(self, recipe: Path, *arguments: str, code: int = 0, **env: str) -> dict[str, Any]:
+        """`run --json`: the summary."""
+        out, _ = self._main("run", recipe, "--json", *arguments, code=code, **env)
+        return json.loads(out.splitlines()[-1])  # type: ignore[no-any-return]
+
+    def _main(self, *arguments: str | Path, code: int, **env: str) -> tuple[str, str]:
+        """Stdout and stderr of a command: in this process, where a start takes no time, unless `env` says how Python starts."""
+        if any(name.startswith("PYTHON") for name in env):
+            process = self.command(*arguments, **env)
+            said = process.communicate(timeout=240)
+            assert process.returncode == code, f"{arguments}: exit {process.returncode}\n{said[0]}\n{said[1]}"
+            return said
+        from llm_distill import cli, cli_runs
 
         out, err = io.StringIO(), io.StringIO()
         with contextlib.ExitStack() as here:
@@ -105,19 +117,14 @@ class Desk:
             here.enter_context(contextlib.redirect_stderr(err))
             patch = here.enter_context(pytest.MonkeyPatch.context())
             patch.setattr(sys, "argv", ["llm-distill", *map(str, arguments)])
-            patch.setenv("COLUMNS", "200")
+            patch.setitem(cli_runs.LOG, "json", False)
+            for name, value in ({"COLUMNS": "200"} | env).items():
+                patch.setenv(name, value)
             ended = here.enter_context(pytest.raises(SystemExit))
             cli.main()
         found = ended.value.code or 0
         assert found == code, f"{arguments}: exit {found}\n{out.getvalue()}\n{err.getvalue()}"
-        return out.getvalue() + err.getvalue()
-
-    def run(self, recipe: Path, *arguments: str, code: int = 0, **env: str) -> dict[str, Any]:
-        """`run --json`: the summary."""
-        process = self.command("run", recipe, "--json", *arguments, **env)
-        out, err = process.communicate(timeout=240)
-        assert process.returncode == code, f"exit {process.returncode}\n{out}\n{err}"
-        return json.loads(out.splitlines()[-1])  # type: ignore[no-any-return]
+        return out.getvalue(), err.getvalue()
 
     def here(self, recipe: Path, *overrides: str, **options: Any) -> dict[str, Any]:
         """The same in this process, with `-s` overrides and `pipeline.run`'s options: quicker, and errors are raised."""
