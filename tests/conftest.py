@@ -26,10 +26,14 @@ _NUMBERS = count()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Without PostgreSQL its tests are skipped, and say so."""
+    """Without PostgreSQL its tests are skipped, and say so. Files with real weights come first: begun last, the longest of them
+    would keep one process at work alone.
+    """
     for item in items:
         if item.get_closest_marker("postgres") and not programs():
             item.add_marker(pytest.mark.skip(reason="PostgreSQL is not installed (Debian: postgresql)"))
+    long = {item.path for item in items if item.get_closest_marker("weights")}
+    items.sort(key=lambda item: item.path not in long)
 
 
 def runs(pid: int) -> bool:
