@@ -1,7 +1,8 @@
 """What a run comes to, for the textfile collector of Prometheus' node exporter: rows, failures, dollars, latency, queue.
 
-Written while the run goes on and at its end, whole or not at all. Dollars are the ledger's, so they only ever rise; what else is
-told is of the recipe's latest run. Labels hold names of recipes, stages, models and filters, and no text of anybody.
+Written while the run goes on and at its end, whole or not at all. Dollars are the ledger's, so they only ever rise and are always
+there; what else is told is of the recipe's latest run. Labels hold names of recipes, stages, models and filters, and no text of
+anybody.
 """
 
 from __future__ import annotations
@@ -42,6 +43,9 @@ class Metrics:
         self._stage, self._done, self._total, self._failed, self._written = "", 0, 0, 0, 0.0
         self._start = time.time()
 
+    def begin(self, run: str) -> None:
+        """Its rows are told at its end."""
+
     def stage(self, name: str, state: str) -> None:
         """Another stage: its rows are counted from none."""
         self._stage, self._done, self._total = (name, 0, 0) if state == "running" else ("", 0, 0)
@@ -69,10 +73,9 @@ class Metrics:
         self._written = time.monotonic()
         registry = CollectorRegistry()
         self._queue(registry, summary)
-        if summary is not None:
-            self._spending(registry)
-            if "run" in summary:
-                self._rows(registry, store.RunFolder(Path(summary["run"])))
+        self._spending(registry)
+        if summary is not None and "run" in summary:
+            self._rows(registry, store.RunFolder(Path(summary["run"])))
         with store.replacing(self._file) as temporary:
             temporary.write_bytes(generate_latest(registry))
 

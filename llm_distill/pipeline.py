@@ -140,6 +140,7 @@ def run(
     ledger = Ledger(ledger_url or workspace / "ledger.sqlite")
     job = Run(plan, folder, ledger, watch)
     summary: dict[str, Any] = {"run": str(folder.path), "status": "done", "stages": {}}
+    watch.begin(summary["run"])
     try:
         if first or not all(holds(job, name) for name in names):
             describe(job, sorted({role for name in names for role in STAGES[name].asks(plan)}))

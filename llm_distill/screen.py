@@ -46,6 +46,9 @@ class Screen:
     ) -> None:
         self._progress.stop()
 
+    def begin(self, run: str) -> None:
+        """Its folder is named at the end."""
+
     def stage(self, name: str, state: str) -> None:
         """Show where the run is."""
         self._name = name

@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 class Watch(Protocol):
     """Who looks on: the command line's progress bar, or nobody."""
 
+    def begin(self, run: str) -> None:
+        """A run, in this folder, is what follows speaks of."""
+
     def stage(self, name: str, state: str) -> None:
         """A stage is `running`, `done`, `kept` (nothing to do) or `owed`."""
 

@@ -30,11 +30,19 @@ _PACE_S = 10.0
 
 
 class JsonLog:
-    """A Watch that writes a JSON object a line: `time`, `level`, `event` (stage, rows, say, end), `recipe`, and more."""
+    """A Watch that writes a JSON object a line: `time`, `level`, `event` (begin, stage, rows, say, end), `recipe`, `run`, and
+    more.
+    """
 
     def __init__(self, recipe: str, stream: IO[str]) -> None:
         self._recipe, self._stream = recipe, stream
         self._stage, self._shown = "", 0.0
+        self._run: dict[str, str] = {}
+
+    def begin(self, run: str) -> None:
+        """The run that is named in each line from here on."""
+        self._run = {"run": run}
+        self.write("begin")
 
     def stage(self, name: str, state: str) -> None:
         """A stage is running, done, kept or owed."""
@@ -58,7 +66,7 @@ class JsonLog:
 
     def write(self, event: str, level: Level = "info", **fields: Any) -> None:
         """A line."""
-        self._stream.write(json_line(event, level, recipe=self._recipe, **fields) + "\n")
+        self._stream.write(json_line(event, level, **{"recipe": self._recipe, **self._run, **fields}) + "\n")
         self._stream.flush()
 
 
@@ -85,6 +93,11 @@ class Several:
 
     def __init__(self, watches: Sequence[Watch]) -> None:
         self._watches = watches
+
+    def begin(self, run: str) -> None:
+        """To all of them."""
+        for watch in self._watches:
+            watch.begin(run)
 
     def stage(self, name: str, state: str) -> None:
         """To all of them."""

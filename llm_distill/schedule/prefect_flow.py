@@ -148,6 +148,9 @@ def _may_pass(_task: Any, _run: Any, state: Any) -> bool:
 class _Log:
     """A Watch that writes into the logs of whichever flow run or task it is in."""
 
+    def begin(self, run: str) -> None:
+        self.say(run)
+
     def stage(self, name: str, state: str) -> None:
         self.say(f"{name}: {state}")
 

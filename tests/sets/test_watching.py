@@ -48,8 +48,9 @@ def test_a_run_tells_machines_what_it_did(desk: Desk) -> None:
     for line in log:
         assert datetime.fromisoformat(line["time"]).utcoffset() == timedelta(0)
         assert (line["level"], line["recipe"]) == ("info", "job")
-        assert line["event"] in ("stage", "rows", "say", "end")
-        assert "stage" in line or line["event"] == "end"
+        assert line["run"] == log[-1]["run"]
+        assert line["event"] in ("begin", "stage", "rows", "say", "end")
+        assert "stage" in line or line["event"] in ("begin", "end")
     assert log[-1]["event"] == "end"
     assert (log[-1]["status"], log[-1]["asked"], log[-1]["owed"]) == ("done", 12, 1)
     families = {family.name: family for family in parser.text_string_to_metric_families(file.read_text())}
@@ -71,6 +72,9 @@ def test_a_run_tells_machines_what_it_did(desk: Desk) -> None:
     assert value("llm_distill_run_status", status="done") == 1
     assert value("llm_distill_running") == 0
     assert value("llm_distill_set_rows", set="tone", split="taught") == 11
+    spent = next(line for line in file.read_text().splitlines() if line.startswith("llm_distill_spent_usd_total"))
+    Metrics("job", file, desk.folder / "data", None).stage("answers", "running")
+    assert spent in file.read_text(), "a counter is there while the next run goes on too"
     assert KEY not in said
     assert KEY not in file.read_text()
     assert not list(desk.folder.glob(".llm.prom*"))
