@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -142,7 +144,7 @@ def run(
     """
     from llm_distill.metrics import STATES
     from llm_distill.schedule.jobs import named, recipes
-    from llm_distill.schedule.night import run_due, run_tick, stopped
+    from llm_distill.schedule.night import awaited, run_due, run_tick, stopped
     from llm_distill.schedule.ticks import scheduled_time
     from llm_distill.watching import watching
 
@@ -153,27 +155,28 @@ def run(
     if tick is not None and len(plans) != 1:
         raise UserError("--tick: name one job, whose tick it is.")
     found: list[dict[str, Any]] = []
-    for plan in plans:
+
+    def done(plan: Plan) -> bool:
+        """Do what is due of a job; False where somebody stopped it."""
         assert plan.schedule is not None
-        file = metrics / f"{plan.name}.prom" if metrics else None
-        with watching(plan.name, log, file, workspace, _ledger()) as watched:
+        with watching(plan.name, log, metrics and metrics / f"{plan.name}.prom", workspace, _ledger()) as watched:
             if tick is not None:
                 at = scheduled_time(plan.schedule, tick)
                 some = [run_tick(plan, at, workspace, watched.watch, _ledger(), again=True)]
             else:
-                some = run_due(plan, workspace, watched.watch, _ledger(), wait=wait)
+                some = run_due(plan, workspace, watched.watch, _ledger())
             for one in some:
                 if one["state"] in STATES:
                     watched.end({**one, "status": one["state"]})
-        found += some
-        if some and some[-1]["state"] == "interrupted":
-            break
+        found.extend(some)
+        return not some or some[-1]["state"] != "interrupted"
+
+    while all(map(done, plans)) and wait and tick is None and plans:
+        plans = awaited(plans, workspace, _ledger())
     if as_json:
         print(json.dumps(found, sort_keys=True))
-    for one in [] if as_json else found:
-        print(f"{one['job']}  {_tick(one)}")
-    if not found and not as_json:
-        print("Nothing is due.")
+    else:
+        print("\n".join(f"{one['job']}  {_tick(one)}" for one in found) or "Nothing is due.")
     stopped(found)
     for error in [] if as_json else wrong:
         print(f"wrong: {brief(error, 1000)}")
@@ -215,9 +218,6 @@ def _plans(names: list[str] | None, folder: Path) -> list[Plan]:
 
 def _program() -> str:
     """Our command, as another process would call it."""
-    import shutil
-    import sys
-
     return shutil.which("llm-distill") or str(Path(sys.executable).with_name("llm-distill"))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -95,14 +95,12 @@ def run_due(
     watch: Watch,
     ledger_url: str | None = None,
     *,
-    wait: bool = False,
     clock: Callable[[], float] = time.time,
     each: Each = lambda _name, do: do(),
 ) -> list[dict[str, Any]]:
     """Do all that is due of a job, one tick after the other; the summary of each that was begun, skipped or missed.
 
-    Where another scheduler is at one of its ticks, those that wait for it are done by it: it looks again at the end. wait:
-    stay until no tick is unfinished.
+    Where another scheduler is at one of its ticks, those that wait for it are done by it: it looks again at the end.
     """
     found: list[dict[str, Any]] = []
     seen = set[int]()
@@ -115,21 +113,24 @@ def run_due(
             for summary in told[-1:]:  # of many that were missed, the last is word enough
                 _tell(plan, summary, watch)
             found += told
-        todo = [tick for tick in now.do if wait or tick not in seen]
-        if not todo and wait and (now.busy is not None or now.later is not None):
-            _sleep(now, clock())
-            continue
+        todo = [tick for tick in now.do if tick not in seen]
         if not todo:
             return found
         seen.add(todo[0])
         found.append(run_tick(plan, iso(todo[0]), workspace, watch, ledger_url, each=each))
-        if found[-1]["state"] == "interrupted" or (found[-1]["state"] in ("busy", "elsewhere") and not wait):
+        if found[-1]["state"] in ("interrupted", "busy", "elsewhere"):
             return found
 
 
-def _sleep(now: Due, clock: float) -> None:
-    """Wait for another process, or for a postponed tick; not long at a time, for clocks are set."""
-    time.sleep(2.0 if now.later is None else min(60.0, max(0.1, now.later - clock)))
+def awaited(plans: Sequence[Plan], workspace: Path, ledger_url: str | None = None) -> list[Plan]:
+    """The jobs of which a tick is unfinished, postponed or in another process's hands, when it is time to look again."""
+    with opened(workspace, ledger_url) as book:
+        looks = [(plan, due(plan, book, time.time(), record=False)) for plan in plans]
+    found = [(plan, now.later) for plan, now in looks if now.do or now.busy is not None or now.later is not None]
+    if found:
+        rest = min(2.0 if later is None else later - time.time() for _, later in found)
+        time.sleep(min(60.0, max(0.1, rest)))  # not long at a time, for clocks are set
+    return [plan for plan, _ in found]
 
 
 def _passed_over(plan: Plan, tick: int, state: str, why: str) -> dict[str, Any]:

@@ -148,6 +148,17 @@ def test_run_does_what_is_due_and_its_exit_codes_are_honest(desk: Desk) -> None:
     assert "has no schedule" in desk.llm_distill("jobs", "run", job(desk, "once", schedule=None), code=2)
 
 
+def test_a_job_that_waits_to_go_on_keeps_no_other_waiting(desk: Desk) -> None:
+    nobody = {"openai_api": {"model": "m", "base_url": "http://127.0.0.1:9/v1", "api_key_env": None}}
+    just_now = time.strftime("%M %H * * *", time.gmtime(time.time() - 60))
+    schedule = {"cron": just_now, "postpone": {"first": "2s", "times": 1}}
+    job(desk, "away", models={"teacher": nobody}, schedule=schedule)
+    job(desk, "here", schedule=just_now)
+    said = desk.typed("jobs", "run", "--wait", folder(desk), "--json", code=2)
+    ends = [(one["job"], one["state"]) for one in json.loads(said.splitlines()[0])]
+    assert ends == [("away", "postponed"), ("here", "done"), ("away", "failed")]
+
+
 def test_a_recipe_that_is_wrong_stops_no_other_job_and_is_not_passed_over_in_silence(desk: Desk) -> None:
     job(desk, "night", schedule="* * * * *")
     job(desk, "broken", schedule={"cron": "* * * * *", "overlap": "both"})
