@@ -71,7 +71,7 @@ def test_a_kill_in_the_training_of_a_tick_leaves_its_run_to_go_on(desk: Desk, ap
     tiny("llama", desk.folder / "base", byte_level_tokenizer(), tie_word_embeddings=True)
     desk.seeds(rows(range(24)))
     models = {"teacher": {"openai_api": {"model": "mock-large", "base_url": api.url, "api_key_env": None}}}
-    train = {"sft": LORA | {"epochs": 30, "checkpoint_every_s": 0}}
+    train = {"sft": LORA | {"epochs": 8, "checkpoint_every_s": 0}}
     recipe = job(desk, api, models=models | {"student": {"transformers": STUDENT}}, train=train)
     process = desk.command("jobs", "run", recipe, "--tick", T1)
     curve, until = "data/runs/nightly/*/student/metrics.jsonl", time.monotonic() + 200
