@@ -17,7 +17,7 @@ from llm_distill.models.vocabulary import Vocabulary
 from llm_distill.models.vocabulary_files import read_vocabulary
 from llm_distill.plugs import Plug
 from llm_distill.trainers.heard import ABSENT, Heard
-from llm_distill.trainers.placing import Placed, Told, Why, by_bytes, by_ids, sampled, unknown
+from llm_distill.trainers.placing import Placed, Told, Why, before, by_bytes, by_ids, sampled, unknown
 from llm_distill.trainers.rows import Row
 from llm_distill.trainers.student_tokens import Bridge, Spelling, StudentTokens, bridge
 from llm_distill.trainers.targets import Targets
@@ -150,7 +150,7 @@ def _checksum(row: Row, told: Told, spelling: Spelling, student: StudentTokens) 
     teacher = b"".join(tokens)[-int(told.begins[told.first]) :][: len(told.text)]
     ids = row.input_ids[row.prompt_tokens : -1]
     plain = [number for number in ids if number not in student.vocabulary.special]
-    if teacher != told.text or told.text not in (student.spell(ids), student.spell(plain)):
+    if teacher != told.text or {before(told.text, student.spell(own)) for own in (ids, plain)} == {None}:
         return None
     return blake2b(told.text, digest_size=8).hexdigest()
 

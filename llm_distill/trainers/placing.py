@@ -22,6 +22,7 @@ By bytes, this is well defined, and nothing else is:
   undefined where the student's first token reaches into that. Blank space that was taken off the text belongs to the end that
   follows it. A hosted API names no end among its alternatives: then the end's position is masked.
 - Blank space before the text, within the teacher's first token, was taken off: it is taken off that token's alternatives too.
+  A student's tokenizer may put a blank before any text, which is none of the text: it puts one before the alternatives too.
 
 Undefined mass and what the teacher did not list are no token's: they are the tail, so mapped + undefined + unlisted = 1.
 """
@@ -84,11 +85,14 @@ class Placed:
 
 @dataclass(frozen=True)
 class _Spans:
-    """Of each position of a row, (n,): the bytes [begins, ends) of its token, and the teacher's token that begins there."""
+    """Of each position of a row, (n,): the bytes [begins, ends) of its token, and the teacher's token that begins there. lead:
+    what the student's first token has before the text.
+    """
 
     at: np.ndarray
     begins: np.ndarray
     ends: np.ndarray
+    lead: bytes = b""
 
 
 def sampled(told: Told, student: StudentTokens) -> list[int] | None:
@@ -136,18 +140,24 @@ def by_ids(row: Row, told: Told, bridge: Bridge, *, most_undefined: float) -> Pl
 def by_bytes(row: Row, told: Told, bridge: Bridge, *, most_undefined: float) -> Placed | None:
     """Targets of a row of any tokenizer; None where its tokens do not spell the text."""
     trained, student = row.input_ids[row.prompt_tokens :], bridge.student
-    if student.spell(trained[:-1]) != told.text:
+    if (lead := before(told.text, student.spell(trained[:-1]))) is None:
         return None
-    ends = np.cumsum([*student.lengths(trained[:-1]), 0])
+    ends = np.cumsum([*student.lengths(trained[:-1]), 0]) - len(lead)
     begins = np.append(0, ends[:-1])
     at = np.searchsorted(told.begins, begins, side="right") - 1
     full = told.ends[at] > told.begins[at]
     # A token without text (a special one) stands before it: two distributions, and neither is that of the next text.
     double = (at > told.first) & (told.begins[at - 1] == begins)
-    at = np.where((told.begins[at] == begins) & full & ~double, at, -1)
-    at[0] = told.first
+    at = np.where((told.begins[at] == begins) & full & ~double & (begins > 0), at, -1)
+    if ends[0]:  # else it is that blank alone, and what follows it would not begin a text
+        at[0] = told.first
     at[-1] = _end(told)
-    return _place(row, told, bridge, _Spans(at, begins, ends), most_undefined)
+    return _place(row, told, bridge, _Spans(at, begins, ends, lead), most_undefined)
+
+
+def before(text: bytes, spelt: bytes) -> bytes | None:
+    """What a student's tokens spell before a text: nothing, or the blank of its tokenizer; None where they spell another."""
+    return spelt.removesuffix(text) if spelt in (text, b" " + text) else None
 
 
 def unknown(row: Row) -> Placed:
@@ -186,7 +196,7 @@ def _place(row: Row, told: Told, bridge: Bridge, spans: _Spans, most_undefined: 
     places = np.arange(len(position)) + np.repeat(told.offsets[at] - (np.cumsum(counts) - counts), counts)
     mass, to = np.exp(told.logprobs[places].astype(np.float64)), bridge.first[told.ids[places]]
     own = places == told.chosen[at][position]
-    _mend(told, bridge, begins, position, places, to)
+    _mend(told, bridge, begins, position, places, to, spans.lead)
     to[own] = trained[some]
     undefined = mass[own] - path
     mass[own] = path
@@ -218,16 +228,27 @@ def _last(told: Told, bridge: Bridge, at: np.ndarray, ends: np.ndarray) -> np.nd
 
 
 def _mend(
-    told: Told, bridge: Bridge, begins: np.ndarray, position: np.ndarray, places: np.ndarray, to: np.ndarray
+    told: Told,
+    bridge: Bridge,
+    begins: np.ndarray,
+    position: np.ndarray,
+    places: np.ndarray,
+    to: np.ndarray,
+    lead: bytes,
 ) -> None:
     """Change where alternatives go that mean something else where they stand than by themselves."""
     hidden = bridge.spelling.special | bridge.spelling.ends
-    if len(begins) and begins[0] == 0 and told.begins[told.first] < 0:
+    blank = told.begins[told.first] < 0
+    if len(begins) and begins[0] == 0 and (blank or lead):
         for i in np.flatnonzero(position == 0).tolist():
             if told.ids[places[i]] in hidden:
                 continue
-            text, sure = cut_at(_token(told, bridge, places[i]).lstrip(), bridge.stops)
-            to[i] = bridge.end if text is None else first_token(text, sure, bridge.student)
+            token = _token(told, bridge, places[i])
+            text, sure = cut_at(token.lstrip() if blank else token, bridge.stops)
+            if text is None:
+                to[i] = bridge.end
+            else:
+                to[i] = first_token(lead + text, len(lead) + sure, bridge.student) if text else -1
     longest = max(map(len, bridge.stops), default=1)
     for p, begin in enumerate(begins.tolist() if longest > 1 else ()):
         # The text before may have begun a stop string: what completes it would have cut the text further back.

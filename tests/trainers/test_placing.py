@@ -19,6 +19,7 @@ from llm_distill.models import weights
 from llm_distill.models.transformers_local import TransformersModel
 from llm_distill.models.vocabulary import Vocabulary
 from llm_distill.records import Message, Request, Sample, Sampling
+from llm_distill.trainers.alignment import teach
 from llm_distill.trainers.heard import hear
 from llm_distill.trainers.placing import Told, Why, by_bytes, by_ids
 from llm_distill.trainers.rows import Row, make_rows
@@ -292,15 +293,38 @@ def test_bytes_as_the_tokens_of_a_student() -> None:
     assert byte_level.ids(b"") == ()
 
 
-def test_a_student_that_puts_a_blank_before_any_text() -> None:
-    from tokenizers import normalizers
+def blank_before() -> Any:
+    """As Llama 2 and Mistral have it: a blank before any text, also behind the special token that ends the prompt."""
+    from tokenizers import AddedToken, normalizers
 
     own = fallback_tokenizer()
-    before = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    own.backend_tokenizer.normalizer = before
+    own.backend_tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    own.add_tokens([AddedToken("[/INST]", special=True, normalized=False)], special_tokens=True)
+    own.chat_template = "<bos>{% for m in messages %}{{ m['content'] }}[/INST]{% endfor %}"
+    return own
+
+
+def test_a_student_that_puts_a_blank_before_any_text() -> None:
+    own = blank_before()
     student = StudentTokens(own)
     assert own("good", add_special_tokens=False)["input_ids"] == [own.convert_tokens_to_ids("▁good")]
     assert student.ids(b"good") == (own.convert_tokens_to_ids("good"),)
+
+
+@pytest.mark.parametrize("ahead", [b"", b" "])
+def test_that_blank_is_none_of_the_text(ahead: bytes, folder: Path) -> None:
+    """What the teacher might have said in place of the first token stands behind the same blank."""
+    tops = [{ahead + b"good": 0.5, ahead + b"bad": 0.25, b"the": 0.125}, {b" bad": 0.5, b" good": 0.25}, {b"": 0.5}]
+    case = Case(folder, blank_before(), Said([ahead + b"good", b" bad", b""], tops), sample("good bad"))
+    assert case.shown() == [
+        {b" good": 0.5, b" bad": 0.25, b" the": 0.125}, {b" bad": 0.5, b" good": 0.25}, {b"END": 0.5}
+    ]  # fmt: skip
+    heard = case.heard()
+    _, alignment = teach([case.row()], heard, case.student, (), most_undefined=1)
+    assert alignment.by_bytes == 1, alignment.without
+    # The blank may be a token by itself, and then what follows it begins no text.
+    apart = Case(folder, blank_before(), Said([ahead + b"2", b""], [{ahead + b"2": 0.5}, {b"": 0.5}]), sample("2"))
+    assert apart.shown() == [None, None, {b"END": 0.5}]
 
 
 def test_special_tokens_are_ends_or_nothing(folder: Path) -> None:
