@@ -30,7 +30,7 @@ from llm_distill.models.vllm_server import VllmModel
 from llm_distill.models.vocabulary import Vocabulary
 from llm_distill.records import Answer
 from llm_distill.tasks import Task, label_probs
-from llm_distill.trainers.rows import end_token
+from llm_distill.trainers.rows import end_token, render
 
 if TYPE_CHECKING:
     from llm_distill.models.decoding import Engine
@@ -112,17 +112,30 @@ def as_read(
     if not answer.text:
         return "the answer is empty"
     view = task.teacher_view
+    question = view.questions(answer.prompt, task.labels)[0]
     try:
-        prompt = encode(tokenizer, view.questions(answer.prompt, task.labels)[0], raw=view.raw)
+        prompt = encode(tokenizer, question, raw=view.raw)
     except Rejected as error:
         return str(error)
     if not prompt:
         return "the prompt has no tokens"
-    if (ids := _spelling(answer.text, tokenizer, vocabulary)) is None:
-        return "its tokens do not spell the answer"
     chat = tokenizer.chat_template is not None and not view.raw
+    ids = _behind(prompt, render(tokenizer, question), answer.text, tokenizer, vocabulary) if chat else None
+    if (ids := ids or _spelling(answer.text, tokenizer, vocabulary)) is None:
+        return "its tokens do not spell the answer"
     end = [end_token(tokenizer, ends)] if answer.status == "ok" and chat else []
     return Text(place, [*prompt, *ids, *end], len(prompt))
+
+
+def _behind(prompt: list[int], asked: str, text: str, tokenizer: Any, vocabulary: Vocabulary) -> list[int] | None:
+    """The ids of an answer with the blank that some tokenizers put before any text that follows a special token, and which
+    their models therefore say; None elsewhere.
+    """
+    whole: list[int] = tokenizer(asked + text, add_special_tokens=False)["input_ids"]
+    ids = whole[len(prompt) :]
+    spelt = b"".join(map(vocabulary.token, ids))
+    same = whole[: len(prompt)] == prompt and spelt == b" " + text.encode() and vocabulary.special.isdisjoint(ids)
+    return ids if same else None
 
 
 def _spelling(text: str, tokenizer: Any, vocabulary: Vocabulary) -> list[int] | None:

@@ -25,7 +25,7 @@ from llm_distill.recipe import load
 from llm_distill.records import Answer, Message, make_prompt
 from llm_distill.tasks import Task
 from tests.conftest import Desk
-from tests.models.conftest import byte_level_tokenizer, fallback_tokenizer, tiny
+from tests.models.conftest import blank_before, byte_level_tokenizer, fallback_tokenizer, tiny
 
 TEXTS = [
     "the good day",
@@ -125,6 +125,18 @@ def test_a_row_whose_tokens_do_not_spell_it_is_left_without() -> None:
     assert read("a ▁ b") == "its tokens do not spell the answer"  # U+2581 becomes a blank
     assert read("") == "the answer is empty"
     assert read("x", "refused") == "the answer is refused"
+
+
+def test_a_reader_says_the_blank_that_its_tokenizer_puts_before_an_answer() -> None:
+    """Llama 2 and Mistral answer `▁good` behind `[/INST]`, and never `good`."""
+    tokenizer = blank_before()
+    vocabulary, prompt = Vocabulary.of(tokenizer), make_prompt((Message("user", "the day"),))
+    found = as_read(Task(kind="generate"), Answer(prompt, "good", "ok"), 0, tokenizer, vocabulary, {1})
+    assert isinstance(found, Text)
+    assert tokenizer.convert_ids_to_tokens(found.ids[found.start :]) == ["▁good", "<eos>"]
+    spelt = as_read(Task(kind="generate"), Answer(prompt, "<eos> good", "ok"), 0, tokenizer, vocabulary, {1})
+    assert isinstance(spelt, Text)
+    assert spelt.ids[spelt.start :].count(1) == 1, "spelt out, and no end"
 
 
 def test_the_labels_probabilities_come_from_the_reader(desk: Desk, chat: Path) -> None:

@@ -66,6 +66,17 @@ def fallback_tokenizer() -> Any:
     return TokenizersBackend(tokenizer_object=bpe, **specials)
 
 
+def blank_before() -> Any:
+    """As Llama 2 and Mistral have it: a blank before any text, also behind the special token that ends the prompt."""
+    from tokenizers import AddedToken, normalizers
+
+    own = fallback_tokenizer()
+    own.backend_tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    own.add_tokens([AddedToken("[/INST]", special=True, normalized=False)], special_tokens=True)
+    own.chat_template = "<bos>{% for m in messages %}{{ m['content'] }}[/INST]{% endfor %}"
+    return own
+
+
 def tiny(kind: str, folder: Path, tokenizer: Any, **more: Any) -> Path:
     """A folder with random weights, large enough that no two tokens are equally likely."""
     import torch

@@ -24,7 +24,7 @@ from llm_distill.trainers.heard import hear
 from llm_distill.trainers.placing import Told, Why, by_bytes, by_ids
 from llm_distill.trainers.rows import Row, make_rows
 from llm_distill.trainers.student_tokens import StudentTokens, bridge, same_vocabulary
-from tests.models.conftest import byte_level_tokenizer, fallback_tokenizer
+from tests.models.conftest import blank_before, byte_level_tokenizer, fallback_tokenizer
 from tests.trainers.told import Case, Said, known, sample
 
 CACHE = Path(__file__).parents[2] / "data" / "quickstart" / "cache"
@@ -291,17 +291,6 @@ def test_bytes_as_the_tokens_of_a_student() -> None:
     assert [byte_level.vocabulary.token(i) for i in byte_level.ids(b" good\xf0\x9f film") or ()][:1] == [b" good"]
     assert fallback.ids(b"\xf0a") == (number[b"\xf0"], tokenizer("fallback").convert_tokens_to_ids("a"))
     assert byte_level.ids(b"") == ()
-
-
-def blank_before() -> Any:
-    """As Llama 2 and Mistral have it: a blank before any text, also behind the special token that ends the prompt."""
-    from tokenizers import AddedToken, normalizers
-
-    own = fallback_tokenizer()
-    own.backend_tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    own.add_tokens([AddedToken("[/INST]", special=True, normalized=False)], special_tokens=True)
-    own.chat_template = "<bos>{% for m in messages %}{{ m['content'] }}[/INST]{% endfor %}"
-    return own
 
 
 def test_a_student_that_puts_a_blank_before_any_text() -> None:
