@@ -28,8 +28,8 @@ from llm_distill.trainers.course import GOES_ON, Desk, Lesson, finish, linted, l
 from llm_distill.trainers.curve import reading_order
 from llm_distill.trainers.findings import Linted, as_json
 from llm_distill.trainers.hyper import Count, Hyperparameters
-from llm_distill.trainers.on_policy_checks import base
-from llm_distill.trainers.rows import stop_ids
+from llm_distill.trainers.on_policy_checks import base, tokenizer
+from llm_distill.trainers.rows import render, stop_ids
 from llm_distill.trainers.trackers import tracked
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ def learn(
     if own.use_vllm:
         _check_vllm(job.student.get("device", "auto"))
     with stoppable():
+        _check_room(job, hyper.max_length, settings["max_new_tokens"])
         warm = _warmed_up(job, hyper, own) if own.warm_up_epochs else None
         _answer(job, hyper, own, teaching, settings, warm)
 
@@ -86,6 +87,25 @@ def learn(
 def answer_tokens(job: TrainingJob) -> int:
     """How long the student's answers may be where no knob says it: as long as the teacher's."""
     return job.sampling.max_tokens if job.sampling else 512
+
+
+def longest_prompt(job: TrainingJob) -> int:
+    """How many tokens the longest prompt has, as the student reads it; 0 without any."""
+    if not job.samples:
+        return 0
+    student = tokenizer(job.student)
+    prompts = [render(student, sample.messages) for sample in job.samples]
+    return max(map(len, student(prompts, add_special_tokens=not student.chat_template)["input_ids"]))
+
+
+def _check_room(job: TrainingJob, max_length: int, most: int) -> None:
+    """UserError where the student's answers may not fit behind their prompts: before the warm-up, which may take hours."""
+    longest = longest_prompt(job)
+    if longest + most > max_length:
+        raise UserError(
+            f"train: the longest prompt has {longest} tokens, and with max_new_tokens = {most} an answer may end beyond "
+            f"max_length = {max_length}. Raise max_length (memory grows with it), or set max_new_tokens."
+        )
 
 
 def _warmed_up(job: TrainingJob, hyper: Hyperparameters, own: OnPolicy) -> Path:
@@ -117,12 +137,6 @@ def _answer(
     if warm and lora is not None:
         model, lora = weights.with_trainable_adapter(model, str(warm)), None
     settings = desk.settings | settings
-    longest = max(row.prompt_tokens for row in rows)
-    if longest + settings["max_new_tokens"] > hyper.max_length:
-        raise UserError(
-            f"train: the longest prompt has {longest} tokens, and with max_new_tokens = {settings['max_new_tokens']} an answer "
-            f"may end beyond max_length = {hyper.max_length}. Raise max_length (memory grows with it), or set max_new_tokens."
-        )
     findings = linted(desk, Lesson(rows))
     if job.only_lint:
         raise Linted(findings)

@@ -22,9 +22,8 @@ from llm_distill.trainers import TRAINERS, WITHOUT_LOGPROBS, TrainingJob
 from llm_distill.trainers.calibrate import calibrated
 from llm_distill.trainers.calibration_evidence import LABELLED, Calibrating
 from llm_distill.trainers.hyper import Hyperparameters
-from llm_distill.trainers.on_policy import answer_tokens
-from llm_distill.trainers.on_policy_checks import suited, tokenizer
-from llm_distill.trainers.rows import render
+from llm_distill.trainers.on_policy import answer_tokens, longest_prompt
+from llm_distill.trainers.on_policy_checks import suited
 
 #: Soft labels are learnt where confidence and what is right are no further apart, and where they differ from hard ones by more.
 GAP = 0.05
@@ -157,9 +156,7 @@ def _closed_on_policy(job: TrainingJob, hyper: Hyperparameters) -> str | None:
 
 def _without_room(job: TrainingJob, max_length: int) -> str | None:
     """Why the student's answers may not fit behind their prompts; None where they do."""
-    student, most = tokenizer(job.student), answer_tokens(job)
-    prompts = [render(student, sample.messages) for sample in job.samples]
-    longest = max(map(len, student(prompts, add_special_tokens=not student.chat_template)["input_ids"]))
+    longest, most = longest_prompt(job), answer_tokens(job)
     if longest + most > max_length:
         return (
             f"the longest prompt has {longest} tokens, and with answers.max_tokens = {most} an answer may end beyond "

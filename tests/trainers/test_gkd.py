@@ -382,8 +382,10 @@ def test_padding_of_the_teachers_head_is_no_vocabulary(
 
 
 def test_answers_must_fit(pair: MakeJob) -> None:
+    job = pair()
     with pytest.raises(UserError, match=r"max_new_tokens = 512 an answer may end beyond max_length = 300"):
-        learn(pair(), max_length=300, own={"max_new_tokens": None})
+        learn(job, max_length=300, own={"max_new_tokens": None, "warm_up_epochs": 1.0})
+    assert not (job.out / "warm_up").exists(), "before anything is trained"
     job = pair(8, sampling=Sampling(max_tokens=3))
     learn(job, own={"max_new_tokens": None, "lam": 1.0})
     assert max(line["answer_tokens"] for line in curve(job.out)) <= 3, "as the teacher was allowed"
