@@ -32,6 +32,8 @@ from llm_distill.trainers.validation import set_aside, watch
 
 #: What a message of a training that was stopped ends with.
 GOES_ON = "the same command goes on from its last checkpoint."
+#: Families whose kernels read the weights of `out_proj` past its module, so that an adapter there is refused by PEFT.
+_MAMBA = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
 
 
 class Objective(Protocol):
@@ -169,7 +171,7 @@ def train(desk: Desk, lesson: Lesson) -> None:
     units, order = processes.evened(units, order, hyper.batch_size)
     stop, args = loop.Stop(), sft_loop.arguments(checkpoints, settings, job.seed, on_cpu=desk.device.type == "cpu")
     trainer = sft_loop.make_trainer(
-        model, desk.tokenizer, rows, order, args, lora_config(hyper), curve.add, stop, hyper.checkpoint_every_s,
+        model, desk.tokenizer, rows, order, args, lora_config(hyper, model), curve.add, stop, hyper.checkpoint_every_s,
         lesson.objective, [*units, *aside], packed=lesson.packed, validation=validation,
     )  # fmt: skip
     first = [units[i] for i in processes.own(order, hyper.batch_size)]
@@ -273,8 +275,8 @@ def _resolve(settings: dict[str, Any], device: str) -> Any:
     return place
 
 
-def lora_config(hyper: Hyperparameters) -> Any:
-    """PEFT's LoraConfig; None where every weight is trained."""
+def lora_config(hyper: Hyperparameters, model: Any) -> Any:
+    """PEFT's LoraConfig for a model; None where every weight is trained."""
     from peft import LoraConfig
 
     if hyper.lora_rank is None:
@@ -283,6 +285,7 @@ def lora_config(hyper: Hyperparameters) -> Any:
         r=hyper.lora_rank,
         lora_alpha=hyper.lora_alpha,
         lora_dropout=hyper.lora_dropout,
+        exclude_modules=["out_proj"] if model.config.model_type in _MAMBA else None,
         target_modules="all-linear",  # attention alone learns less, at any rank ("LoRA Without Regret")
         task_type="CAUSAL_LM",
     )

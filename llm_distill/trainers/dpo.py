@@ -181,7 +181,7 @@ def _train_round(course: _Course, number: int, before: Path | None, found: Round
     hyper, job = course.hyper, course.job
     whole = {"model": str(before), "sha256": None, "revision": None} if before and not hyper.lora_rank else {}
     desk = Desk(_within(job, course.folder(number), {**job.student, **whole}), hyper)
-    seed, model, lora = job.seed + number, desk.model, lora_config(hyper)
+    seed, model, lora = job.seed + number, desk.model, lora_config(hyper, desk.model)
     vocabulary = Vocabulary.of(desk.tokenizer)
     pairs, counts = make_pairs(found.preferences, model, desk.tokenizer, vocabulary, hyper.max_length)
     if not pairs:

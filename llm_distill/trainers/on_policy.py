@@ -133,7 +133,7 @@ def _answer(
 
     whole = {"model": str(warm), "sha256": None, "revision": None} if warm and not hyper.lora_rank else {}
     desk = Desk(replace(job, student={**job.student, **whole}), hyper)
-    rows, model, lora = desk.rows(), desk.model, lora_config(hyper)
+    rows, model, lora = desk.rows(), desk.model, lora_config(hyper, desk.model)
     if warm and lora is not None:
         model, lora = weights.with_trainable_adapter(model, str(warm)), None
     settings = desk.settings | settings

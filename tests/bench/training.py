@@ -136,7 +136,7 @@ def _bare(job: Any, tokenizer: Any, hyper: Any, times: list[float]) -> None:
         args = sft_loop.arguments(job.out, settings, 0, on_cpu=True)
         args.remove_unused_columns = True
         Offline(
-            model=model, args=args, train_dataset=data, processing_class=tokenizer, peft_config=lora_config(hyper),
+            model=model, args=args, train_dataset=data, processing_class=tokenizer, peft_config=lora_config(hyper, model),
             callbacks=[Clock()],
         ).train()  # fmt: skip
 
@@ -164,12 +164,13 @@ def _bare_on_policy(job: Any, tokenizer: Any, hyper: Any, times: list[float], an
     settings = vars(hyper) | {"learning_rate": hyper.rate, "activation_checkpointing": False, "beta": 0.5}
     plan = on_policy_loop.Rollouts(1.0, 1.0, answer, (), 0)
     prompts = [[{"role": m.role, "content": m.content} for m in sample.messages] for sample in job.samples]
+    model = weights.load_model(str(WEIGHTS), device="cpu")
     with loop.quiet():
         Offline(
-            model=weights.load_model(str(WEIGHTS), device="cpu"), teacher_model=teacher,
+            model=model, teacher_model=teacher,
             args=on_policy_loop.arguments(job.out, settings, plan, on_cpu=True),
             train_dataset=Dataset.from_dict({"prompt": prompts}), processing_class=tokenizer,
-            peft_config=lora_config(hyper), callbacks=[Clock()],
+            peft_config=lora_config(hyper, model), callbacks=[Clock()],
         ).train()  # fmt: skip
 
 

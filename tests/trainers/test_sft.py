@@ -207,6 +207,15 @@ def talks(count: int) -> list[Sample]:
     return made
 
 
+def test_a_family_with_a_recurrent_state_is_adapted_where_it_can_be(make_job: MakeJob, tmp_path: Path) -> None:
+    base = tiny("falcon_h1", tmp_path / "base", byte_level_tokenizer())
+    job = make_job(8, model=base)
+    sft(job, epochs=1)
+    adapted = {name.split(".")[-3] for name in safetensors.torch.load(learnt(job.out))}
+    assert adapted >= {"q_proj", "down_proj", "in_proj"}
+    assert "out_proj" not in adapted
+
+
 def test_all_turns_of_a_conversation_are_learnt(make_job: MakeJob) -> None:
     stories = {}
     for turns in ("last", "all"):
