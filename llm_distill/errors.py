@@ -2,7 +2,8 @@
 
     DistillError
     ├── UserError          the recipe, a file, a key or a model is wrong: one line, exit code 2, no traceback
-    │   └── Unreachable    nobody is there to be asked: wrong as it stands, and may be right in an hour
+    │   ├── Unreachable    nobody is there to be asked: wrong as it stands, and may be right in an hour
+    │   └── DiskFull       nothing can be written any more, whatever was asked for
     ├── FellShort          the work ended but owes something (budget, failed rows): one line, exit code 1
     ├── Interrupted        the user asked to stop: everything answered is kept, exit code 130
     ├── Unavailable        a call may succeed later: retried, then recorded as the row's reason
@@ -27,6 +28,10 @@ class UserError(DistillError):
 
 class Unreachable(UserError):
     """Nobody answers where a model should be."""
+
+
+class DiskFull(UserError):
+    """The disk ran out in the middle of training."""
 
 
 class FellShort(DistillError):

@@ -15,7 +15,7 @@ import msgspec
 
 from llm_distill import __version__, pipeline, store
 from llm_distill.collect import alone, collect
-from llm_distill.errors import FellShort, UserError
+from llm_distill.errors import DiskFull, FellShort, Unreachable, UserError
 from llm_distill.ledger import Ledger
 from llm_distill.recipe import Plan
 from llm_distill.records import Sampling, content_id
@@ -122,7 +122,7 @@ class Bench:
             try:
                 pipeline.do(job, "train")
             except UserError as error:
-                if not may_fail:
+                if not may_fail or isinstance(error, DiskFull | Unreachable):  # which other settings would meet as well
                     raise
                 # The recipe's own settings could be trained, so it is these that cannot: they diverge, or need more memory.
                 folder.save("evaluate", {"failed": str(error), "answers": "absent", "seconds": 0.0, "cost_usd": 0.0})

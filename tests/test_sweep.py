@@ -15,7 +15,7 @@ import pytest
 
 from llm_distill import store
 from llm_distill.cli_runs import folder_of
-from llm_distill.errors import FellShort, UserError
+from llm_distill.errors import DiskFull, FellShort, Unreachable, UserError
 from llm_distill.evals.selection import adjusted, expected
 from llm_distill.models.scripted import ScriptedModel
 from llm_distill.recipe import load
@@ -30,7 +30,7 @@ import json, os, re, signal
 from collections import Counter
 from pathlib import Path
 
-from llm_distill.errors import FellShort, UserError
+from llm_distill.errors import DiskFull, FellShort, Unreachable, UserError
 from llm_distill.models import Model
 from llm_distill.prices import FREE
 from llm_distill.records import Completion
@@ -52,7 +52,8 @@ def words(job, *, share: float = 0.3, rank: int = 4, stop_at: int = 0):
             os.kill(os.getpid(), signal.SIGKILL)
         if how == "kill later":
             return note("die", "when asked") or learn(job, share)
-        raise {"interrupt": KeyboardInterrupt, "short": FellShort}[how]("stopped by the test")
+        kinds = {"interrupt": KeyboardInterrupt, "short": FellShort, "disk": DiskFull, "nobody": Unreachable}
+        raise kinds[how]("stopped by the test")
     if rank > 9:
         raise UserError("train: the loss became nan at step 3.")
     learn(job, share)
@@ -184,7 +185,7 @@ def test_finds_the_best_and_hands_it_on(toy: Desk, monkeypatch: pytest.MonkeyPat
     assert not report["sweep"]["stale"]
 
 
-@pytest.mark.parametrize("how", ["kill", "kill later", "interrupt", "short"])
+@pytest.mark.parametrize("how", ["kill", "kill later", "interrupt", "short", "disk", "nobody"])
 def test_goes_on_after_a_stop(toy: Desk, how: str) -> None:
     over = {"train.share": {"low": 0.1, "high": 1}, "train.rank": {"low": 1, "high": 9}}
     whole = done(toy, recipe(toy, over, trials=7), where="whole")
@@ -197,7 +198,8 @@ def test_goes_on_after_a_stop(toy: Desk, how: str) -> None:
         process.communicate(timeout=120)
         assert process.returncode == -9
     else:
-        with pytest.raises(KeyboardInterrupt if how == "interrupt" else FellShort, match="stopped by the test"):
+        kinds = {"interrupt": KeyboardInterrupt, "short": FellShort, "disk": DiskFull, "nobody": Unreachable}
+        with pytest.raises(kinds[how], match="stopped by the test"):
             done(toy, path)
     assert len(lines(toy)) == 7
     half = json.loads(folder_of("job", toy.folder / "data").file("sweep.json").read_text(encoding="utf-8"))

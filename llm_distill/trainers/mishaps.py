@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from llm_distill.errors import UserError
+from llm_distill.errors import DiskFull, UserError
 from llm_distill.trainers.batch_check import preview
 from llm_distill.trainers.checkpoints import newest_whole
 from llm_distill.trainers.packing import Unit
@@ -40,7 +40,7 @@ def explained() -> Iterator[None]:
         if isinstance(raised, MemoryError) or (isinstance(raised, _OF_LIBRARIES) and _says(raised, _MEMORY)):
             raise UserError(_memory(raised)) from error
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or _says(error, _DISK):
-            raise UserError(_disk(error)) from error
+            raise DiskFull(_disk(error)) from error
         raise
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from llm_distill.errors import UserError
+from llm_distill.errors import DiskFull, UserError
 from llm_distill.trainers import TrainingJob, checkpoints
 from llm_distill.trainers.course import Desk, Lesson, stoppable, train
 from llm_distill.trainers.hyper import Hyperparameters
@@ -167,7 +167,7 @@ def test_a_disk_that_fills_keeps_the_last_checkpoint(make_job: MakeJob, tmp_path
     ],
 )
 def test_what_libraries_say_of_a_full_disk(raised: Exception) -> None:
-    with pytest.raises(UserError, match="train: the disk is full"), stoppable():
+    with pytest.raises(DiskFull, match="train: the disk is full"), stoppable():
         raise raised
 
 
