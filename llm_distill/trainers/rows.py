@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from llm_distill.errors import UserError
+from llm_distill.models.vocabulary import Vocabulary
 from llm_distill.records import Message, Sample
 
 #: The label of a token that is read but not learnt (PyTorch's `ignore_index`).
@@ -77,25 +78,35 @@ def make_rows(
     prompts = [render(tokenizer, s.messages) for s in samples]
     # A template writes its own BOS, so the tokenizer must not add another; plain text gets the tokenizer's usual one.
     prompt_ids = tokenizer(prompts, add_special_tokens=not chat)["input_ids"]
-    whole_ids = tokenizer(
-        [p + s.completion for p, s in zip(prompts, samples, strict=True)], add_special_tokens=not chat
-    )["input_ids"]
+    # A tokenizer's own blank is what a text that begins with one was read off: two of them nobody wrote.
+    own = " " if _puts_blank(tokenizer, prompts[0], prompt_ids[0], chat=chat) else ""
+    texts = [s.completion.removeprefix(own) or s.completion for s in samples]
+    whole_ids = tokenizer([p + t for p, t in zip(prompts, texts, strict=True)], add_special_tokens=not chat)[
+        "input_ids"
+    ]
     spelt_out = re.compile("|".join(map(re.escape, special_tokens(tokenizer))) or "(?!)")
     rows = []
-    for sample, prompt, whole in zip(samples, prompt_ids, whole_ids, strict=True):
+    for sample, text, prompt, whole in zip(samples, texts, prompt_ids, whole_ids, strict=True):
         if sample.row_id in completions:
             completion = list(completions[sample.row_id])
-        elif prompt == whole[: len(prompt)] and not spelt_out.search(sample.completion):
+        elif prompt == whole[: len(prompt)] and not spelt_out.search(text):
             completion = whole[len(prompt) :]
         else:
             # Either the text merges across the boundary, where generation could never merge, or it spells out a
             # special token, which must be learnt as the text it is.
-            completion = tokenizer(sample.completion, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+            completion = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         earlier = earlier_turns(tokenizer, sample, prompt, end) if turns == "all" else ()
         rows.append(Row(sample.row_id, [*prompt, *completion, end], len(prompt), earlier))
     if max_length is not None and (long := too_long(rows, max_length)):
         raise UserError(f"train: {' '.join(long)}")
     return rows
+
+
+def _puts_blank(tokenizer: Any, prompt: str, ids: Sequence[int], *, chat: bool) -> bool:
+    """Whether the tokenizer puts a blank before what follows a prompt, as Llama 2's and Mistral's do behind a special token."""
+    whole = tokenizer(f"{prompt}x", add_special_tokens=not chat)["input_ids"]
+    first = whole[len(ids) :][:1] if whole[: len(ids)] == ids else []
+    return any(Vocabulary.of(tokenizer).token(number).startswith(b" ") for number in first)
 
 
 def too_long(rows: Sequence[Row], max_length: int) -> tuple[str, str] | None:

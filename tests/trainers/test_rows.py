@@ -13,7 +13,7 @@ from llm_distill.records import Message, Sample
 from llm_distill.trainers.batch_check import check_batch, preview
 from llm_distill.trainers.lint import check_rows
 from llm_distill.trainers.rows import Row, end_token, make_rows, stop_ids
-from tests.models.conftest import TEMPLATE, byte_level_tokenizer, fallback_tokenizer
+from tests.models.conftest import TEMPLATE, blank_before, byte_level_tokenizer, fallback_tokenizer
 
 #: Writes its own BOS, trims what it is given, refuses a system turn, ends a turn with a token that is not eos.
 PARTICULAR = (
@@ -78,6 +78,17 @@ def test_a_row_is_the_prompt_of_inference_then_the_text_then_one_end(
     findings = check_rows([row], tokenizer, end)
     assert findings["trained_tokens"] == len(said) + 1
     assert row.labels == [-100] * row.prompt_tokens + said + [end]
+
+
+@pytest.mark.parametrize("text", ["good", " good"])
+def test_a_tokenizers_own_blank_is_not_put_before_that_of_a_text(text: str) -> None:
+    """Llama 2's and Mistral's: what such a model says begins with the blank, and its student says the same."""
+    tokenizer = blank_before()
+    (row,) = make_rows([Sample("r", (Message("user", "bad"),), text)], tokenizer, {1}, None)
+    assert tokenizer.convert_ids_to_tokens(row.input_ids[row.prompt_tokens :]) == ["▁good", "<eos>"]
+    tokenizer.chat_template = None
+    (row,) = make_rows([Sample("r", (Message("user", "bad"),), text)], tokenizer, {1}, None)
+    assert tokenizer.decode(row.input_ids[:-1], skip_special_tokens=True).strip() == "bad" + text
 
 
 def test_the_end_is_the_turns_end_where_generation_stops_there() -> None:
