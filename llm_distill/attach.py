@@ -129,8 +129,10 @@ def as_read(
 
 def _behind(prompt: list[int], asked: str, text: str, tokenizer: Any, vocabulary: Vocabulary) -> list[int] | None:
     """The ids of an answer with the blank that some tokenizers put before any text that follows a special token, and which
-    their models therefore say; None elsewhere.
+    their models therefore say; None elsewhere, also where the text begins with it.
     """
+    if text.startswith(" "):
+        return None
     whole: list[int] = tokenizer(asked + text, add_special_tokens=False)["input_ids"]
     ids = whole[len(prompt) :]
     spelt = b"".join(map(vocabulary.token, ids))
