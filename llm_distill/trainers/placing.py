@@ -248,7 +248,8 @@ def _mend(
             if text is None:
                 to[i] = bridge.end
             else:
-                to[i] = first_token(lead + text, len(lead) + sure, bridge.student) if text else -1
+                ahead = b"" if text.startswith(lead) else lead
+                to[i] = first_token(ahead + text, len(ahead) + sure, bridge.student) if text else -1
     longest = max(map(len, bridge.stops), default=1)
     for p, begin in enumerate(begins.tolist() if longest > 1 else ()):
         # The text before may have begun a stop string: what completes it would have cut the text further back.
