@@ -104,6 +104,9 @@ class Desk:
             self.model = quantised.load(self.where, kind, str(self.device))
         else:
             self.model = weights.load_model(*self.where, dtype=kind, device=str(self.device))
+        # A padding token that was added to the tokenizer alone: nobody learns from it, but it is looked up all the same.
+        if (self.tokenizer.pad_token_id or 0) >= self.model.get_input_embeddings().weight.shape[0]:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
 
     def rows(
         self,

@@ -216,6 +216,16 @@ def test_a_family_with_a_recurrent_state_is_adapted_where_it_can_be(make_job: Ma
     assert "out_proj" not in adapted
 
 
+def test_padding_that_the_model_has_no_row_for(make_job: MakeJob, tmp_path: Path) -> None:
+    tokenizer = byte_level_tokenizer()
+    base = tiny("llama", tmp_path / "base", tokenizer)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(base)
+    job = make_job(8, model=base)
+    sft(job, epochs=1, batch_size=4)
+    assert curve(job.out)
+
+
 def test_all_turns_of_a_conversation_are_learnt(make_job: MakeJob) -> None:
     stories = {}
     for turns in ("last", "all"):
