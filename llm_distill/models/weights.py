@@ -36,10 +36,15 @@ def loadable(reference: str) -> str:
     return reference
 
 
-def prepare(reference: str, sha256: str | None = None, revision: str | None = None) -> str:
+def prepare(
+    reference: str,
+    sha256: str | None = None,
+    revision: str | None = None,
+    files: tuple[str, ...] = ("*.safetensors", "*.index.json", *DESCRIPTION),
+) -> str:
     """The folder that these weights are in: its own, what a .gguf was converted into, or what the hub sent.
 
-    The first use of a .gguf converts it and the first use of a hub id downloads it.
+    The first use of a .gguf converts it and the first use of a hub id downloads it, or of that the `files` that are wanted.
     """
     path = Path(reference).expanduser()
     content = fingerprint(reference, sha256, revision)
@@ -49,7 +54,7 @@ def prepare(reference: str, sha256: str | None = None, revision: str | None = No
         with _one_line(reference, *gguf.BROKEN):
             return str(gguf.converted(path, content, cache() / "weights"))
     with _one_line(reference):
-        return hub.downloaded(reference, revision, ("*.safetensors", "*.index.json", *DESCRIPTION))
+        return hub.downloaded(reference, revision, files)
 
 
 def fingerprint(reference: str, sha256: str | None = None, revision: str | None = None) -> str:
@@ -105,8 +110,8 @@ def sign_adapter(adapter: str, reference: str, sha256: str | None = None, revisi
 
 
 def load_tokenizer(reference: str, sha256: str | None = None, revision: str | None = None) -> Any:
-    """The tokenizer, with its chat template if it has one."""
-    place = prepare(reference, sha256, revision)
+    """The tokenizer, with its chat template if it has one. Of a hub id no weights are fetched: a server may have them alone."""
+    place = prepare(reference, sha256, revision, DESCRIPTION)
     with _one_line(reference):
         from transformers import AutoTokenizer
 

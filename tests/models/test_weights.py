@@ -4,7 +4,8 @@ import hashlib
 import json
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +173,7 @@ def adapter_alone(folder: Path) -> str:
     ],
 )
 def test_a_wrong_reference_is_one_line(
-    tmp_path: Path, reference: Callable[[Path], str], pins: dict[str, str], message: str
+    tmp_path: Path, reference: Callable[[Path], str], pins: dict[str, Any], message: str
 ) -> None:
     folder = tmp_path / "given"
     folder.mkdir()
@@ -301,6 +302,22 @@ def test_a_folder_that_is_no_adapter(llama: Path, adapter: Path) -> None:
     (adapter / "adapter_model.safetensors").unlink()
     with pytest.raises(UserError, match=r"found no adapter_model.safetensors there"):
         weights.load_model(str(llama), adapter=str(adapter))
+
+
+def test_a_tokenizer_comes_from_the_hub_without_weights(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of a teacher behind a server, whose weights may not fit this machine."""
+    fetched: list[str] = []
+
+    def downloaded(_name: str, _revision: str | None, patterns: Sequence[str]) -> str:
+        fetched.extend(patterns)
+        return str(llama)
+
+    monkeypatch.setattr(hub, "downloaded", downloaded)
+    assert weights.load_tokenizer("org/large").chat_template
+    assert not any(fnmatch("model-00001-of-00030.safetensors", pattern) for pattern in fetched)
+    assert any(fnmatch("tokenizer.json", pattern) for pattern in fetched)
+    weights.load_model("org/large", device="cpu")
+    assert any(fnmatch("model-00001-of-00030.safetensors", pattern) for pattern in fetched)
 
 
 def test_what_the_hub_does_not_show_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
