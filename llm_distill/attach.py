@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -175,7 +177,17 @@ def _reader(model: Model) -> tuple[Any, set[int]]:
     tokenizer = model.tokenizer()
     if isinstance(model, OpenAIModel) and model.tokenizer_named:
         tokenizer = weights.load_tokenizer(model.tokenizer_named)
-    return tokenizer, {tokenizer.eos_token_id} - {None}
+    return tokenizer, _stops(tokenizer)
+
+
+def _stops(tokenizer: Any) -> set[int]:
+    """The ids at which a served model stops, by what lies beside its tokenizer: Gemma's and Phi's turns do not end in its EOS."""
+    found = {tokenizer.eos_token_id}
+    for name in ("generation_config.json", "config.json"):
+        if (file := Path(tokenizer.name_or_path) / name).is_file():
+            ends = json.loads(file.read_text("utf-8")).get("eos_token_id")
+            found |= {*ends} if isinstance(ends, list) else {ends}
+    return found - {None}
 
 
 def _name(model: Model) -> str:

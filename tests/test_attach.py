@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -270,6 +271,20 @@ def test_a_server_reads_as_weights_here_do(desk: Desk, chat: Path, vllm: tuple[s
     assert there.top_ids.tolist() == here.top_ids.tolist()
     assert len(state["bodies"]) == len(TEXTS) + 1, "the busy one is asked again"
     assert {body["max_tokens"] for body in state["bodies"]} == {1}
+
+
+def test_a_served_model_ends_its_turns_where_its_own_settings_say(
+    desk: Desk, chat: Path, vllm: tuple[str, dict[str, Any]]
+) -> None:
+    """As Gemma and Phi do: the template's end of a turn is one of several ends, and not the tokenizer's EOS."""
+    here = shutil.copytree(chat, desk.folder / "chat")
+    tokenizer = weights.load_tokenizer(str(here))
+    end, tokenizer.eos_token = tokenizer.eos_token_id, "<|endoftext|>"
+    tokenizer.save_pretrained(here)
+    (here / "generation_config.json").write_text(json.dumps({"eos_token_id": [tokenizer.eos_token_id, end]}))
+    run = folder(desk.here(served(desk, vllm[0], here)))
+    for batch in batches(run.file("logprobs.parquet")):
+        assert all(batch.ids[last - 1] == end for last in batch.offsets[1:])
 
 
 def test_a_token_without_a_number_leaves_its_row_without(
