@@ -156,7 +156,9 @@ class Gold:
         whole = len(ours) == len(answer) - ended
         while (data := b"".join(map(self._ours.token, ours))) and not is_text(data):
             ours, whole = ours[:-1], False
-        theirs = self._tokenizer(data.decode(), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        theirs = self._spelt(data.decode())
+        if data.startswith(b" ") and b"".join(map(self._theirs.token, theirs)) == b" " + data:
+            theirs = self._spelt(data[1:].decode())  # the blank is the one that its tokenizer puts before any text
         spans = _spans([self._theirs.token(token) for token in theirs], data)
         if spans is None:  # a tokenizer that normalises text reads another one
             return Read((), (), (), ())
@@ -165,6 +167,9 @@ class Gold:
             end = (len(data), len(data))
             return Read((*ours, answer[-1]), (*our_spans, end), (*theirs, self._end), (*spans, end))
         return Read(tuple(ours), tuple(our_spans), tuple(theirs), tuple(spans))
+
+    def _spelt(self, text: str) -> list[int]:
+        return list(self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from llm_distill.trainers import TrainingJob
 from llm_distill.trainers.gold import Gold, _equal, _spans, digits, gold
 from llm_distill.trainers.hyper import Hyperparameters
 from llm_distill.trainers.on_policy import OnPolicy
-from tests.models.conftest import byte_level_tokenizer, fallback_tokenizer, lora, tiny
+from tests.models.conftest import blank_before, byte_level_tokenizer, fallback_tokenizer, lora, tiny
 from tests.trainers.conftest import reviews, sft
 from tests.trainers.test_gkd import jsd, plug
 from tests.trainers.test_sft import curve, learnt
@@ -117,6 +117,14 @@ def test_an_answer_is_read_up_to_what_is_no_text(student: Path, foreign: Path) -
     assert judge._read([*ids("good"), tokenizer.bos_token_id, *ids("bad"), end]).ours == tuple(ids("good"))
     assert judge._read([end]).theirs == (fallback_tokenizer().eos_token_id,), "nothing but an end"
     assert judge._read(ids("good")).ours == tuple(ids("good")), "cut off: no end to compare"
+
+
+def test_a_blank_that_the_teachers_tokenizer_puts_is_the_answers(student: Path, foreign: Path) -> None:
+    tokenizer, theirs = byte_level_tokenizer(), blank_before()
+    judge = teaching(foreign, theirs, student, reviews(1))
+    for text in (" good", "good"):
+        read = judge._read(tokenizer(text, add_special_tokens=False)["input_ids"])
+        assert theirs.convert_ids_to_tokens(list(read.theirs)) == ["▁good"]
 
 
 def test_tokens_are_equal_by_their_bytes() -> None:
