@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ from llm_distill import store
 from llm_distill.errors import FellShort, UserError
 from llm_distill.export import agreement, gguf_file, merged, road
 from llm_distill.export.gguf_types import kinds
-from llm_distill.export.student import find
+from llm_distill.export.student import Student, find
 from llm_distill.models import weights
 from llm_distill.models.transformers_local import TransformersModel
 from llm_distill.trainers.rows import stop_ids
@@ -172,6 +173,19 @@ def test_nothing_of_an_export_says_where_it_was_made(run: store.RunFolder, tmp_p
         for file in out.rglob("*"):
             if file.is_file():
                 assert not [place for place in here if place.encode() in file.read_bytes()], file
+
+
+@pytest.mark.parametrize("kind", ["run", "whole"])
+def test_vllm_finds_how_pictures_would_be_read(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gemma 3 from 4B on is of a family that reads some, and vLLM does not start without."""
+    run = request.getfixturevalue(kind)
+    base = shutil.copytree(find(run).where[0], tmp_path / "base")
+    (base / "preprocessor_config.json").write_text("{}")
+    monkeypatch.setattr(Student, "where", property(lambda _self: (str(base), None, None)))
+    road.export(run, "vllm", tmp_path / "out")
+    assert (tmp_path / "out" / "preprocessor_config.json").read_text() == "{}"
 
 
 def test_a_vllm_folder_serves_on_loopback_alone(run: store.RunFolder, tmp_path: Path) -> None:

@@ -55,6 +55,8 @@ def write_merged(student: Student, out: Path, numbers: str = "auto") -> dict[str
             shutil.copytree(student.folder, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*_OF_TRAINING, ".*"))
             model.generation_config.save_pretrained(out)
         tokenizer.save_pretrained(out)
+        for file in Path(weights.prepare(*student.where)).glob(weights.PROCESSOR):
+            shutil.copyfile(file, out / file.name)
     _forget_here(out)
     return {"dtype": kind, "merged_in": "float32" if student.is_adapter else None, "end_token_id": end}
 

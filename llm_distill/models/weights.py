@@ -27,6 +27,8 @@ from llm_distill.records import content_id
 
 #: What decides a folder's answers besides its weights.
 DESCRIPTION = ("config.json", "generation_config.json", "tokenizer*", "*_token*.json", "vocab*", "merges*", "chat_*")
+#: What says how pictures are read: nothing here reads any, but vLLM starts no family that can without it.
+PROCESSOR = "*processor_config.json"
 
 
 def loadable(reference: str) -> str:
@@ -40,11 +42,10 @@ def prepare(
     reference: str,
     sha256: str | None = None,
     revision: str | None = None,
-    files: tuple[str, ...] = ("*.safetensors", "*.index.json", *DESCRIPTION),
+    files: tuple[str, ...] = ("*.safetensors", "*.index.json", PROCESSOR, *DESCRIPTION),
 ) -> str:
-    """The folder that these weights are in: its own, what a .gguf was converted into, or what the hub sent.
-
-    The first use of a .gguf converts it and the first use of a hub id downloads it, or of that the `files` that are wanted.
+    """The folder that these weights are in: its own, what a .gguf was converted into on its first use, or what the hub sent of
+    the `files` that are wanted.
     """
     path = Path(reference).expanduser()
     content = fingerprint(reference, sha256, revision)

@@ -317,7 +317,8 @@ def test_a_tokenizer_comes_from_the_hub_without_weights(llama: Path, monkeypatch
     assert not any(fnmatch("model-00001-of-00030.safetensors", pattern) for pattern in fetched)
     assert any(fnmatch("tokenizer.json", pattern) for pattern in fetched)
     weights.load_model("org/large", device="cpu")
-    assert any(fnmatch("model-00001-of-00030.safetensors", pattern) for pattern in fetched)
+    for name in ("model-00001-of-00030.safetensors", "preprocessor_config.json", "processor_config.json"):
+        assert any(fnmatch(name, pattern) for pattern in fetched)
 
 
 def test_what_the_hub_does_not_show_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
