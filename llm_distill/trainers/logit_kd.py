@@ -23,7 +23,7 @@ from llm_distill.trainers.calibrate import calibrated
 from llm_distill.trainers.calibration_evidence import Calibrating
 from llm_distill.trainers.course import Desk, Lesson, stoppable, train
 from llm_distill.trainers.hyper import Count, Hyperparameters
-from llm_distill.trainers.rows import Row
+from llm_distill.trainers.rows import Row, lead, render
 from llm_distill.trainers.soft_targets import SoftTargets
 from llm_distill.trainers.sparse_kd import Divergence
 
@@ -166,7 +166,10 @@ def aligned(desk: Desk, most_undefined: float = 0.1) -> tuple[list[Row], list[Ta
     if path is None or not path.exists():
         raise UserError(f"train.logit_kd: the teacher's answers came without logprobs; {WITHOUT_LOGPROBS}")
     stop = job.sampling.stop if job.sampling else ()
-    known, student = vocabularies_of(job.models, token_bytes(path)), StudentTokens(desk.tokenizer)
+    known, ahead = vocabularies_of(job.models, token_bytes(path)), b""
+    if job.samples:
+        ahead = lead(desk.tokenizer, render(desk.tokenizer, job.samples[0].messages)).encode()
+    student = StudentTokens(desk.tokenizer, ahead)
     shared = [name for name, vocabulary in known.items() if same_vocabulary(vocabulary, student.vocabulary).same]
     heard = hear(path, job.samples, stop, known)
     rows = desk.rows(heard.sampled(student, shared))

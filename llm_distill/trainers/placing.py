@@ -98,8 +98,8 @@ class _Spans:
 def sampled(told: Told, student: StudentTokens) -> list[int] | None:
     """The ids that the teacher sampled, for a row of a student that has its vocabulary: text tokenised again need not be them.
 
-    A token that reaches over either end of the text is in its place what the student makes of the part within; None where it
-    can make nothing of it.
+    A token that reaches over either end of the text is in its place what the student makes of the part within, but for the
+    blank that its tokenizer puts before any text; None where it can make nothing of it.
     """
     parts = _sampled(told, student)
     return None if parts is None else [number for ids, _, _ in parts for number in ids]
@@ -110,7 +110,9 @@ def _sampled(told: Told, student: StudentTokens) -> list[tuple[Sequence[int], in
     numbers, parts = told.ids[told.chosen].tolist(), list[tuple[Sequence[int], int, int]]()
     for place in range(told.first, told.after):
         begin, end = max(int(told.begins[place]), 0), min(int(told.ends[place]), len(told.text))
-        if end - begin == told.ends[place] - told.begins[place]:
+        ahead = begin - int(told.begins[place])
+        own = student.vocabulary.token(numbers[place])[:ahead] == student.lead[:ahead] and ahead <= len(student.lead)
+        if own and end == told.ends[place]:
             parts.append(([numbers[place]], place, begin))
         elif (ids := student.ids(told.text[begin:end])) is not None:
             parts.append((ids, place, begin))
@@ -127,13 +129,14 @@ def by_ids(row: Row, told: Told, bridge: Bridge, *, most_undefined: float) -> Pl
         raise ValueError(f"row {row.row_id} is not made of the ids that its teacher sampled")
     at, begins, ends = list[int](), list[int](), list[int]()
     for ids, place, begin in parts:
-        whole = len(ids) == 1 and told.begins[place] >= 0 and told.ends[place] <= len(told.text)
-        lengths = [int(told.ends[place] - told.begins[place])] if whole else student.lengths(ids)
+        whole = list(ids) == [told.ids[told.chosen[place]]]
+        lengths = [int(told.ends[place]) - begin] if whole else student.lengths(ids)
         at += [place] + [-1] * (len(ids) - 1)
         begins += [begin + sum(lengths[:i]) for i in range(len(ids))]
         ends += [begin + sum(lengths[: i + 1]) for i in range(len(ids))]
     size = len(told.text)
-    spans = _Spans(np.array([*at, _end(told)]), np.array([*begins, size]), np.array([*ends, size]))
+    lead = before(told.text, student.spell(trained[:-1])) or b""
+    spans = _Spans(np.array([*at, _end(told)]), np.array([*begins, size]), np.array([*ends, size]), lead)
     return _place(row, told, bridge, spans, most_undefined)
 
 

@@ -79,7 +79,7 @@ def make_rows(
     # A template writes its own BOS, so the tokenizer must not add another; plain text gets the tokenizer's usual one.
     prompt_ids = tokenizer(prompts, add_special_tokens=not chat)["input_ids"]
     # A tokenizer's own blank is what a text that begins with one was read off: two of them nobody wrote.
-    own = " " if _puts_blank(tokenizer, prompts[0], prompt_ids[0], chat=chat) else ""
+    own = lead(tokenizer, prompts[0])
     texts = [s.completion.removeprefix(own) or s.completion for s in samples]
     whole_ids = tokenizer([p + t for p, t in zip(prompts, texts, strict=True)], add_special_tokens=not chat)[
         "input_ids"
@@ -102,11 +102,14 @@ def make_rows(
     return rows
 
 
-def _puts_blank(tokenizer: Any, prompt: str, ids: Sequence[int], *, chat: bool) -> bool:
-    """Whether the tokenizer puts a blank before what follows a prompt, as Llama 2's and Mistral's do behind a special token."""
-    whole = tokenizer(f"{prompt}x", add_special_tokens=not chat)["input_ids"]
+def lead(tokenizer: Any, prompt: str) -> str:
+    """What the tokenizer puts before the answer to a prompt: a blank, as Llama 2's and Mistral's do behind a special token, or
+    nothing.
+    """
+    special = {"add_special_tokens": not tokenizer.chat_template}
+    ids, whole = tokenizer(prompt, **special)["input_ids"], tokenizer(f"{prompt}x", **special)["input_ids"]
     first = whole[len(ids) :][:1] if whole[: len(ids)] == ids else []
-    return any(Vocabulary.of(tokenizer).token(number).startswith(b" ") for number in first)
+    return " " if any(Vocabulary.of(tokenizer).token(number).startswith(b" ") for number in first) else ""
 
 
 def too_long(rows: Sequence[Row], max_length: int) -> tuple[str, str] | None:

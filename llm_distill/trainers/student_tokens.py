@@ -18,9 +18,13 @@ _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 class StudentTokens:
-    """Bytes -> token ids of a student, each text tokenised once. The bytes of the ids are the text's, or there are none."""
+    """Bytes -> token ids of a student, each text tokenised once. The bytes of the ids are the text's, or there are none.
 
-    def __init__(self, tokenizer: Any) -> None:
+    lead: what its tokenizer puts before an answer (see `rows.lead`).
+    """
+
+    def __init__(self, tokenizer: Any, lead: bytes = b"") -> None:
+        self.lead = lead
         self.vocabulary = Vocabulary.of(tokenizer)
         self._tokenizer = tokenizer
         self._known: dict[bytes, tuple[int, ...] | None] = {b"": ()}

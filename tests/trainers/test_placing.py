@@ -311,6 +311,13 @@ def test_that_blank_is_none_of_the_text(ahead: bytes, folder: Path) -> None:
     heard = case.heard()
     _, alignment = teach([case.row()], heard, case.student, (), most_undefined=1)
     assert alignment.by_bytes == 1, alignment.without
+    # With the teacher's own ids, those that it said stay as they are.
+    own, v = blank_before(), Vocabulary.of(blank_before())
+    good, bad, the, end = (own.convert_tokens_to_ids(token) for token in ("▁good", "▁bad", "▁the", "<eos>"))
+    said = Said([good, bad, end], [{good: 0.5, bad: 0.25, the: 0.125}, {bad: 0.5}, {end: 0.5}])
+    case = Case(folder, own, said, sample("good bad"), (), v)
+    assert case.heard().sampled(case.student, {"model"}) == {"r": [good, bad]}
+    assert case.shown(ids=True) == [{b" good": 0.5, b" bad": 0.25, b" the": 0.125}, {b" bad": 0.5}, {b"END": 0.5}]
     # The blank may be a token by itself, and then what follows it begins no text.
     apart = Case(folder, blank_before(), Said([ahead + b"2", b""], [{ahead + b"2": 0.5}, {b"": 0.5}]), sample("2"))
     assert apart.shown() == [None, None, {b"END": 0.5}]

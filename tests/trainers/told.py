@@ -16,7 +16,7 @@ from llm_distill.models.vocabulary import Vocabulary
 from llm_distill.records import Answer, Message, Prompt, Sample, Status
 from llm_distill.trainers.heard import Heard, hear
 from llm_distill.trainers.placing import Placed, by_bytes, by_ids
-from llm_distill.trainers.rows import Row, end_token, make_rows
+from llm_distill.trainers.rows import Row, end_token, lead, make_rows, render
 from llm_distill.trainers.student_tokens import StudentTokens, bridge
 
 MESSAGES = (Message("user", "the film was good\nLabel:"),)
@@ -118,5 +118,8 @@ _KNOWN: dict[int, tuple[Any, StudentTokens]] = {}
 def known(tokenizer: Any) -> StudentTokens:
     """One for each tokenizer: what it has tokenised once it knows."""
     if id(tokenizer) not in _KNOWN:
-        _KNOWN[id(tokenizer)] = tokenizer, StudentTokens(tokenizer)
+        _KNOWN[id(tokenizer)] = (
+            tokenizer,
+            StudentTokens(tokenizer, lead(tokenizer, render(tokenizer, MESSAGES)).encode()),
+        )
     return _KNOWN[id(tokenizer)][1]
