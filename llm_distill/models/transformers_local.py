@@ -58,7 +58,7 @@ class TransformersModel(Model):
 
     def preflight(self) -> None:
         """Find the weights, check a .gguf's hash, and convert it if that was never done here."""
-        weights.prepare(self._model, **self._pins)
+        weights.prepare(self._model, self._pins["sha256"], self._pins["revision"])
 
     def disk_bytes(self) -> int:
         """Of its weights, tokenizer and adapter."""
