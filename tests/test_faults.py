@@ -208,6 +208,12 @@ def test_a_paid_answer_is_kept_whatever_stands_beside_it(body: bytes) -> None:
     assert (answer.text, answer.status, answer.prompt_tokens, answer.completion_tokens) == ("fine", "ok", 3, 1)
 
 
+@pytest.mark.parametrize("count", [-1, 1 << 31, 1 << 63, 1e30])
+def test_a_count_that_no_request_has_is_unknown_and_reaches_no_account(count: float) -> None:
+    answer = completion(_body(_FINE, usage={"prompt_tokens": count, "completion_tokens": 1}))
+    assert (answer.text, answer.status, answer.prompt_tokens, answer.completion_tokens) == ("fine", "ok", None, 1)
+
+
 @pytest.mark.parametrize("reason", ["error", "abort", "insufficient_system_resource", "tool_calls", "stop"])
 def test_what_broke_off_or_is_empty_is_no_answer(reason: str) -> None:
     text = "half an ans" if reason in ("error", "abort", "insufficient_system_resource") else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from functools import lru_cache
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
 import msgspec
 
@@ -38,15 +38,20 @@ class _Choice(msgspec.Struct, Generic[_Given]):
     token_ids: Any = None  # vLLM: the sampled ids
 
 
+#: Tokens of one request: what is below nothing, or no table can hold, is no count, and must not reach an account.
+_MOST = 1 << 31
+_Count = Annotated[int, msgspec.Meta(ge=0, lt=_MOST)]
+
+
 class _PromptDetails(msgspec.Struct):
-    cached_tokens: int | None = None
-    cache_write_tokens: int | None = None
+    cached_tokens: _Count | None = None
+    cache_write_tokens: _Count | None = None
 
 
 class _Usage(msgspec.Struct):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    total_tokens: int | None = None
+    prompt_tokens: _Count | None = None
+    completion_tokens: _Count | None = None
+    total_tokens: _Count | None = None
     prompt_tokens_details: _PromptDetails | None = None
 
     @property
@@ -125,7 +130,8 @@ def _mended(value: Any) -> Body[Any]:
     choices = [_mended_choice(c) for c in value.get("choices") or () if isinstance(c, dict)]
     given = value.get("usage")
     usage = given if isinstance(given, dict) else {}
-    counts = {k: int(n) for k, n in usage.items() if isinstance(n, int | float) and not isinstance(n, bool)}
+    numbers = {k: n for k, n in usage.items() if isinstance(n, int | float) and not isinstance(n, bool)}
+    counts = {k: int(n) for k, n in numbers.items() if 0 <= n < _MOST}
     texts = {k: str(value[k]) for k in ("model", "system_fingerprint") if value.get(k) is not None}
     whole = {"choices": choices, "usage": counts, "error": value.get("error"), **texts}
     try:
