@@ -135,7 +135,7 @@ class MockApi:
         self.delivered.setdefault(prompt, time.monotonic())
         if fault == "text_plain":
             return web.Response(text=json.dumps(whole))
-        return web.json_response(whole, headers=headers)
+        return web.json_response(whole, headers=headers, status=201 if fault == "created" else 200)
 
     async def _events(self, request: web.Request, whole: dict[str, Any]) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})

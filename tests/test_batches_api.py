@@ -98,13 +98,13 @@ def test_a_file_is_full_at_whichever_limit_comes_first(sizes: list[int], max_req
 
 def _said(key: str, text: str = "yes", status: int = 200) -> bytes:
     choice = {"message": {"content": text}, "finish_reason": "stop"}
-    body = {"choices": [choice]} if status == 200 else {"error": {"message": "no", "code": "why"}}
+    body = {"choices": [choice]} if status < 300 else {"error": {"message": "no", "code": "why"}}
     response = {"status_code": status, "body": body}
     return json.dumps({"id": "x", "custom_id": key, "response": response, "error": None}).encode() + b"\n"
 
 
 @given(
-    st.lists(st.sampled_from(["answer", "429", "400", "expired", "missing"]), min_size=1, max_size=30),
+    st.lists(st.sampled_from(["answer", "201", "429", "400", "expired", "missing"]), min_size=1, max_size=30),
     st.lists(st.sampled_from([b"\n", b"\xff\xfe\n", b"[]\n", b'{"custom_id": 1}\n', b'{"custom_id":"k0","resp'])),
     st.booleans(),
     st.randoms(),
@@ -123,12 +123,12 @@ def test_each_line_speaks_of_its_own_row(
     chance.shuffle(lines)
     stray: Counter[str] = Counter()
     found = dict(outcomes(lines, keys, stray))
-    kinds = {"answer": Completion, "429": Unavailable, "400": Rejected, "expired": Unavailable}
+    kinds = {"answer": Completion, "201": Completion, "429": Unavailable, "400": Rejected, "expired": Unavailable}
     assert {k: type(o) for k, o in found.items()} == {
         k: kinds[f] for k, f in zip(keys, fates, strict=True) if f != "missing"
     }
     assert all(o.text == f"to {k}" for k, o in found.items() if isinstance(o, Completion))
-    final = sum(fate in ("answer", "400") for fate in fates)
+    final = sum(fate in ("answer", "201", "400") for fate in fates)
     assert stray["unknown"] == 1
     assert stray["repeated"] == (final if twice else 0)
     assert stray["unreadable"] == sum(bool(j.strip()) for j in junk)

@@ -92,8 +92,9 @@ def test_a_nan_among_the_logprobs_costs_the_row_its_logprobs_only(api: MockApi, 
     ]
 
 
-def test_a_body_is_read_whatever_it_says_it_is(api: MockApi, tmp_path: Path) -> None:
-    api.faults = {p: ["text_plain"] for p in PROMPTS[:5]}
+@pytest.mark.parametrize("said", ["text_plain", "created"])
+def test_a_body_is_read_whatever_it_says_it_is(api: MockApi, tmp_path: Path, said: str) -> None:
+    api.faults = {p: [said] for p in PROMPTS[:5]}
     tally, entries = ask_mock(api, tmp_path / "l", PROMPTS[:5])
     assert [e and e.text for e in entries] == [label_of(p) for p in PROMPTS[:5]]
     assert tally.retried == 0

@@ -87,7 +87,7 @@ def _outcome(read: _Line, seconds: float) -> Outcome:
         error = read.error or _Error()
         return Unavailable(f"{error.code or 'no response'}: {error.message or ''}".strip().removesuffix(":"))
     status, body = read.response.status_code, bytes(read.response.body)
-    if status == 200:
+    if 200 <= status < 300:
         try:
             return wire.completion(body, seconds)
         except Unavailable as error:

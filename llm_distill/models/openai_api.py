@@ -232,7 +232,7 @@ class OpenAIModel(Model):
             raise Unavailable(f"connection: {type(error).__name__}", billed=True) from None
         if "x-ratelimit-remaining-requests" in response.headers or "x-ratelimit-remaining-tokens" in response.headers:
             self.pace.heed(response.headers)
-        if response.status != 200:
+        if not 200 <= response.status < 300:  # some gateways call what they made 201, or 203 what they changed
             await self._refused(response.status, response.headers.get("Retry-After"), answer, request)
         self._answered = True
         seconds = time.perf_counter() - start
