@@ -23,7 +23,7 @@ LOW = 0.1
 #: Longest wait that a header's reset is believed for.
 RESET_CAP_S = 120.0
 
-_DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m(?!s))?(?:([\d.]+)s)?(?:([\d.]+)ms)?")
+_DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d*)?|\.\d+)s)?(?:(\d+(?:\.\d*)?|\.\d+)ms)?")
 
 
 class _Rate:

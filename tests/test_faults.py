@@ -19,8 +19,9 @@ import pytest
 from llm_distill.ask import ask
 from llm_distill.errors import FellShort, Interrupted, Unavailable, UserError
 from llm_distill.ledger import Ledger
-from llm_distill.limits import Budget, Limits
+from llm_distill.limits import Budget, Limits, backoff_s
 from llm_distill.models import Model
+from llm_distill.models.refusals import retry_after_s
 from llm_distill.models.wire import completion
 from llm_distill.records import Completion, Request, Sampling
 from tests.conftest import Desk
@@ -179,6 +180,18 @@ def test_a_run_says_how_long_it_waits_when_stopped(desk: Desk) -> None:
         out, err = process.communicate(timeout=30)
         assert "waiting up to 7 s" in err
         assert json.loads(out.splitlines()[-1])["status"] == "interrupted"
+
+
+@pytest.mark.parametrize(
+    "said", ["nan", "1e400", "soon", "Wed, 21 Oct 2015 07:28:00 -0000", "Wed, 21 Oct 99999999999999999999 07:28:00 GMT"]
+)
+def test_a_wait_that_is_none_is_not_kept(said: str) -> None:
+    wait_s = retry_after_s(said)
+    assert backoff_s(1, wait_s) <= 1.0
+
+
+def test_a_wait_may_be_a_date_and_over() -> None:
+    assert backoff_s(1, retry_after_s("Wed, 21 Oct 2015 07:28:00 GMT")) <= 0.1
 
 
 def test_limits_are_plain_values() -> None:

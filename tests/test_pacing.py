@@ -21,7 +21,7 @@ from tests.test_ask import ask_mock, model_of, requests_for
 @pytest.mark.parametrize(
     ("text", "expected"),
     [("1s", 1.0), ("6m0s", 360.0), ("120ms", 0.12), ("1h2m3.5s", 3723.5), ("7.66s", 7.66), ("0.5", 0.5), ("soon", None),
-     ("", None)],
+     ("", None), ("1.2.3s", None), (".s", None)],
 )  # fmt: skip
 def test_durations_as_providers_write_them(text: str, expected: float | None) -> None:
     assert seconds(text) == (None if expected is None else pytest.approx(expected))

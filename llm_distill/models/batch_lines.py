@@ -13,7 +13,7 @@ import msgspec
 
 from llm_distill.errors import Rejected, Unavailable
 from llm_distill.models import wire
-from llm_distill.models.openai_api import RETRYABLE
+from llm_distill.models.refusals import RETRYABLE
 from llm_distill.models.wire_logprobs import without_nan
 from llm_distill.records import Completion
 

@@ -10,8 +10,6 @@ import asyncio
 import os
 import time
 from collections.abc import Mapping
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 from urllib.parse import urlsplit
@@ -22,7 +20,7 @@ from pydantic import Field
 
 from llm_distill.counting import counter
 from llm_distill.errors import Rejected, Unavailable, Unreachable, UserError, did_you_mean
-from llm_distill.models import Model, streaming, wire
+from llm_distill.models import Model, refusals, streaming, wire
 from llm_distill.models.vocabulary import Vocabulary
 from llm_distill.models.vocabulary_files import read_vocabulary
 from llm_distill.models.wire_process import Reading
@@ -40,12 +38,6 @@ _PACES: dict[Any, Pace] = {}
 _READ_BYTES = 1 << 20
 #: What no proxy can reach.
 _THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
-#: Worth another try: time-outs, conflicts, rate limits and the server's own troubles (529: overloaded).
-RETRYABLE = {408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529}
-#: Of these, what says that there are too many requests now.
-_CROWDED = {429, 503, 529}
-#: What a gateway says while the server behind it may still be at work.
-_PERHAPS_BILLED = {408, 502, 504, 520, 522, 524}
 
 
 class OpenAIModel(Model):
@@ -270,9 +262,10 @@ class OpenAIModel(Model):
                 f"{self._base_url} refuses answers.top_logprobs: {top} (HTTP {status}): {detail} Lower it to what the "
                 "endpoint allows, or remove it."
             )
-        if status in RETRYABLE:
-            crowded, billed = status in _CROWDED, status in _PERHAPS_BILLED
-            raise Unavailable(f"HTTP {status}: {detail}", retry_after_s(retry_after), crowded=crowded, billed=billed)
+        if status in refusals.RETRYABLE:
+            crowded, billed = status in refusals.CROWDED, status in refusals.PERHAPS_BILLED
+            wait_s = refusals.retry_after_s(retry_after)
+            raise Unavailable(f"HTTP {status}: {detail}", wait_s, crowded=crowded, billed=billed)
         raise Rejected(f"HTTP {status}: {detail}")
 
     async def _offered(self) -> str:
@@ -285,16 +278,3 @@ class OpenAIModel(Model):
         except (aiohttp.ClientError, OSError, msgspec.MsgspecError, LookupError, TypeError):
             return " Is base_url right? It usually ends in /v1."
         return did_you_mean(self._name, names)
-
-
-def retry_after_s(retry_after: str | None) -> float | None:
-    """Retry-After (RFC 9110, 10.2.3): seconds or a date."""
-    if not retry_after:
-        return None
-    try:
-        return float(retry_after)
-    except ValueError:
-        try:
-            return (parsedate_to_datetime(retry_after) - datetime.now(UTC)).total_seconds()
-        except (ValueError, TypeError):
-            return None

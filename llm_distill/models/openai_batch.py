@@ -17,7 +17,8 @@ from pydantic import Field
 
 from llm_distill.errors import DistillError, Rejected, Unavailable, UserError
 from llm_distill.models import Model, batch_lines, wire
-from llm_distill.models.openai_api import RETRYABLE, OpenAIModel, retry_after_s
+from llm_distill.models.openai_api import OpenAIModel
+from llm_distill.models.refusals import RETRYABLE, retry_after_s
 from llm_distill.plugs import SecretName, Weights
 from llm_distill.prices import Prices
 from llm_distill.records import Completion, Request

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from llm_distill.errors import Rejected, Unavailable, UserError
-from llm_distill.models.openai_api import RETRYABLE, OpenAIModel, retry_after_s
+from llm_distill.models.openai_api import OpenAIModel
+from llm_distill.models.refusals import RETRYABLE, retry_after_s
 from llm_distill.models.wire import detail
 
 #: A server keeps (tokens, vocabulary) in float32 for each, outside of what its memory profile knows (vllm issue 5907).

@@ -1,0 +1,26 @@
+"""What a provider means when it turns a request down: its statuses, and the wait that it asks for."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
+#: Worth another try: time-outs, conflicts, rate limits and the server's own troubles (529: overloaded).
+RETRYABLE = {408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529}
+#: Of these, what says that there are too many requests now.
+CROWDED = {429, 503, 529}
+#: What a gateway says while the server behind it may still be at work.
+PERHAPS_BILLED = {408, 502, 504, 520, 522, 524}
+
+
+def retry_after_s(retry_after: str | None) -> float | None:
+    """Retry-After (RFC 9110, 10.2.3): seconds or a date."""
+    if not retry_after:
+        return None
+    try:
+        return float(retry_after)
+    except ValueError:
+        try:
+            return (parsedate_to_datetime(retry_after) - datetime.now(UTC)).total_seconds()
+        except (ValueError, TypeError, OverflowError):
+            return None
