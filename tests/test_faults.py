@@ -194,6 +194,13 @@ def test_a_wait_may_be_a_date_and_over() -> None:
     assert backoff_s(1, retry_after_s("Wed, 21 Oct 2015 07:28:00 GMT")) <= 0.1
 
 
+@pytest.mark.parametrize("status", ["498", "521", "523", "530"])
+def test_a_server_that_a_gateway_does_not_reach_is_asked_again(api: MockApi, tmp_path: Path, status: str) -> None:
+    api.faults = {p: [status] for p in PROMPTS[:5]}
+    tally, entries = ask_mock(api, tmp_path / "l", PROMPTS[:5])
+    assert ([e and e.status for e in entries], tally.retried) == (["ok"] * 5, 5)
+
+
 def test_limits_are_plain_values() -> None:
     assert Limits() == Limits(budgets=(), retries=6, max_failed=0.05, drain_s=20.0)
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
-#: Worth another try: time-outs, conflicts, rate limits and the server's own troubles (529: overloaded).
-RETRYABLE = {408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529}
+#: Worth another try: time-outs, conflicts, rate limits and the server's own troubles (498: no room, with Groq; 520 to 530:
+#: Cloudflare does not reach the server; 529: overloaded).
+RETRYABLE = {408, 409, 425, 429, 498, 500, 502, 503, 504, *range(520, 531)}
 #: Of these, what says that there are too many requests now.
-CROWDED = {429, 503, 529}
+CROWDED = {429, 498, 503, 529}
 #: What a gateway says while the server behind it may still be at work.
 PERHAPS_BILLED = {408, 502, 504, 520, 522, 524}
 
