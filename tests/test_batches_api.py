@@ -142,6 +142,18 @@ def test_the_first_answer_stands_and_an_error_gives_way_to_it() -> None:
     assert stray == {"repeated": 2}
 
 
+def test_a_prompt_that_a_filter_stops_is_filtered() -> None:
+    line = json.dumps(
+        {
+            "custom_id": "k",
+            "response": {"status_code": 400, "body": {"error": {"code": "content_filter", "message": ""}}},
+        }
+    )
+    ((_, outcome),) = outcomes([line.encode()], ["k"], Counter())
+    assert isinstance(outcome, Completion)
+    assert outcome.status == "filtered"
+
+
 def test_a_line_with_nan_for_a_logprob_still_has_its_answer() -> None:
     text = _said("a").replace(
         b'"finish_reason"', b'"logprobs": {"content": [{"token": "y", "logprob": NaN}]}, "finish_reason"'

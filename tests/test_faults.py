@@ -257,6 +257,33 @@ def test_one_flagged_row_does_not_stop_the_others(api: MockApi, tmp_path: Path) 
     assert [e and e.status for e in entries] == ["failed" if i == 5 else "ok" for i in range(20)]
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "400:content_filter: The response was filtered due to the prompt triggering the content management policy.",
+        "400:Content Exists Risk",
+        "403:the model requires moderation. Your input was flagged for violence.",
+    ],
+)
+def test_a_prompt_that_a_filter_stops_is_filtered_charged_and_not_asked_again(
+    api: MockApi, tmp_path: Path, said: str
+) -> None:
+    api.faults["row 0"] = [said]
+    for _ in range(2):
+        _, (stopped, other) = ask_mock(api, tmp_path / "l", PROMPTS[:2], concurrency=1)
+        assert stopped
+        assert (stopped.status, stopped.reason, stopped.attempts, stopped.cost_usd) == (
+            "filtered",
+            "content_filter",
+            1,
+            None,
+        )
+        assert stopped.charged_tokens > 8  # the most that it may be billed
+        assert other
+        assert other.status == "ok"
+    assert api.asked == {"row 0": 1, "row 1": 1}
+
+
 def test_a_redirect_is_a_wrong_address(api: MockApi, tmp_path: Path) -> None:
     api.faults = {p: ["301"] for p in PROMPTS}
     with pytest.raises(UserError, match="redirects elsewhere"):

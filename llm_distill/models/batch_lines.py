@@ -13,7 +13,7 @@ import msgspec
 
 from llm_distill.errors import Rejected, Unavailable
 from llm_distill.models import wire
-from llm_distill.models.refusals import RETRYABLE
+from llm_distill.models.refusals import RETRYABLE, filtered
 from llm_distill.models.wire_logprobs import without_nan
 from llm_distill.records import Completion
 
@@ -92,7 +92,10 @@ def _outcome(read: _Line, seconds: float) -> Outcome:
             return wire.completion(body, seconds)
         except Unavailable as error:
             return error
-    reason = f"HTTP {status}: {wire.detail(body)}"
+    words = wire.detail(body)
+    if filtered(status, words):
+        return Completion("", "content_filter", seconds=seconds)
+    reason = f"HTTP {status}: {words}"
     return Unavailable(reason) if status in RETRYABLE else Rejected(reason)
 
 

@@ -225,6 +225,8 @@ class OpenAIModel(Model):
         if "x-ratelimit-remaining-requests" in response.headers or "x-ratelimit-remaining-tokens" in response.headers:
             self.pace.heed(response.headers)
         if not 200 <= response.status < 300:  # some gateways call what they made 201, or 203 what they changed
+            if refusals.filtered(response.status, wire.detail(answer)):
+                return Completion("", "content_filter", seconds=time.perf_counter() - start)
             await self._refused(response.status, response.headers.get("Retry-After"), answer, request)
         self._answered = True
         seconds = time.perf_counter() - start

@@ -1,7 +1,8 @@
-"""What a provider means when it turns a request down: its statuses, and the wait that it asks for."""
+"""What a provider means when it turns a request down: its statuses, its words, and the wait that it asks for."""
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
@@ -12,6 +13,17 @@ RETRYABLE = {408, 409, 425, 429, 498, 500, 502, 503, 504, *range(520, 531)}
 CROWDED = {429, 498, 503, 529}
 #: What a gateway says while the server behind it may still be at work.
 PERHAPS_BILLED = {408, 502, 504, 520, 522, 524}
+#: Of a prompt that a provider will not have answered: Azure, OpenAI, Alibaba, DeepSeek, OpenRouter.
+_FILTERED = re.compile(
+    r"content_filter|content_policy_violation|ResponsibleAIPolicyViolation|data_?inspection_?failed|Content Exists Risk|"
+    r"(prompt|input|content) (was|has been) flagged",
+    re.IGNORECASE,
+)
+
+
+def filtered(status: int, words: str) -> bool:
+    """Whether what a request says is refused. Azure bills it, and no other try would do better."""
+    return status in (400, 403, 422) and bool(_FILTERED.search(words))
 
 
 def retry_after_s(retry_after: str | None) -> float | None:
