@@ -284,6 +284,24 @@ def test_a_prompt_that_a_filter_stops_is_filtered_charged_and_not_asked_again(
     assert api.asked == {"row 0": 1, "row 1": 1}
 
 
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("400:API key not valid. Please pass a valid API key.", "refuses a request without a key .* HTTP 400"),
+        ("400:Your credit balance is too low to access the API.", "no credit left"),
+        ("400:Invalid model: mock-larger", "'mock-large', and turns down .* Invalid model: mock-larger"),
+        ("404:No endpoints found that support the parameters", "'mock-large', and turns down .* No endpoints found"),
+    ],
+)
+def test_what_stops_every_row_is_told_once_in_the_providers_words(
+    api: MockApi, tmp_path: Path, said: str, told: str
+) -> None:
+    api.faults = {p: [said] for p in PROMPTS}
+    with pytest.raises(UserError, match=told):
+        ask_mock(api, tmp_path / "l", PROMPTS, concurrency=2)
+    assert sum(api.asked.values()) <= 2
+
+
 def test_a_redirect_is_a_wrong_address(api: MockApi, tmp_path: Path) -> None:
     api.faults = {p: ["301"] for p in PROMPTS}
     with pytest.raises(UserError, match="redirects elsewhere"):

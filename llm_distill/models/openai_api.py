@@ -171,8 +171,9 @@ class OpenAIModel(Model):
         for wait_s in (0.5, 1.5, None) if not self._reached else ():
             try:
                 async with self._open().get(f"{self._base_url}/models", proxy=self._proxy) as response:
-                    if response.status == 401:
-                        await self._refused(response.status, None, b"")
+                    words = await response.read()
+                    if refusals.bad_key(response.status, wire.detail(words)):
+                        await self._refused(response.status, None, words)
                 break
             except aiohttp.ClientConnectorError as error:  # refused, no such host, no trust in its certificate
                 if wait_s is None:
@@ -250,13 +251,12 @@ class OpenAIModel(Model):
             raise UserError(f"{self._base_url} redirects elsewhere (HTTP {status}); write that address as base_url.")
         if status == 403 and self._answered:  # of this row alone: moderation, a firewall
             raise Rejected(f"HTTP 403: {detail}")
-        if status in (401, 403):
+        if status == 403 or refusals.bad_key(status, detail):
             key = f"the key in {self._key_env}" if self._key_env else "a request without a key (api_key_env is null)"
             raise UserError(f"{self._base_url} refuses {key}: HTTP {status}.")  # its own words may repeat the key
-        if status == 404 or (status == 400 and "model_not_found" in detail):
-            offered = await self._offered()
-            raise UserError(f"{self._base_url} does not know model {self._name!r} (HTTP {status}).{offered}")
-        if status == 402 or (status == 429 and "insufficient_quota" in detail):
+        if refusals.no_model(status, detail):
+            raise UserError(f"{self._base_url} {await self._not_there(status, detail)}")
+        if refusals.no_credit(status, detail):
             raise UserError(f"{self._base_url}: the account has no credit left (HTTP {status}).")
         top = request.sampling.top_logprobs if request else None
         if status in (400, 422) and top is not None and "logprob" in detail.casefold():
@@ -270,13 +270,16 @@ class OpenAIModel(Model):
             raise Unavailable(f"HTTP {status}: {detail}", wait_s, crowded=crowded, billed=billed)
         raise Rejected(f"HTTP {status}: {detail}")
 
-    async def _offered(self) -> str:
-        """What the endpoint says it has, as the tail of a message."""
+    async def _not_there(self, status: int, words: str) -> str:
+        """What is wrong with the model, by what the endpoint says it has; the tail of a message."""
         import aiohttp
 
+        unknown = f"does not know model {self._name!r} (HTTP {status})."
         try:
-            async with self._open().get(f"{self._base_url}/models") as response:
+            async with self._open().get(f"{self._base_url}/models", proxy=self._proxy) as response:
                 names = [entry["id"] for entry in msgspec.json.decode(await response.read())["data"]]
         except (aiohttp.ClientError, OSError, msgspec.MsgspecError, LookupError, TypeError):
-            return " Is base_url right? It usually ends in /v1."
-        return did_you_mean(self._name, names)
+            return f"{unknown} Is base_url right? It usually ends in /v1."
+        if self._name in names:
+            return f"lists model {self._name!r}, and turns down what it is asked (HTTP {status}): {words}"
+        return unknown + did_you_mean(self._name, names)

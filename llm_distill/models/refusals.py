@@ -19,6 +19,29 @@ _FILTERED = re.compile(
     r"(prompt|input|content) (was|has been) flagged",
     re.IGNORECASE,
 )
+#: What some say with 400 in place of 401, 402 and 404: Gemini of its keys; Anthropic; Mistral, DeepSeek, LiteLLM.
+_KEY = re.compile(r"API key not valid|API key expired|API_KEY_INVALID", re.IGNORECASE)
+_CREDIT = re.compile(r"credit balance is too low", re.IGNORECASE)
+_MODEL = re.compile(r"model_not_found|invalid[ _]model|model not exist|model .{1,100} does not exist", re.IGNORECASE)
+
+
+def bad_key(status: int, words: str) -> bool:
+    """Whether nobody is let in with this key."""
+    return status == 401 or (status == 400 and bool(_KEY.search(words)))
+
+
+def no_credit(status: int, words: str) -> bool:
+    """Whether the account is empty."""
+    return (
+        status == 402
+        or (status == 429 and "insufficient_quota" in words)
+        or (status == 400 and bool(_CREDIT.search(words)))
+    )
+
+
+def no_model(status: int, words: str) -> bool:
+    """Whether the model is not there."""
+    return status == 404 or (status == 400 and bool(_MODEL.search(words)))
 
 
 def filtered(status: int, words: str) -> bool:
