@@ -21,6 +21,7 @@ from llm_distill.errors import FellShort, Interrupted, Unavailable, UserError
 from llm_distill.ledger import Ledger
 from llm_distill.limits import Budget, Limits, backoff_s
 from llm_distill.models import Model
+from llm_distill.models.openai_api import OpenAIModel
 from llm_distill.models.refusals import retry_after_s
 from llm_distill.models.wire import completion
 from llm_distill.records import Completion, Request, Sampling
@@ -50,6 +51,27 @@ def test_nobody_there_is_found_before_the_rows_are_queued(desk: Desk, address: s
         assert f"cannot reach {url}" in message
         assert time.monotonic() - start < 30
         assert not api.asked
+
+
+@pytest.mark.parametrize("form", ["http://{}", "{}"])
+def test_a_proxy_that_refuses_is_found_before_anything_is_charged(
+    api: MockApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    monkeypatch.setenv("https_proxy", form.format(api.url.removeprefix("http://").removesuffix("/v1")))
+    with pytest.raises(UserError, match=r"example\.invalid/v1 through the proxy in https_proxy: the proxy says HTTP 4"):
+        ask_mock(api, tmp_path / "l", PROMPTS, base_url="https://example.invalid/v1")
+    ledger = Ledger(tmp_path / "l")
+    assert ledger.spent("test").tokens == 0
+    ledger.close()
+
+
+def test_a_connection_that_a_proxy_refuses_is_not_billed(
+    api: MockApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("https_proxy", api.url.removesuffix("/v1"))
+    monkeypatch.setattr(OpenAIModel, "probe", Model.probe)  # it refuses later only
+    _, entries = ask_mock(api, tmp_path / "l", PROMPTS[:1], Limits(retries=1), base_url="https://example.invalid/v1")
+    assert [(e.status, e.charged_tokens) for e in entries if e] == [("failed", 0)]
 
 
 def test_what_is_answered_needs_nobody_there(desk: Desk) -> None:

@@ -147,7 +147,8 @@ class OpenAIModel(Model):
             parts = urlsplit(self._base_url)
             # Once for all: aiohttp's own `trust_env` reads the netrc file in a thread for every single request.
             own = parts.hostname in _THIS_MACHINE or proxy_bypass(parts.netloc)
-            self._proxy = None if own else getproxies().get(parts.scheme)
+            proxy = None if own else getproxies().get(parts.scheme)
+            self._proxy = proxy if not proxy or "://" in proxy else f"http://{proxy}"
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0),  # `ask` counts what is in flight
                 timeout=aiohttp.ClientTimeout(total=self._timeout_s, sock_connect=min(self._timeout_s, 30.0)),
@@ -175,11 +176,13 @@ class OpenAIModel(Model):
                     if refusals.bad_key(response.status, wire.detail(words)):
                         await self._refused(response.status, None, words)
                 break
-            except aiohttp.ClientConnectorError as error:  # refused, no such host, no trust in its certificate
-                if wait_s is None:
+            except (aiohttp.ClientConnectorError, aiohttp.ClientHttpProxyError) as error:
+                if wait_s is None:  # refused, no such host, no trust in its certificate
+                    refused = isinstance(error, aiohttp.ClientHttpProxyError)
+                    why = f"the proxy says HTTP {error.status}" if refused else error.os_error or error
+                    by = f" through the proxy in {urlsplit(self._base_url).scheme}_proxy" if self._proxy else ""
                     raise Unreachable(
-                        f"cannot reach {self._base_url}: {error.os_error or error}; is base_url right, and does the "
-                        "server run?"
+                        f"cannot reach {self._base_url}{by}: {why}; is base_url right, and does the server run?"
                     ) from None
                 await asyncio.sleep(wait_s)
             except (aiohttp.ClientError, OSError, TimeoutError):
@@ -217,7 +220,7 @@ class OpenAIModel(Model):
                     answer, first = await streaming.gathered(response.content)
                 else:
                     answer = await response.read()
-        except (aiohttp.ConnectionTimeoutError, aiohttp.ClientConnectorError) as error:
+        except (aiohttp.ConnectionTimeoutError, aiohttp.ClientConnectorError, aiohttp.ClientHttpProxyError) as error:
             raise Unavailable(f"connection: {type(error).__name__}", crowded=True) from None
         except TimeoutError:
             raise Unavailable(f"no answer within {self._timeout_s:g} s", crowded=True, billed=True) from None
