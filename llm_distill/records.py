@@ -109,9 +109,9 @@ class Completion(msgspec.Struct, frozen=True):
     @property
     def status(self) -> Status:
         """ok, truncated, refused or filtered; a completion that never arrived is `failed`, decided by `ask`."""
-        if self.refusal:
+        if self.refusal or self.finish_reason == "refusal":  # Anthropic's word
             return "refused"
-        if self.finish_reason.startswith("content_filter"):  # Gemini adds what it found
+        if self.finish_reason.casefold().startswith(("content_filter", "safety")):  # Gemini adds what it found
             return "filtered"
         return "truncated" if self.finish_reason in ("length", "max_tokens", "model_length") else "ok"
 

@@ -267,10 +267,17 @@ def test_what_broke_off_or_is_empty_is_no_answer(reason: str) -> None:
 
 @pytest.mark.parametrize(
     ("reason", "status"),
-    [("max_tokens", "truncated"), ("model_length", "truncated"), ("content_filter: PROHIBITED_CONTENT", "filtered")],
+    [
+        ("max_tokens", "truncated"),
+        ("model_length", "truncated"),
+        ("content_filter: PROHIBITED_CONTENT", "filtered"),
+        ("SAFETY", "filtered"),
+        ("refusal", "refused"),
+    ],
 )
 def test_the_words_of_other_servers_for_an_end(reason: str, status: str) -> None:
-    assert completion(_body({"message": {"content": "half"}, "finish_reason": reason})).status == status
+    for text in ("half", None):
+        assert completion(_body({"message": {"content": text}, "finish_reason": reason})).status == status
 
 
 def test_one_flagged_row_does_not_stop_the_others(api: MockApi, tmp_path: Path) -> None:
