@@ -197,6 +197,13 @@ def left_in_batches(rows: int) -> DistillError:
     )
 
 
+def stood_still() -> DistillError:
+    """Why a process stops that others took for dead: it was suspended, or its machine slept."""
+    return FellShort(
+        "this process stood still so long that another one took over its rows; run again.", passes="trouble"
+    )
+
+
 def no_budget(budget: Budget, held: Charge, least: Charge, tally: Tally, total: int | None) -> DistillError:
     """Why a budget stops the asking: an error of the user's when it never had room for a single request."""
     usd = budget.usd is not None and (held + least).nano_usd > Charge(budget.usd).nano_usd

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from llm_distill.account import Account, Item, Peer, left_in_batches, no_budget, still, unfit
+from llm_distill.account import Account, Item, Peer, left_in_batches, no_budget, still, stood_still, unfit
 from llm_distill.errors import Rejected, Unavailable, UserError
 from llm_distill.ledger_batches import BatchBook
 from llm_distill.limits import Limits, Tally, backoff_s
@@ -45,6 +46,8 @@ class Asking:
         self.probed = False
         self.tally = Tally()
         self.committing = threading.Lock()
+        self.leased_until = time.time() + ledger.lease_s  # on the clock that goes on while a machine sleeps
+        self.renewing = asyncio.Lock()
         self.done: list[tuple[Item, Entry]] = []  # ended, not yet on disk
         self.open: dict[str, Item] = {}  # claimed by us, not yet ended
         self.held: set[str] = set()  # claimed by us, not yet on disk
@@ -172,6 +175,8 @@ class Asking:
             crowded = False
             await self.pace.enter(item.usual_tokens)
             try:
+                if time.time() > self.leased_until:
+                    await self._renew()
                 if self.stopping:
                     continue
                 item.attempts += 1
@@ -253,17 +258,23 @@ class Asking:
 
     async def _keep(self) -> None:
         """Commit what ended, show the counts, keep our claims alive."""
-        loop = asyncio.get_running_loop()
-        renewed = loop.time()
         while True:
             await asyncio.sleep(COMMIT_S)
             await asyncio.to_thread(self._commit)
             if self.wanting and self.stopping is None:
                 await self._reserve_again()
             self.on_tally(self.tally)
-            if loop.time() - renewed > self.ledger.lease_s / 3:
-                renewed = loop.time()
-                await asyncio.to_thread(self.ledger.renew)
+            await self._renew()
+
+    async def _renew(self) -> None:
+        """Keep our claims alive, where it is time; stop where another process took some of them, for it asks them now."""
+        async with self.renewing:
+            now, lease_s, before = time.time(), self.ledger.lease_s, list(self.open)
+            if not 2 / 3 * lease_s < self.leased_until - now <= lease_s:  # also after a clock was set back
+                ours = await asyncio.to_thread(self.ledger.renew)
+                self.leased_until = now + lease_s
+                if any(key in self.open and key not in ours for key in before):
+                    self.on_stop(stood_still())
 
     def stop(self, why: Exception) -> None:
         """Ask nothing new; the first reason counts."""

@@ -11,9 +11,9 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from llm_distill.account import Account, Item, Peer, no_budget, still, unfit
+from llm_distill.account import Account, Item, Peer, no_budget, still, stood_still, unfit
 from llm_distill.batch_course import CHUNK, Course, row_of
-from llm_distill.errors import DistillError, FellShort, UserError
+from llm_distill.errors import DistillError, UserError
 from llm_distill.ledger_batches import Batch, Row
 from llm_distill.limits import Charged, Limits, Tally
 from llm_distill.models import Model
@@ -192,9 +192,7 @@ class BatchAsking:
             for batch in made:
                 self._see(batch, None)
             if sum(batch.size for batch in made) < count:
-                self.on_stop(
-                    FellShort("this process stood still so long that another one took over its rows; run again.")
-                )
+                self.on_stop(stood_still())
         self.claiming = False
 
     async def _join(self, busy: dict[str, Request]) -> dict[str, Request]:

@@ -31,9 +31,6 @@ from llm_distill.ledger_tables import ACCOUNTS, REQUESTS
 from llm_distill.limits import NANO, Budget, Charge, Charged, Per
 from llm_distill.records import Entry, Request
 
-#: A claim whose owner has not renewed it for this long is free again; long enough for a machine that swaps.
-LEASE_S = 30.0
-
 _JSON = msgspec.json.Encoder()
 _PIDS = Path("/proc/self/ns/pid")
 #: Where a process number means this process: containers of one host may share its name, but not its numbers.
@@ -59,7 +56,8 @@ class Claims(msgspec.Struct):
 class Ledger:
     """An open ledger. Every method is one transaction; methods may be called from any thread."""
 
-    lease_s = LEASE_S
+    #: A claim whose owner has not renewed it for this long is free again; long enough for a machine that swaps.
+    lease_s = 30.0
 
     def __init__(self, url: str | Path) -> None:
         self._engine = tables.connect(url)
@@ -144,7 +142,7 @@ class Ledger:
                     total += cost
                     (new if row is None else again).append(key)
             now = time.time()
-            mark = {"run": run, "owner": self.owner, "lease_until": now + LEASE_S, "asked_at": now}
+            mark = {"run": run, "owner": self.owner, "lease_until": now + self.lease_s, "asked_at": now}
             if again:
                 db.execute(self._retake, [{"_key": key, **mark} for key in sorted(again)])
             if new:
@@ -218,12 +216,14 @@ class Ledger:
             self._add(db, accounts, charges)
         return len(charges), None, Charge()
 
-    def renew(self) -> None:
-        """Say that this process is alive and its claims hold."""
+    def renew(self) -> set[str]:
+        """Say that this process is alive and its claims hold; gives those that nobody else took meanwhile."""
         with self._transaction() as db:
-            until = {"lease_until": time.time() + LEASE_S}
-            for chunk in tables.chunks(tables.locked(db, REQUESTS.c.owner == self.owner, REQUESTS.c.status.is_(None))):
+            until = {"lease_until": time.time() + self.lease_s}
+            ours = tables.locked(db, REQUESTS.c.owner == self.owner, REQUESTS.c.status.is_(None))
+            for chunk in tables.chunks(ours):
                 db.execute(REQUESTS.update().where(REQUESTS.c.key.in_(chunk)).values(until))
+        return set(ours)
 
     def settle(
         self,

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from llm_distill.ask import ask
 from llm_distill.errors import FellShort, UserError
 from llm_distill.ledger import Ledger
 from llm_distill.limits import Budget, Limits
-from llm_distill.records import Entry, Message, Request, Sampling
+from llm_distill.models import Model
+from llm_distill.records import Completion, Entry, Message, Request, Sampling
 from tests.conftest import Desk
 from tests.mock_api import MockApi, serving
 from tests.test_ask import PROMPTS, ask_mock, requests_for
@@ -64,6 +66,30 @@ def test_who_comes_between_the_look_and_the_claim_has_the_row(
     monkeypatch.setattr(second, "_known", lambda _db, _keys: [])  # as if it had looked before
     claims = second.claim("run", "m", requests)
     assert (claims.mine, claims.busy) == (keys[4:], keys[:4])
+    first.close()
+    second.close()
+
+
+def test_who_stood_still_asks_nothing_that_another_process_took(ledger_url: Path | str) -> None:
+    first, second = (Ledger(ledger_url) for _ in range(2))
+    first.lease_s = 0.3
+    asked: list[Request] = []
+
+    class Stopped(Model):
+        identity, concurrency, terms, prices = "m", 40, None, None
+
+        async def complete(self, request: Request) -> Completion:
+            asked.append(request)
+            time.sleep(0.5)  # the whole process, as if it were suspended
+            assert second.claim("other", "m", requests).mine
+            return Completion("late", "stop", 1, 1)
+
+    requests = {request.key("m"): request for request in requests_for(PROMPTS[:10])}
+    with pytest.raises(FellShort, match="stood still"):
+        ask(list(requests.items()), Stopped(), first, run="test")
+    assert len(asked) == 1
+    assert first.spent("test").tokens == 2  # what was answered; the rest is given back
+    assert second.claim("other", "m", requests).mine == list(requests)[1:]
     first.close()
     second.close()
 
