@@ -142,6 +142,28 @@ def test_the_first_answer_stands_and_an_error_gives_way_to_it() -> None:
     assert stray == {"repeated": 2}
 
 
+@pytest.mark.parametrize("error", ["", "none", {}, {"code": 0, "message": ""}, []])
+def test_an_answer_is_one_whatever_its_line_calls_an_error(error: Any) -> None:
+    line = json.loads(_said("k")) | {"error": error}
+    ((_, outcome),) = outcomes([json.dumps(line).encode()], ["k"], Counter())
+    assert isinstance(outcome, Completion)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        ({"code": 500, "message": "overloaded"}, "500: overloaded"),
+        ("overloaded", "no response: overloaded"),
+        ({"code": "batch_expired"}, "batch_expired"),
+        (None, "no response"),
+    ],
+)
+def test_an_error_tells_its_reason_however_it_is_written(error: Any, reason: str) -> None:
+    line = {"custom_id": "k", "response": None, "error": error}
+    ((_, outcome),) = outcomes([json.dumps(line).encode()], ["k"], Counter())
+    assert (type(outcome), str(outcome)) == (Unavailable, reason)
+
+
 def test_a_prompt_that_a_filter_stops_is_filtered() -> None:
     line = json.dumps(
         {

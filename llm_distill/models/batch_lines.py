@@ -28,15 +28,10 @@ class _Response(msgspec.Struct):
     body: msgspec.Raw = msgspec.Raw(b"null")
 
 
-class _Error(msgspec.Struct):
-    code: str | None = None
-    message: str | None = None
-
-
 class _Line(msgspec.Struct):
     custom_id: str
     response: _Response | None = None
-    error: _Error | None = None
+    error: Any = None  # whatever it is, an answer beside it is one
 
 
 _decode = msgspec.json.Decoder(_Line).decode
@@ -84,8 +79,9 @@ def _read(text: bytes) -> _Line:
 
 def _outcome(read: _Line, seconds: float) -> Outcome:
     if read.response is None:  # never worked on: the batch expired, was cancelled, or broke
-        error = read.error or _Error()
-        return Unavailable(f"{error.code or 'no response'}: {error.message or ''}".strip().removesuffix(":"))
+        error = read.error if isinstance(read.error, dict) else {"message": read.error}
+        words = f"{error.get('code') or 'no response'}: {error.get('message') or ''}"
+        return Unavailable(words.strip().removesuffix(":"))
     status, body = read.response.status_code, bytes(read.response.body)
     if 200 <= status < 300:
         try:
