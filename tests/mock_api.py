@@ -133,8 +133,8 @@ class MockApi:
             return await self._events(request, whole)
         self.paid[prompt] += fault != "empty"
         self.delivered.setdefault(prompt, time.monotonic())
-        if fault == "text_plain":
-            return web.Response(text=json.dumps(whole))
+        if fault in ("text_plain", "text_event-stream"):  # which it is not
+            return web.Response(text=json.dumps(whole), content_type=fault.replace("_", "/"))
         return web.json_response(whole, headers=headers, status=201 if fault == "created" else 200)
 
     async def _events(self, request: web.Request, whole: dict[str, Any]) -> web.StreamResponse:

@@ -115,7 +115,7 @@ def test_a_nan_among_the_logprobs_costs_the_row_its_logprobs_only(api: MockApi, 
     ]
 
 
-@pytest.mark.parametrize("said", ["text_plain", "created"])
+@pytest.mark.parametrize("said", ["text_plain", "text_event-stream", "created"])
 def test_a_body_is_read_whatever_it_says_it_is(api: MockApi, tmp_path: Path, said: str) -> None:
     api.faults = {p: [said] for p in PROMPTS[:5]}
     tally, entries = ask_mock(api, tmp_path / "l", PROMPTS[:5])

@@ -346,6 +346,25 @@ def test_a_delta_may_be_null() -> None:
     assert (wire.completion(body).text, first is not None) == ("a", True)
 
 
+def test_choices_beside_the_usage_may_be_null() -> None:
+    said = {"choices": [{"delta": {"content": "a"}, "finish_reason": "stop"}]}
+    used = {"choices": None, "usage": {"prompt_tokens": 3, "completion_tokens": 4}}
+    whole = wire.completion(_gathered(json.dumps(said), json.dumps(used), "[DONE]")[0])
+    assert (whole.text, whole.prompt_tokens, whole.completion_tokens) == ("a", 3, 4)
+
+
+@pytest.mark.parametrize("form", ["{}", "data: {}\n\n", ": alive\n\ndata: {}\n\ndata: [DONE]\n\n"])
+def test_a_whole_answer_that_is_called_a_stream_is_an_answer(form: str) -> None:
+    said = {"choices": [{"message": {"content": "a" * 3_000_000}, "finish_reason": "stop"}], "usage": None}
+    body = form.format(json.dumps(said)).encode()
+
+    async def parts() -> AsyncIterator[bytes]:
+        for start in range(0, len(body), 1 << 18):
+            yield body[start : start + (1 << 18)]
+
+    assert wire.completion(asyncio.run(streaming.gathered(parts()))[0]).text == "a" * 3_000_000
+
+
 def test_a_few_answers_say_nothing_of_the_slowest() -> None:
     few = timing.arm(measured([1.0] * 6), None)  # five with a clock
     assert few["p95_s"] is None

@@ -217,7 +217,7 @@ class OpenAIModel(Model):
             url = f"{self._base_url}/completions" if request.raw else self._url
             async with self._open().post(url, data=data, proxy=self._proxy, allow_redirects=False) as response:
                 if response.content_type == "text/event-stream":
-                    answer, first = await streaming.gathered(response.content)
+                    answer, first = await streaming.gathered(response.content.iter_any())
                 else:
                     answer = await response.read()
         except (aiohttp.ConnectionTimeoutError, aiohttp.ClientConnectorError, aiohttp.ClientHttpProxyError) as error:
