@@ -257,6 +257,12 @@ def test_a_count_that_no_request_has_is_unknown_and_reaches_no_account(count: fl
     assert (answer.text, answer.status, answer.prompt_tokens, answer.completion_tokens) == ("fine", "ok", None, 1)
 
 
+@pytest.mark.parametrize("choices", [5, "none", {"0": _FINE}, None, [None]])
+def test_choices_that_are_no_list_of_them_are_none(choices: Any) -> None:
+    with pytest.raises(Unavailable, match="no choices"):
+        completion(json.dumps({"choices": choices}).encode())
+
+
 @pytest.mark.parametrize("reason", ["error", "abort", "insufficient_system_resource", "tool_calls", "stop"])
 def test_what_broke_off_or_is_empty_is_no_answer(reason: str) -> None:
     text = "half an ans" if reason in ("error", "abort", "insufficient_system_resource") else None

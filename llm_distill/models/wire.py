@@ -127,9 +127,9 @@ def _mended(value: Any) -> Body[Any]:
     """An answer whose side fields have types of their own: what was paid for is not thrown away for those."""
     if not isinstance(value, dict):
         raise ValueError("no object")
-    choices = [_mended_choice(c) for c in value.get("choices") or () if isinstance(c, dict)]
-    given = value.get("usage")
-    usage = given if isinstance(given, dict) else {}
+    given, used = value.get("choices"), value.get("usage")
+    choices = [_mended_choice(c) for c in given if isinstance(c, dict)] if isinstance(given, list) else []
+    usage = used if isinstance(used, dict) else {}
     numbers = {k: n for k, n in usage.items() if isinstance(n, int | float) and not isinstance(n, bool)}
     counts = {k: int(n) for k, n in numbers.items() if 0 <= n < _MOST}
     texts = {k: str(value[k]) for k in ("model", "system_fingerprint") if value.get(k) is not None}
