@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from functools import lru_cache
@@ -116,7 +117,7 @@ def _whole(body: bytes, *, spelt: bool) -> Body[Any]:
     try:
         return _decode_spelt(body) if spelt else _decode_plain(body)
     except (msgspec.MsgspecError, UnicodeDecodeError):
-        body = wire_logprobs.without_nan(body)
+        body = wire_logprobs.without_nan(body.removeprefix(codecs.BOM_UTF8))
     try:
         return _decode_spelt(body)
     except msgspec.ValidationError:
