@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import random
+import re
 import signal
 import socket
 import threading
@@ -20,7 +21,7 @@ from llm_distill.ask import ask
 from llm_distill.errors import FellShort, Interrupted, Unavailable, UserError
 from llm_distill.ledger import Ledger
 from llm_distill.limits import Budget, Limits, backoff_s
-from llm_distill.models import Model
+from llm_distill.models import Model, openai_api
 from llm_distill.models.openai_api import OpenAIModel
 from llm_distill.models.refusals import retry_after_s
 from llm_distill.models.wire import completion
@@ -223,6 +224,41 @@ def test_a_server_that_a_gateway_does_not_reach_is_asked_again(api: MockApi, tmp
     assert ([e and e.status for e in entries], tally.retried) == (["ok"] * 5, 5)
 
 
+def test_no_connection_is_used_that_its_server_is_about_to_close(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openai_api, "_IDLE_S", 0.2)
+    cut_off = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            since = time.monotonic()
+            try:
+                head = await reader.readuntil(b"\r\n\r\n")
+            except asyncio.IncompleteReadError:  # closed by the other side
+                return writer.close()
+            length = re.search(rb"Content-Length: (\d+)", head)
+            await reader.readexactly(int(length[1]) if length else 0)
+            if time.monotonic() - since > 0.3:  # it crosses the end of an idle connection on its way
+                cut_off.append(head)
+                return writer.close()
+            body = _body(_FINE)
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+
+    async def asked() -> None:
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+        model = OpenAIModel(model="m", base_url=url, api_key_env=None)
+        for _ in range(3):
+            assert (await model.complete(requests_for(["row"])[0])).text == "fine"
+            await asyncio.sleep(0.4)
+        await model.close()
+        server.close()
+
+    asyncio.run(asked())
+    assert not cut_off
+
+
 def test_limits_are_plain_values() -> None:
     assert Limits() == Limits(budgets=(), retries=6, max_failed=0.05, drain_s=20.0)
 
@@ -241,6 +277,8 @@ _FINE: dict[str, Any] = {"message": {"content": "fine"}, "finish_reason": "stop"
         _body({"message": {"content": [{"type": "thinking"}, {"type": "text", "text": "fine"}]}}),
         _body(_FINE, usage={"prompt_tokens": 3.0, "completion_tokens": 1}),
         _body(_FINE, system_fingerprint=5),
+        b"\xef\xbb\xbf" + _body(_FINE),
+        b"\n \n" * 9 + _body(_FINE) + b"\n",
         _body({"message": {"content": "fine", "refusal": False}, "finish_reason": "stop"}),
         _body(_FINE | {"logprobs": []}),
         _body(_FINE | {"logprobs": {"content": [{"token": 5}]}}),

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 _PACES: dict[Any, Pace] = {}
 #: An answer with logprobs is read in one go: a socket that is paused in the middle of it is asked for twice.
 _READ_BYTES = 1 << 20
+#: A connection is not used again after this time: uvicorn (vLLM, LiteLLM) and Node close one that has been idle for 5 s, and
+#: who asks just then is cut off and pays for it.
+_IDLE_S = 4.0
 #: What no proxy can reach.
 _THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 
@@ -150,7 +153,7 @@ class OpenAIModel(Model):
             proxy = None if own else getproxies().get(parts.scheme)
             self._proxy = proxy if not proxy or "://" in proxy else f"http://{proxy}"
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0),  # `ask` counts what is in flight
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_S),  # `ask` counts what is in flight
                 timeout=aiohttp.ClientTimeout(total=self._timeout_s, sock_connect=min(self._timeout_s, 30.0)),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 headers=headers,
