@@ -19,10 +19,13 @@ _FILTERED = re.compile(
     r"(prompt|input|content) (was|has been) flagged",
     re.IGNORECASE,
 )
-#: What some say with 400 in place of 401, 402 and 404: Gemini of its keys; Anthropic; Mistral, DeepSeek, LiteLLM.
+#: What some say with 400 in place of 401, 402 and 404: Gemini of its keys; Anthropic; Mistral, DeepSeek, LiteLLM, OpenRouter.
 _KEY = re.compile(r"API key not valid|API key expired|API_KEY_INVALID", re.IGNORECASE)
 _CREDIT = re.compile(r"credit balance is too low", re.IGNORECASE)
-_MODEL = re.compile(r"model_not_found|invalid[ _]model|model not exist|model .{1,100} does not exist", re.IGNORECASE)
+_MODEL = re.compile(
+    r"model_not_found|invalid[ _]model|not a valid model|model not (exist|found)|model .{1,100} does not exist",
+    re.IGNORECASE,
+)
 
 
 def bad_key(status: int, words: str) -> bool:
