@@ -297,8 +297,8 @@ def test_a_count_that_no_request_has_is_unknown_and_reaches_no_account(count: fl
 
 @pytest.mark.parametrize("choices", [5, "none", {"0": _FINE}, None, [None]])
 def test_choices_that_are_no_list_of_them_are_none(choices: Any) -> None:
-    with pytest.raises(Unavailable, match="no choices"):
-        completion(json.dumps({"choices": choices}).encode())
+    with pytest.raises(Unavailable, match=r'no choices: \{"choices"'):
+        completion(json.dumps({"choices": choices, "error": None}).encode())
 
 
 @pytest.mark.parametrize("reason", ["error", "abort", "insufficient_system_resource", "tool_calls", "stop"])
@@ -363,6 +363,7 @@ def test_a_prompt_that_a_filter_stops_is_filtered_charged_and_not_asked_again(
         ("400:API key not valid. Please pass a valid API key.", "refuses a request without a key .* HTTP 400"),
         ("400:Your credit balance is too low to access the API.", "no credit left"),
         ("400:Invalid model: mock-larger", "'mock-large', and turns down .* Invalid model: mock-larger"),
+        ("400:mock-large is not a valid model ID", "'mock-large', and turns down .* not a valid model ID"),
         ("404:No endpoints found that support the parameters", "'mock-large', and turns down .* No endpoints found"),
     ],
 )

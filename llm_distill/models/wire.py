@@ -208,7 +208,8 @@ def _completion(body: bytes, seconds: float, *, token_ids: bool, spelt: bool) ->
 def detail(body: bytes) -> str:
     """A server's own words about an error, cut short."""
     try:
-        error = msgspec.json.decode(body)["error"]
+        if (error := msgspec.json.decode(body)["error"]) is None:
+            raise LookupError
         text = (
             f"{error.get('code') or error.get('type') or ''} {error['message']}"
             if isinstance(error, dict)
