@@ -128,8 +128,8 @@ class Task(BaseModel):
         leaves no doubt.
         """
         if self.parse == "starts_with":
-            found = _LEADING.sub("", text).casefold()
-            return next((label for label in self.labels if _begins(found, _fold(label))), None)
+            folded = ((label, _fold(label)) for label in self.labels)
+            return next((label for label, fold in folded if _begins(_start(text, fold), fold)), None)
         line = text.strip().split("\n")[0].strip().casefold()
         literal = [label for label in self.labels if label.strip().casefold() == line]
         bare = literal or [label for label in self.labels if _bare(label) == _bare(line) != ""]
@@ -158,22 +158,29 @@ def label_probs(logprobs: Logprobs, labels: Sequence[str], *, exact: bool = Fals
         if len(_possible(prefix, folded, exact)) <= 1:
             break
     else:
-        spelt = _LEADING.sub("", prefix.decode("utf-8", "ignore")).strip().casefold()
-        if exact and spelt in folded:
-            probs[folded.index(spelt)] += math.exp(path)
+        spelt = prefix.decode("utf-8", "ignore")
+        whole = [i for i, label in enumerate(folded) if exact and _start(spelt, label).rstrip() == label]
+        if whole:
+            probs[whole[0]] += math.exp(path)
     return tuple(min(p, 1.0) for p in probs)
 
 
 @lru_cache(maxsize=1 << 16)
 def _possible(spelt: bytes, folded: tuple[str, ...], exact: bool) -> tuple[int, ...]:
     """Which labels an answer that begins with these bytes may still state."""
-    text = _LEADING.sub("", spelt.decode("utf-8", "ignore")).casefold()
-    if not text.strip():
-        return tuple(range(len(folded)))
+    text = spelt.decode("utf-8", "ignore")
+    found = [(label, _start(text, label)) for label in folded]
     if exact:
-        text = text.rstrip("\n")
-        return tuple(i for i, label in enumerate(folded) if label.startswith(text))
-    return tuple(i for i, label in enumerate(folded) if label.startswith(text) or _begins(text, label))
+        found = [(label, start.rstrip("\n")) for label, start in found]
+    return tuple(
+        i for i, (label, start) in enumerate(found) if label.startswith(start) or (not exact and _begins(start, label))
+    )
+
+
+def _start(text: str, label: str) -> str:
+    """What of a text is held against a folded label: from the first word on, for a label of signs alone from the first sign."""
+    signs = not _LEADING.sub("", label)
+    return (text.lstrip() if signs else _LEADING.sub("", text)).casefold()
 
 
 def _begins(text: str, label: str) -> bool:

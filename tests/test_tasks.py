@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -107,3 +108,12 @@ def test_exact_labels_of_which_one_begins_another_get_their_mass() -> None:
 def test_a_script_without_spaces_needs_no_word_end() -> None:
     task = Task(kind="classify", labels=["\u6b63\u9762", "\u8d1f\u9762"])
     assert task.prediction("\u6b63\u9762\u7684") == "\u6b63\u9762"
+
+
+@pytest.mark.parametrize("parse", ["starts_with", "exact"])
+@pytest.mark.parametrize(("labels", "text"), [(["\U0001f44d", "\U0001f44e"], "\U0001f44e"), (["+", "-"], " -")])
+def test_labels_of_signs_alone_are_read(labels: list[str], text: str, parse: Literal["starts_with", "exact"]) -> None:
+    task = Task(kind="classify", labels=labels, parse=parse)
+    assert task.prediction(text) == labels[1]
+    read = _logprobs([[(text, 0.7), (labels[0], 0.3)]])
+    assert label_probs(read, labels, exact=parse == "exact") == pytest.approx((0.3, 0.7))
