@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import permutations
@@ -26,6 +27,11 @@ from llm_distill.seeds import read_rows
 
 _LEADING = re.compile(r"^[\s\W_]+")
 _AROUND = re.compile(r"^[\s\W_]+|[\s\W_]+$")
+#: Letters of scripts that do not divide words, and of Korean, which hangs endings on them.
+_UNDIVIDED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3005-\u3007\u3040-\u318f\u31f0-\u31ff\u3400-\u4dbf"
+    "\u4e00-\u9fff\uac00-\ud7a3\uf900-\ufaff\U00020000-\U0003ffff]"
+)
 
 
 class View(BaseModel):
@@ -184,11 +190,16 @@ def _start(text: str, label: str) -> str:
 
 
 def _begins(text: str, label: str) -> bool:
-    """Whether a text begins with a label as a whole word, where the label's script divides words."""
+    """Whether a text begins with a label as a whole word, where the scripts of both divide words."""
     if not text.startswith(label):
         return False
     following = text[len(label) : len(label) + 1]
-    return not (label[-1].isascii() and (following.isalnum() or following == "_"))
+    return not ((following.isalnum() or following == "_") and _divided(label[-1]) and _divided(following))
+
+
+def _divided(sign: str) -> bool:
+    """Whether a word goes on where this stands beside another of its kind."""
+    return sign.isascii() or (unicodedata.category(sign)[0] in "LMN" and not _UNDIVIDED.match(sign))
 
 
 def _fold(label: str) -> str:

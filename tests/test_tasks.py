@@ -105,9 +105,21 @@ def test_exact_labels_of_which_one_begins_another_get_their_mass() -> None:
     assert label_probs(long, EXACT.labels, exact=True) == pytest.approx((0.0, 0.72))
 
 
-def test_a_script_without_spaces_needs_no_word_end() -> None:
-    task = Task(kind="classify", labels=["\u6b63\u9762", "\u8d1f\u9762"])
-    assert task.prediction("\u6b63\u9762\u7684") == "\u6b63\u9762"
+@pytest.mark.parametrize(
+    ("label", "text", "read"),
+    [
+        ("\u6b63\u9762", "\u6b63\u9762\u7684", True),
+        ("A", "A\u662f\u5bf9\u7684", True),
+        ("\uae0d\uc815", "\uae0d\uc815\uc785\ub2c8\ub2e4", True),
+        ("\U0001f44d", "\U0001f44dgood", True),
+        ("\u0434\u0430", "\u0414\u0430, \u044d\u0442\u043e \u0442\u0430\u043a", True),
+        ("\u0434\u0430", "\u0434\u0430\u043d\u043d\u044b\u0445 \u043c\u0430\u043b\u043e", False),
+        ("\u0644\u0627", "\u0644\u0627\u0632\u0645", False),
+    ],
+)
+def test_a_word_ends_where_its_script_divides_words(label: str, text: str, read: bool) -> None:
+    task = Task(kind="classify", labels=[label, "other"])
+    assert task.prediction(text) == (label if read else None)
 
 
 @pytest.mark.parametrize("parse", ["starts_with", "exact"])
