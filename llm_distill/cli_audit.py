@@ -94,12 +94,12 @@ def costs(
     Reserved is what is in flight, or was when its process died: the provider may have billed it, and budgets count it.
     """
     from llm_distill.ledger_spending import costs as spent
-    from llm_distill.ledger_spending import total, usd
+    from llm_distill.ledger_spending import total, unpriced, usd
 
     with closing(_ledger(workspace)) as ledger:
-        rows = spent(ledger, by, since)
+        rows, unknown = spent(ledger, by, since), unpriced(ledger, since)
     if as_json:
-        print(json.dumps({"by": by, "since": since, "rows": rows, "total": total(rows)}))
+        print(json.dumps({"by": by, "since": since, "rows": rows, "total": total(rows), "unpriced": unknown}))
         return
     lines = [(brief(row[by] or "not noted", 200), row) for row in [*rows, {by: "all", **total(rows)}]]
     wide = max(22, *(len(name) for name, _ in lines)) + 2  # nobody is cut: two models may differ in their last letters
@@ -107,6 +107,10 @@ def costs(
     for name, row in lines:
         print(
             f"{name:<{wide}}{usd(row['nano_usd']):>20}{usd(row['reserved_nano_usd']):>20}{row['requests']:>12,}{row['tokens']:>16,}"
+        )
+    if unknown:
+        print(
+            f"Not in it: {unknown:,} answers of models whose prices are unknown; `prices_usd` in the recipe names them."
         )
 
 

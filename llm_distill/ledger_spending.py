@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from llm_distill.errors import UserError
-from llm_distill.ledger_tables import SPENDING
+from llm_distill.ledger_tables import REQUESTS, SPENDING
 from llm_distill.limits import NANO, Charged
 
 if TYPE_CHECKING:
@@ -53,12 +53,7 @@ def costs(ledger: Ledger, by: By, since: str | None = None, recipe: str | None =
     reserved_*: for requests in flight, and for those that were when their process died: the provider may have billed them.
     Both together are what the accounts hold.
     """
-    if since is not None:
-        try:
-            since = datetime.strptime(since, "%Y-%m-%d").strftime("%Y-%m-%d")
-        except ValueError:
-            raise UserError(f"--since: found {since!r}; write a day as 2026-01-31.") from None
-    rows = _rows(ledger, since)
+    rows = _rows(ledger, None if since is None else f"{_day(since):%Y-%m-%d}")
     found: dict[str, dict[str, Any]] = {}
     for row in rows:
         if recipe is not None and row.run.split("/", maxsplit=1)[0] != recipe:
@@ -68,6 +63,24 @@ def costs(ledger: Ledger, by: By, since: str | None = None, recipe: str | None =
         for name in _SUMS:
             sums[name] += getattr(row, name)
     return [found[name] for name in sorted(found) if any(found[name][what] for what in _SUMS)]
+
+
+def unpriced(ledger: Ledger, since: str | None = None) -> int:
+    """How many answers came from models whose prices nobody knows: the sums hold nothing for them."""
+    wanted = sa.select(sa.func.count()).where(
+        REQUESTS.c.status != "failed", REQUESTS.c.nano_usd == 0, REQUESTS.c.entry.contains('"cost_usd":null')
+    )
+    if since is not None:
+        wanted = wanted.where(REQUESTS.c.answered_at >= _day(since).timestamp())
+    with ledger._transaction(reading=True) as db:
+        return int(db.execute(wanted).scalar_one())
+
+
+def _day(since: str) -> datetime:
+    try:
+        return datetime.strptime(since, "%Y-%m-%d").replace(tzinfo=UTC)
+    except ValueError:
+        raise UserError(f"--since: found {since!r}; write a day as 2026-01-31.") from None
 
 
 def _rows(ledger: Ledger, since: str | None) -> Sequence[Any]:

@@ -148,6 +148,18 @@ def test_costs_tell_models_apart_and_know_what_eval_spent(desk: Desk, api: MockA
     assert [row["stage"] for row in json.loads(desk.typed("costs", "--by", "stage", "--json"))["rows"]] == ["eval"]
 
 
+@pytest.mark.parametrize("prices", [None, {"prompt": 0, "completion": 0}])
+def test_costs_say_how_many_answers_have_no_known_price(
+    desk: Desk, api: MockApi, prices: dict[str, int] | None
+) -> None:
+    desk.seeds([{"prompt": "a"}, {"prompt": "b"}])
+    endpoint = {"model": "mock-large", "base_url": api.url, "api_key_env": None, "prices_usd": prices}
+    desk.run(desk.recipe(models={"teacher": {"openai_api": endpoint}}))
+    assert ("Not in it: 2 answers" in desk.typed("costs")) == (prices is None)
+    assert json.loads(desk.typed("costs", "--since", "2000-01-01", "--json"))["unpriced"] == (0 if prices else 2)
+    assert "Not in it" not in desk.typed("costs", "--since", "2999-01-01")
+
+
 NAMES = ("mock-large", "mock-small")
 
 
