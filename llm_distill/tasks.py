@@ -27,11 +27,12 @@ from llm_distill.seeds import read_rows
 
 _LEADING = re.compile(r"^[\s\W_]+")
 _AROUND = re.compile(r"^[\s\W_]+|[\s\W_]+$")
-#: Letters of scripts that do not divide words, and of Korean, which hangs endings on them.
-_UNDIVIDED = re.compile(
-    "[\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3005-\u3007\u3040-\u318f\u31f0-\u31ff\u3400-\u4dbf"
-    "\u4e00-\u9fff\uac00-\ud7a3\uf900-\ufaff\U00020000-\U0003ffff]"
+#: Letters of scripts that do not divide words, and of Korean, which hangs endings on them; the inside of a class.
+UNDIVIDED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3005-\u3007\u3040-\u318f\u31f0-\u31ff\u3400-\u4dbf"
+    "\u4e00-\u9fff\uac00-\ud7a3\uf900-\ufaff\U00020000-\U0003ffff"
 )
+_UNDIVIDED = re.compile(f"[{UNDIVIDED}]")
 
 
 class View(BaseModel):

@@ -9,6 +9,8 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Literal
 
+from llm_distill.tasks import UNDIVIDED
+
 Mark = Literal[".", ","]
 _MINUS = "-\u2212\u2013\ufe63\uff0d"
 _CURRENCY = r"(?:\\?\$|[€£¥₹₩₽]|(?:USD|EUR|GBP|CHF|JPY|INR)\s?)"
@@ -41,13 +43,15 @@ def _pattern(decimal: Mark) -> re.Pattern[str]:
     power = rf"[eE](?P<e>{sign}\d+)|\s?(?:[\u00d7x*\u00b7]|\\times|\\cdot)\s?10(?:{exponent})"
     return re.compile(
         # Not inside a word, a version or an address; a hyphen behind a letter or a figure is no minus.
-        rf"(?<![\w\\/])(?<!\w\.)(?<![A-Za-z]-)(?:(?<![\w)\]}}])(?P<sign>[{_MINUS}+]))?(?:{_CURRENCY}\s?)?(?P<inner>(?<=\$)[{_MINUS}])?"
+        # A script that does not divide words puts no blank before a number either.
+        rf"(?:(?<=[{UNDIVIDED}])|(?<![\w\\/]))(?<!\w\.)(?<![A-Za-z]-)"
+        rf"(?:(?:(?<=[{UNDIVIDED}])|(?<![\w)\]}}]))(?P<sign>[{_MINUS}+]))?(?:{_CURRENCY}\s?)?(?P<inner>(?<=\$)[{_MINUS}])?"
         rf"(?:(?:(?P<mixed>\d+)\s?)?\\[dt]?frac\s?\{{(?P<over>\d+)\}}\s?\{{(?P<under>\d+)\}}"
         rf"|(?:(?P<mixed2>\d+)\s)?(?P<over2>\d+)\s?[/\u2044]\s?(?P<under2>\d+)(?![\d/])"
         rf"|(?P<mixed3>\d+)?\s?(?P<vulgar>[¼-¾⅐-⅞])"
         # Possessive: of 192.168.1.1 no shorter beginning is a number either.
         rf"|(?:(?>(?P<whole>{whole}))(?P<part>{point}\d++)?|(?P<bare>{point}\d++))(?:{power})?(?!\.\d))"
-        r"(?P<percent>\s?(?:\\?%|percent\b|per cent\b))?"
+        r"(?P<percent>\s?(?:\\?[%\uff05\u066a]|percent\b|per cent\b))?"
     )
 
 
