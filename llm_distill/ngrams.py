@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 _TEXTS, _CHARACTERS = 512, 1 << 17
 _MULTIPLIER, _LEAST = 0x9E3779B97F4A7C15, 1 << 18
-_WORDS_ALONE = re.compile(
+#: A letter of a script that does not divide words.
+WORDS_ALONE = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u2fdf\u3005-\u3007\u3021-\u3029\u3040-\u30ff\u31f0-\u31ff"
     "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
 )
@@ -124,7 +125,7 @@ def _learn(codes: Iterable[int]) -> None:
         if symbol or character.isalnum() or character == "_" or (kind.startswith("M") and character != "\ufe0f"):
             plain = unicodedata.normalize("NFKC", character).casefold().encode("utf-8", "surrogatepass")
             table[code] = int.from_bytes(blake2b(plain, digest_size=4).digest()) | 1
-            alone[code] = symbol or bool(_WORDS_ALONE.match(character))
+            alone[code] = symbol or bool(WORDS_ALONE.match(character))
         known[code] = True
 
 

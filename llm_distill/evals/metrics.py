@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
@@ -28,6 +29,7 @@ from llm_distill.evals.statistics import (
     resampled_counts,
     unbounded,
 )
+from llm_distill.ngrams import WORDS_ALONE
 from llm_distill.records import Answer, Status
 
 Kind = Literal["classify", "generate"]
@@ -48,11 +50,15 @@ RIGHT_OR_WRONG = {
 AGREEMENT = "agreement_with_teacher"
 WIDEST = 100  # labels of a confusion matrix that is written out whole; of more, its cells with rows in them
 NO_TAG = "(none)"  # the slice of the rows that lack the tag
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_PUNCTUATION = str.maketrans(
+    "", "", string.punctuation + "".join(c for c in map(chr, range(0x80, 0x20000)) if unicodedata.category(c)[0] == "P")
+)
 
 
 def normalised(text: str) -> str:
-    """Text as SQuAD compares it (Rajpurkar et al. 2016): lower case, no punctuation, articles or extra spaces."""
+    """Text as SQuAD compares it (Rajpurkar et al. 2016): lower case, no punctuation, articles or extra spaces; no other script's
+    punctuation either, as in MLQA (Lewis et al. 2020, arXiv 1910.07475).
+    """
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text.lower().translate(_PUNCTUATION)).split())
 
 
@@ -62,8 +68,8 @@ def token_f1(text: str, reference: str) -> float:
 
 
 def bag(text: str) -> Counter[str]:
-    """The normalised tokens of a text, as a multiset."""
-    return Counter(normalised(text).split())
+    """The normalised tokens of a text, as a multiset; where a script does not divide words each letter is one, as in MLQA."""
+    return Counter(WORDS_ALONE.sub(r" \g<0> ", normalised(text)).split())
 
 
 def bag_f1(found: Counter[str], wanted: Counter[str]) -> float:

@@ -32,6 +32,9 @@ from tests.evals.rows import LABELS, arm, prompt, wrote
         ("", "", 1.0),
         ("the", "an", 1.0),  # nothing but articles
         ("", "Denver", 0.0),
+        ("\u5317\u4eac\u3002", "\u5317\u4eac", 1.0),
+        ("\u5317\u4eac\u662f\u9996\u90fd", "\u9996\u90fd\u662f Beijing", 2 / 3),  # a letter is a word: three of 5 and 4
+        ("\u0645\u0627\u0630\u0627\u061f", "\u0645\u0627\u0630\u0627", 1.0),
     ],
 )
 def test_token_f1(text: str, reference: str, f1: float) -> None:
