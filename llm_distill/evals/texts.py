@@ -14,11 +14,12 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from llm_distill.embeddings import Embedder, embedder
+from llm_distill.ngrams import WORDS_ALONE
 from llm_distill.records import Answer
 from llm_distill.scorers import Scored
 
 NO_REFERENCE = "no reference"
-_WORD = re.compile(r"[^\W_]+")
+_WORD = re.compile(rf"{WORDS_ALONE.pattern}|(?:(?!{WORDS_ALONE.pattern})[^\W_])+")
 
 
 def _sacrebleu(words: int) -> int:
@@ -42,7 +43,8 @@ def chrf(
 def rouge_l(answers: Sequence[Answer]) -> Scored:
     """ROUGE-L (Lin 2004), F1 of the longest common subsequence of words, case aside: rouge-score's on ASCII, unstemmed.
 
-    Words are Unicode's, where rouge-score would drop all but ASCII, and the subsequence is found bit-parallel by rapidfuzz.
+    Words are Unicode's, where rouge-score would drop all but ASCII, and letters where a script does not divide words; the
+    subsequence is found bit-parallel by rapidfuzz.
     """
     from rapidfuzz.distance import LCSseq
 

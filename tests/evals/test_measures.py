@@ -50,6 +50,11 @@ def test_rouge_l_reads_words_that_are_not_english() -> None:
     assert list(found.values) == pytest.approx([2 * 3 / 9, 1.0, 0.0])
 
 
+def test_rouge_l_reads_letters_where_no_blank_divides_words() -> None:
+    found = rouge_l(wrote(["\u5317\u4eac\u662f\u9996\u90fd"], ["\u9996\u90fd\u662f\u5317\u4eac\u3002"]))
+    assert found.values[0] == pytest.approx(2 / 5)
+
+
 def test_chrf() -> None:
     """By hand for "ab" against "ac": 1-grams have 1 of 2 right, 2-grams 0 of 1, longer ones are in neither; F2 of the mean."""
     rows = wrote(["the cat", "ab", "", "x", None], ["the cat", "ac", " ", "", "free"])
