@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _TEXTS, _CHARACTERS = 512, 1 << 17
 _MULTIPLIER, _LEAST = 0x9E3779B97F4A7C15, 1 << 18
 #: A letter of a script that does not divide words.
-WORDS_ALONE = re.compile(
+_WORDS_ALONE = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u2fdf\u3005-\u3007\u3021-\u3029\u3040-\u30ff\u31f0-\u31ff"
     "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
 )
@@ -37,6 +37,11 @@ class Grams(NamedTuple):
     def of(self, row: int) -> set[int]:
         """One text's grams."""
         return set(self.hashes[self.offsets[row] : self.offsets[row + 1]].tolist())
+
+
+def apart(text: str) -> str:
+    """The text with blanks around each character of a script that is written without spaces, so that to split it gives words."""
+    return text if text.isascii() else _WORDS_ALONE.sub(r" \g<0> ", text)
 
 
 def portions(texts: Sequence[str]) -> Iterator[range]:
@@ -125,7 +130,7 @@ def _learn(codes: Iterable[int]) -> None:
         if symbol or character.isalnum() or character == "_" or (kind.startswith("M") and character != "\ufe0f"):
             plain = unicodedata.normalize("NFKC", character).casefold().encode("utf-8", "surrogatepass")
             table[code] = int.from_bytes(blake2b(plain, digest_size=4).digest()) | 1
-            alone[code] = symbol or bool(WORDS_ALONE.match(character))
+            alone[code] = symbol or bool(_WORDS_ALONE.match(character))
         known[code] = True
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from llm_distill.evals.metrics import Kind, gold_scores, prediction, token_f1
+from llm_distill.evals.metrics import Kind, gold_scores, length, prediction, token_f1
 from llm_distill.evals.statistics import (
     Floats,
     Interval,
@@ -52,7 +52,7 @@ def drift(before: Sequence[Answer], after: Sequence[Answer], kind: Kind, seed: i
         agreement = mean(np.array([token_f1(b.text, a.text) for a, b in answered]), seed, DRAWS)
         labels, metric = {}, "token_f1"
         if answered:
-            words = np.array([[len(a.text.split()), len(b.text.split())] for a, b in answered], np.float64)
+            words = np.array([[length(a.text), length(b.text)] for a, b in answered], np.float64)
             longer = np.log1p(words[:, 1]) - np.log1p(words[:, 0])  # of lengths factors count
             about = {"before": float(words[:, 0].mean()), "after": float(words[:, 1].mean())}
             tests.append({"name": "words", **about, "p": swap_test(longer[:, None], seed)})

@@ -72,7 +72,9 @@ def _feature(answer: Answer, of: Of, attributes: Mapping[str, Attribute]) -> obj
         known = answer.label_probs
         return None if known is None else (*known, max(0.0, 1.0 - sum(known)))
     if of == "length":
-        return len(answer.text.split())
+        from llm_distill.evals.metrics import length
+
+        return length(answer.text)
     if of == "sentiment":
         from llm_distill.scorers.polarity import polarity
 

@@ -29,7 +29,7 @@ from llm_distill.evals.statistics import (
     resampled_counts,
     unbounded,
 )
-from llm_distill.ngrams import WORDS_ALONE
+from llm_distill.ngrams import apart
 from llm_distill.records import Answer, Status
 
 Kind = Literal["classify", "generate"]
@@ -68,8 +68,13 @@ def token_f1(text: str, reference: str) -> float:
 
 
 def bag(text: str) -> Counter[str]:
-    """The normalised tokens of a text, as a multiset; where a script does not divide words each letter is one, as in MLQA."""
-    return Counter(WORDS_ALONE.sub(r" \g<0> ", normalised(text)).split())
+    """The normalised tokens of a text, as a multiset; each letter of a script that divides no words is one, as in MLQA."""
+    return Counter(apart(normalised(text)).split())
+
+
+def length(text: str) -> int:
+    """How many words a text has, punctuation with them."""
+    return len(apart(text).split())
 
 
 def bag_f1(found: Counter[str], wanted: Counter[str]) -> float:
@@ -258,7 +263,7 @@ def arm_numbers(
         numbers["confusion"] = {"rows": list(labels), "columns": [*labels, "unparsed"], **_written(counts)}
     else:
         words = [
-            [len(a.text.split()), len(a.prompt.reference.split())]
+            [length(a.text), length(a.prompt.reference)]
             for a in answers
             if a.prompt.reference is not None and a.status != "failed"
         ]

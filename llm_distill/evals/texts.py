@@ -14,12 +14,12 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from llm_distill.embeddings import Embedder, embedder
-from llm_distill.ngrams import WORDS_ALONE
+from llm_distill.ngrams import apart
 from llm_distill.records import Answer
 from llm_distill.scorers import Scored
 
 NO_REFERENCE = "no reference"
-_WORD = re.compile(rf"{WORDS_ALONE.pattern}|(?:(?!{WORDS_ALONE.pattern})[^\W_])+")
+_WORD = re.compile(r"[^\W_]+")
 
 
 def _sacrebleu(words: int) -> int:
@@ -43,13 +43,13 @@ def chrf(
 def rouge_l(answers: Sequence[Answer]) -> Scored:
     """ROUGE-L (Lin 2004), F1 of the longest common subsequence of words, case aside: rouge-score's on ASCII, unstemmed.
 
-    Words are Unicode's, where rouge-score would drop all but ASCII, and letters where a script does not divide words; the
-    subsequence is found bit-parallel by rapidfuzz.
+    Words are Unicode's, where rouge-score would drop all but ASCII, and each character of a script that is written without
+    spaces is one. The subsequence is found bit-parallel by rapidfuzz.
     """
     from rapidfuzz.distance import LCSseq
 
     def score(text: str, due: str) -> float:
-        found, wanted = _WORD.findall(text.lower()), _WORD.findall(due.lower())
+        found, wanted = (_WORD.findall(apart(of.lower())) for of in (text, due))
         if not found or not wanted:
             return float(found == wanted)
         return 2 * LCSseq.similarity(found, wanted) / (len(found) + len(wanted))

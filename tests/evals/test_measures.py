@@ -55,6 +55,11 @@ def test_rouge_l_reads_letters_where_no_blank_divides_words() -> None:
     assert found.values[0] == pytest.approx(2 / 5)
 
 
+def test_rouge_l_reads_scripts_that_are_written_without_spaces() -> None:
+    found = rouge_l(wrote(["今天天气很好。我们去公园。", "GPT模型"], ["今天天气好", "GPT大模型"]))
+    assert list(found.values) == pytest.approx([2 * 5 / 16, 2 * 3 / 7])
+
+
 def test_chrf() -> None:
     """By hand for "ab" against "ac": 1-grams have 1 of 2 right, 2-grams 0 of 1, longer ones are in neither; F2 of the mean."""
     rows = wrote(["the cat", "ab", "", "x", None], ["the cat", "ac", " ", "", "free"])

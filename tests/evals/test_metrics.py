@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from llm_distill.errors import UserError
 from llm_distill.evals.gold import check_labels
 from llm_distill.evals.metrics import (
+    AGREEMENT,
     agreement_scores,
+    arm_numbers,
     check_predictions,
     confusion,
     gold_scores,
@@ -35,6 +37,8 @@ from tests.evals.rows import LABELS, arm, prompt, wrote
         ("\u5317\u4eac\u3002", "\u5317\u4eac", 1.0),
         ("\u5317\u4eac\u662f\u9996\u90fd", "\u9996\u90fd\u662f Beijing", 2 / 3),  # a letter is a word: three of 5 and 4
         ("\u0645\u0627\u0630\u0627\u061f", "\u0645\u0627\u0630\u0627", 1.0),
+        ("今天天气很好。", "今天天气好、", 2 * 5 / 11),  # no spaces: each character is a token
+        ("東京タワーは333m。", "東京タワーは333m", 1.0),
     ],
 )
 def test_token_f1(text: str, reference: str, f1: float) -> None:
@@ -133,3 +137,10 @@ def test_a_gold_label_outside_the_task_names_the_row_and_the_repair() -> None:
 def test_a_prediction_outside_the_task_is_a_bug() -> None:
     with pytest.raises(ValueError, match="'neutral' is no label"):
         check_predictions(arm(["positive"], ["neutral"]), LABELS)
+
+
+def test_a_text_without_spaces_is_as_long_as_its_characters() -> None:
+    short, due = "今天天气好", "今天天气很好我们去公园走"
+    (answer,) = wrote([due], [short])
+    found = arm_numbers([answer], {AGREEMENT: {}}, "generate", [], seed=1, slices=(), resamples=100)
+    assert found["length_ratio"]["value"] == pytest.approx(len(short) / len(due))
