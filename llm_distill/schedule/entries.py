@@ -40,7 +40,10 @@ def crontab(plans: Sequence[Plan], workspace: Path, program: str) -> str:
     for plan in plans:
         schedule = schedule_of(plan)
         call = _escaped(shlex.join(_words(program, plan, workspace)))
-        lines += [f"CRON_TZ={schedule.timezone}", f"{schedule.cron} {call}", f"{AGAIN} {call}"]
+        own = [f"CRON_TZ={schedule.timezone}", f"{schedule.cron} {call}"]
+        if _beyond_cron(schedule.cron):  # one line that cron cannot read, and it takes none of the file
+            own = [f"# {schedule.cron} is more than cron can say: it is looked for now and then."]
+        lines += [*own, f"{AGAIN} {call}"]
     return "\n".join(lines) + "\n"
 
 
@@ -84,15 +87,20 @@ def calendar(cron: str) -> list[str]:
     UserError for what they cannot say.
     """
     minute, hour, day, month, weekday = cron.upper().split()
-    for field in (day, weekday):
-        if re.search(r"L|#|W", field.replace("JUL", "").replace("WED", "")):
-            raise UserError(f"{cron!r}: systemd has no word for {field}; use `jobs crontab` or another scheduler.")
+    if field := _beyond_cron(cron):
+        raise UserError(f"{cron!r}: systemd has no word for {field}; use `jobs crontab` or another scheduler.")
     time = f"{_part(hour, 0, 23)}:{_part(minute, 0, 59)}:00"
     date = f"*-{_part(_numbered(month, _MONTHS, 1), 1, 12)}-"
     days, weekdays = _part(day, 1, 31), _weekdays(weekday)
     if day.startswith("*") or weekday.startswith("*"):
         return [f"{weekdays} {date}{days} {time}".strip()]
     return [f"{weekdays} {date}* {time}", f"{date}{days} {time}"]
+
+
+def _beyond_cron(cron: str) -> str | None:
+    """The field with the last day of a month, its last working day or its second Monday (L, LW, 1#2), which only we read."""
+    _minute, _hour, day, _month, weekday = cron.upper().split()
+    return next((field for field in (day, weekday) if re.search(r"L|#", field)), None)
 
 
 def _numbered(field: str, names: Sequence[str], first: int) -> str:
@@ -123,8 +131,20 @@ def _values(field: str, low: int, high: int) -> set[int]:
 def _weekdays(field: str) -> str:
     if field == "*":
         return ""
-    days = {day % 7 for day in _values(_numbered(field, _WEEKDAYS, 0), 0, 7 if "7" in field else 6)}
-    return ",".join(_WEEKDAYS[day] for day in sorted(days))
+    return ",".join(_WEEKDAYS[day] for day in _days(field))
+
+
+def _days(field: str) -> list[int]:
+    """The days of a field of weekdays; Sunday, which may be 7 there, is 0."""
+    return sorted({day % 7 for day in _values(_numbered(field, _WEEKDAYS, 0), 0, 6 if field.startswith("*") else 7)})
+
+
+def _kubernetes_cron(cron: str) -> str:
+    """A cron line for a CronJob, whose weekdays are 0 to 6. UserError for what it cannot say."""
+    if field := _beyond_cron(cron):
+        raise UserError(f"{cron!r}: Kubernetes has no word for {field}; use `jobs crontab` or another scheduler.")
+    *others, weekday = cron.split()
+    return " ".join([*others, ",".join(map(str, _days(weekday.upper()))) if "7" in weekday else weekday])
 
 
 def kubernetes(plan: Plan, image: str, claim: str, secret: str | None = None) -> dict[str, Any]:
@@ -155,7 +175,7 @@ def kubernetes(plan: Plan, image: str, claim: str, secret: str | None = None) ->
         "kind": "CronJob",
         "metadata": {"name": label(plan.name), "labels": {"app.kubernetes.io/name": "llm-distill"}},
         "spec": {
-            "schedule": schedule.cron,
+            "schedule": _kubernetes_cron(schedule.cron),
             "timeZone": "Etc/UTC" if schedule.timezone == "UTC" else schedule.timezone,
             "concurrencyPolicy": "Forbid",
             "startingDeadlineSeconds": 3600,

@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 from llm_distill.errors import UserError
 from llm_distill.recipe import load
 from llm_distill.recipe_schedule import Schedule, moment
-from llm_distill.schedule.entries import calendar, crontab, kubernetes, label, systemd
+from llm_distill.schedule.entries import AGAIN, calendar, crontab, kubernetes, label, systemd
 from llm_distill.schedule.ticks import times
 from tests.conftest import Desk
 from tests.schedule.test_jobs import folder, job
@@ -28,6 +28,7 @@ SYSTEMD = shutil.which("systemd-analyze")
 LINES = [
     "0 3 * * *", "*/7 * * * *", "5-59/10 2,14 * * *", "30 4 1,15 * *", "0 0 * JAN-MAR SUN", "15 6 * * MON-FRI", "0 3 13 * FRI",
     "0 12 * * 0,7", "0 5 29 2 *", "1/20 */5 */10 * *",
+    "0 3 * * 1/2",
 ]  # fmt: skip
 
 
@@ -57,6 +58,23 @@ def test_systemd_reads_a_calendar_as_cron_reads_its_line(line: str) -> None:
 def test_what_systemd_cannot_say_is_refused() -> None:
     with pytest.raises(UserError, match="systemd has no word for"):
         calendar("0 3 L * *")
+
+
+@pytest.mark.parametrize("line", ["0 3 L * *", "0 3 * * 5L", "0 3 * * 1#2"])
+def test_what_cron_cannot_say_is_looked_for_now_and_then(desk: Desk, line: str) -> None:
+    """cron takes none of a file with such a line, and Kubernetes no such CronJob."""
+    plan = load(job(desk, schedule=line))
+    read = [one for one in crontab([plan], desk.folder, "x").splitlines() if one[0] not in "#S"]
+    assert [" ".join(one.split()[:5]) for one in read] == [AGAIN]
+    with pytest.raises(UserError, match="Kubernetes has no word for"):
+        kubernetes(plan, "i", "c")
+
+
+@pytest.mark.parametrize(
+    ("line", "theirs"), [("0 3 * * 7", "0"), ("0 3 * * 5-7", "0,5,6"), ("0 3 * * sun", "sun"), ("0 3 * * 1-5", "1-5")]
+)
+def test_a_cron_jobs_weekdays_end_at_6(desk: Desk, line: str, theirs: str) -> None:
+    assert kubernetes(load(job(desk, schedule=line)), "i", "c")["spec"]["schedule"] == f"0 3 * * {theirs}"
 
 
 @pytest.mark.skipif(not SYSTEMD, reason="systemd-analyze is not installed")
