@@ -162,6 +162,18 @@ def test_one_row_of_a_rare_slice_decides_nothing() -> None:
     assert found["note"].endswith("; too few to conclude anything from: of rare: 1 rows")
 
 
+def test_long_names_of_slices_leave_room_for_the_numbers() -> None:
+    rows = [
+        prompt(f"row {i}", "positive", of=("big" if i < 30 else f"{i // 2} small") + " of a name" * 90)
+        for i in range(40)
+    ]
+    student = [answer(p, "negative" if i == 31 else "positive") for i, p in enumerate(rows)]
+    arms = {"student": student, "teacher": [answer(p, "positive") for p in rows]}
+    note = judged({"max_slice_drop": 0.4}, arms, slices=["of"])["note"]
+    assert note.endswith("… and 2 more (small slices together), 10 rows: 90.0 % against 100.0 %")
+    assert len(note) < 250
+
+
 def test_time_and_money() -> None:
     import msgspec
 

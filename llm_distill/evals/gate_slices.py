@@ -10,6 +10,7 @@ from llm_distill.evals.metrics import AGREEMENT
 from llm_distill.evals.statistics import FEWEST
 
 Numbers = Mapping[str, Any]
+_LONGEST = 40  # characters of a name
 
 
 def worst_drop(numbers: Numbers) -> tuple[float | None, str]:
@@ -29,9 +30,10 @@ def worst_drop(numbers: Numbers) -> tuple[float | None, str]:
     few: list[str] = []
     for tag, groups in of["student"]["slices"].items():
         small: list[tuple[str, int, float, float]] = []
+        shown = _short(tag)
         for name, cell in groups.items():
             student, teacher = cell[metric], of["teacher"]["slices"][tag][name][metric]
-            where = f"{tag} {name}"
+            where = f"{shown} {_short(name)}"
             if student["value"] is None or teacher["value"] is None:
                 return None, f"no row of {where} has gold to score it by; give one a label or a reference"
             if student["n"] < FEWEST:
@@ -43,20 +45,25 @@ def worst_drop(numbers: Numbers) -> tuple[float | None, str]:
             drops.append(_drop(where, student["n"], student["value"], teacher["value"], pair))
         if small:
             rows = sum(n for _, n, _, _ in small)
-            names = ", ".join(name for name, *_ in small[:3]) + (
+            names = ", ".join(_short(name) for name, *_ in small[:3]) + (
                 f" and {len(small) - 3} more" if len(small) > 3 else ""
             )
             if rows < FEWEST:
-                few.append(f"{tag} {names}: {rows} rows")
+                few.append(f"{shown} {names}: {rows} rows")
                 continue
             student_at = sum(n * ours for _, n, ours, _ in small) / rows
             teacher_at = sum(n * theirs for _, n, _, theirs in small) / rows
-            where = f"{tag} {names}" if len(small) == 1 else f"{tag} {names} (small slices together)"
+            where = f"{shown} {names}" if len(small) == 1 else f"{shown} {names} (small slices together)"
             drops.append(_drop(where, rows, student_at, teacher_at, {}))
     if not drops:
         return None, "there are no slices; name tags in evaluate.slices"
     drop, note = max(drops)
     return drop, "; too few to conclude anything from: ".join([note, *(["; ".join(few)] if few else [])])
+
+
+def _short(name: str) -> str:
+    """A tag or its value, which may be a whole text, beside the numbers that are read with it."""
+    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
 
 
 def _drop(where: str, rows: int, student: float, teacher: float, pair: Numbers) -> tuple[float, str]:
