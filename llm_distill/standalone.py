@@ -21,7 +21,7 @@ from llm_distill.errors import UserError, did_you_mean
 from llm_distill.evals.compare import rounded
 from llm_distill.evals.gold import check_labels
 from llm_distill.evals.headline import clear, interval, points, said
-from llm_distill.evals.measures import measures
+from llm_distill.evals.measures import measures, unmeasured
 from llm_distill.evals.metrics import GOLD, PRIMARY, Kind, Scores, arm_numbers, gold_scores
 from llm_distill.evals.pairs import Shared, paired
 from llm_distill.evals.statistics import FEWEST, holm, resampled_means
@@ -32,6 +32,7 @@ from llm_distill.recipe import Plan, load
 from llm_distill.recipe_file import read_mapping
 from llm_distill.recipe_keys import checked_name
 from llm_distill.records import Answer, Prompt
+from llm_distill.report.rows import DEAR
 from llm_distill.seeds import numbered, read_rows
 from llm_distill.stages import Run, Watch
 
@@ -139,11 +140,16 @@ def planned(models: Mapping[str, Any], question: Question, workspace: Path) -> t
     plan = lineage.settled(load(question.folder / "eval.yaml", raw=raw), workspace)
     if plan.task.kind == "classify":
         check_labels(rows, plan.task.labels)
-    gold = sum(getattr(row, GOLD[plan.task.kind]) is not None for row in rows)
+    gold = [row for row in rows if getattr(row, GOLD[plan.task.kind]) is not None]
     if not gold and metric != "schema_valid":
         raise UserError(
             f"{question.data}: no row has a `{GOLD[plan.task.kind]}`, and {said(metric or PRIMARY[plan.task.kind])} holds "
             "answers against it; add it to the rows."
+        )
+    measure = measures(plan.metrics, plan.answers.json_schema).get(metric or "")
+    if measure and metric not in DEAR and ":" not in str(metric) and (why := unmeasured(measure, gold)):
+        raise UserError(
+            f"{question.data}: no row can be scored by {said(str(metric))}: {why}; repair the rows, or name another metric."
         )
     return plan, rows
 
@@ -245,10 +251,10 @@ def numbers(
     for pair, p in zip(pairs.values(), holm([pair["p"] for pair in pairs.values()]), strict=True):
         pair["p_holm"] = p
     rows = max(map(len, answers.values()), default=0)
-    gold = {a.prompt.row_id for of in answers.values() for a in of if getattr(a.prompt, GOLD[kind]) is not None}
+    known = set().union(*(of[metric] for of in scores.values()))
     found: dict[str, Any] = rounded(
         {
-            "format": 1, "name": "eval", "metric": metric, "rows": rows, "without_gold": rows - len(gold),
+            "format": 1, "name": "eval", "metric": metric, "rows": rows, "without_gold": rows - len(known),
             "task": {"kind": kind, "labels": plan.task.labels}, "arms": arms, "paired": pairs,
             "failed": {name: len(of) for name, of in failed.items()},
         }
@@ -285,6 +291,7 @@ def headline(found: Mapping[str, Any]) -> str:
     for name, count in found["failed"].items():
         if count:
             lines.append(f"{name} has no answer to {count:,} rows: wrong in its score, left out of its comparisons.")
-    if found["without_gold"]:
-        lines.append(f"{found['without_gold']:,} rows have nothing to be held against and are not scored.")
+    if lost := found["without_gold"]:
+        rows, be = ("1 row has", "is") if lost == 1 else (f"{lost:,} rows have", "are")
+        lines.append(f"{rows} nothing to be held against and {be} not scored.")
     return " ".join(lines)

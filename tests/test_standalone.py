@@ -126,6 +126,11 @@ def test_a_report_needs_a_folder(desk: Desk) -> None:
         ([{"prompt": "a", "label": "positive"}, {"prompt": "b", "label": "neutral"}], LABELS, "label 'neutral'"),
         ([{"prompt": "a"}], LABELS, "no row has a `label`, and accuracy holds"),
         ([{"prompt": "a"}], (), "no row has a `reference`, and token F1 holds"),
+        (
+            [{"prompt": "a", "reference": "none"}],
+            ("--metric", "numeric"),
+            "no row can be scored by numeric accuracy: the ref",
+        ),
         (ROWS, (*LABELS, "--base", "our"), "--base our: no such model. Did you mean 'ours'"),
         (ROWS, (*LABELS, "--model", "transformer:x"), "write NAME=PLUG:MODEL, with one of openai_api"),
         (ROWS, (*LABELS, "--model", "a_vs_b=vllm:x"), "'a_vs_b' holds `_vs_`, which stands between two names"),
@@ -203,6 +208,14 @@ def test_texts_are_scored_by_the_metric_that_is_named(desk: Desk) -> None:
     assert said.startswith("Numeric accuracy: ours 100.0 %")
     assert report(desk)["metric"] == "numeric"
     assert inside(desk, *options, "--metric", "exact_match").startswith("Exact match: ours 0.0 %")
+
+
+def test_rows_that_the_metric_cannot_be_had_of_are_counted(desk: Desk) -> None:
+    rows = [{"prompt": f"row {i}", "reference": str(i) if i < 8 else "none"} for i in range(9)]
+    said = inside(desk, *at(desk, rows, ours={"scripted": {"default": "3"}}), "--metric", "numeric")
+    assert said.partition("\n")[0].endswith("on 9 rows. 1 row has nothing to be held against and is not scored.")
+    assert report(desk)["without_gold"] == 1
+    assert "agreement with the teacher" not in (desk.folder / "out" / "report.md").read_text(encoding="utf-8")
 
 
 def test_what_was_paid_is_what_the_answers_cost_whichever_command_asked(desk: Desk, api: MockApi) -> None:

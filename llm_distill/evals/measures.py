@@ -16,7 +16,7 @@ import msgspec
 
 from llm_distill.errors import UserError, did_you_mean
 from llm_distill.plugs import Plug, Reading, Spec, bind
-from llm_distill.records import Answer
+from llm_distill.records import Answer, Prompt
 from llm_distill.scorers import Scored
 
 #: Name in a recipe -> where its function is.
@@ -38,6 +38,7 @@ OWN = {
     "generate": ("token_f1", "exact_match", "agreement_with_teacher"),
 }
 
+_AT_ONCE = 50  # rows that are tried: mostly one of the first will do
 #: row_id -> score, and why others have none -> how many.
 Measured = tuple[dict[str, float], dict[str, int]]
 Measure = Callable[[Sequence[Answer]], Measured]
@@ -97,3 +98,14 @@ def measure(plug: Plug, answers: Sequence[Answer], *, schema: str | None) -> Mea
     reasons = said.why or [None] * len(scores)
     lost = Counter(why or "not measured" for why, score in zip(reasons, scores, strict=True) if math.isnan(score))
     return known, dict(sorted(lost.items(), key=lambda of: (-of[1], of[0])))
+
+
+def unmeasured(of: Measure, rows: Sequence[Prompt]) -> str | None:
+    """Why a metric can measure no row, where that is so: not even the row's own reference, were it answered."""
+    why = None
+    for start in range(0, len(rows), _AT_ONCE):
+        known, lost = of([Answer(row, row.reference or "", "ok") for row in rows[start : start + _AT_ONCE]])
+        if known:
+            return None
+        why = why or next(iter(lost), None)
+    return why

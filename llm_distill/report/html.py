@@ -167,7 +167,9 @@ def findings(report: Part, arms: Mapping[str, Part], primary: str, pairs: Mappin
         yield Said("same", f"Share of the gap to the teacher: not stated, {short(reason, 300)}.")
     if missing := value(report, "without_gold"):
         rows = "1 held-out row has" if missing == 1 else f"{words.count(missing)} held-out rows have"
-        yield Said("same", f"{rows} no gold answer: only agreement with the teacher counts there.")
+        agreed = any(value(part(arm, "agreement_with_teacher")) is not None for arm in arms.values())
+        counts = "only agreement with the teacher counts there" if agreed else "no score counts them"
+        yield Said("same", f"{rows} no gold answer: {counts}.")
     yield from weakest_slice(arms, primary)
     yield from worse_slices(pairs)
     if (unparsed := value(part(arms.get("student", {}), "unparsed_rate"))) is not None:
