@@ -28,6 +28,8 @@ HUB = "hf://"
 #: Where folders need not be made, and where making one may make a bucket.
 _BUCKETS = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}
 _SPLIT: Mapping[Split, str] = {"taught": "train", "held_out": "held_out"}
+#: What every card says among its tags.
+_CARD = b'- "llm-distill"'
 #: How `laid_out` names files of rows; whatever else lies in a folder is not ours to remove.
 _OURS = re.compile(rf"(?:{'|'.join(_SPLIT.values())})-\d{{5,}}-[0-9a-f]{{16}}\.parquet")
 
@@ -37,6 +39,8 @@ def push(shelf: Shelf, version: int, target: str, say: Callable[[str], None]) ->
 
     target: `hf://datasets/ORG/NAME`, a URL of fsspec (`s3://bucket/folder`), or a folder.
     """
+    if not target.strip():  # of a variable that is not set: it would be the folder that one stands in
+        raise UserError("data push: the target is empty; name a folder, a URL or hf://datasets/ORG/NAME.")
     manifest = shelf.manifest(version)
     for note in allowed(shelf, manifest):
         say(f"note: {note}")
@@ -184,6 +188,11 @@ def _to_url(folder: Path, files: list[str], target: str, name: str) -> str:
         system, path = fsspec.url_to_fs(target)
         if system.exists(f"{path}/manifest.json"):
             _check_place(system.cat_file(f"{path}/manifest.json"), name, target)
+        elif system.exists(f"{path}/README.md") and _CARD not in system.cat_file(f"{path}/README.md"):
+            raise UserError(
+                f"data push: {bare(target)} has a README.md that no push wrote, and the card would take its place; name a folder "
+                "of its own, or move that file first."
+            )
         if not _BUCKETS & {*([system.protocol] if isinstance(system.protocol, str) else system.protocol)}:
             system.makedirs(f"{path}/data", exist_ok=True)
         for file in files:

@@ -93,6 +93,20 @@ def test_a_push_takes_no_other_sets_place(desk: Desk) -> None:
     desk.llm_distill("data", "push", "tone", out)
 
 
+def test_a_push_takes_no_other_files_place(desk: Desk) -> None:
+    """`data push tone .`, or with a variable that is not set, would replace a project's README.md by the card."""
+    night(desk, rows(range(3)), **PUBLIC)
+    assert "the target is empty" in desk.llm_distill("data", "push", "tone", "", code=2)
+    readme = desk.folder / "README.md"
+    readme.write_text("# Ours")
+    assert "has a README.md that no push wrote" in desk.llm_distill("data", "push", "tone", ".", code=2)
+    assert readme.read_text() == "# Ours"
+    readme.unlink()
+    desk.llm_distill("data", "push", "tone", ".")
+    (desk.folder / "manifest.json").unlink()  # cut off before the last file
+    desk.llm_distill("data", "push", "tone", ".")
+
+
 def test_an_error_of_a_push_names_no_password(desk: Desk, api: MockApi) -> None:
     """The endpoint knows no such address, and the client's error quotes it."""
     pytest.importorskip("fsspec")
