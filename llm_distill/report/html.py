@@ -47,7 +47,7 @@ def render(report: Part, rows: Part | None = None) -> str:
         undefined=unmeasured(arms),
         tiles=tiles(report, arms, primary, pairs)[:4],
         findings=list(findings(report, arms, primary, pairs)),
-        pairs=[(name, pair, verdict(name, pair)) for name, pair in pairs.items()],
+        pairs=[(name, pair, verdict(name, pair, arms)) for name, pair in pairs.items()],
         slices=slices(arms, primary),
         slice_rival=(rival := next((name for name, pair in pairs.items() if part(pair, "slices")), "")),
         slice_tests=part(pairs.get(rival, {}), "slices"),
@@ -115,7 +115,7 @@ def tiles(report: Part, arms: Mapping[str, Part], primary: str, pairs: Mapping[s
     if (kept := value(part(report, "kept_share"))) is not None:
         found.append((percent(kept), f"of the teacher's {metric} kept", part(report, "kept_share"), "", ""))
     for rival in BASES:
-        if pair := pairs.get(f"student_vs_{rival}"):
+        if (pair := pairs.get(f"student_vs_{rival}")) and not mute(f"student_vs_{rival}", arms):
             beside = f"same model, {human(rival).partition(', ')[2] or human(rival)}, before training"
             found.append((points(pair["difference"]), "points gained", pair, "difference", beside))
             break
@@ -134,8 +134,18 @@ def tiles(report: Part, arms: Mapping[str, Part], primary: str, pairs: Mapping[s
     return shown
 
 
-def verdict(name: str, pair: Part) -> Said:
+def mute(pair: str, arms: Mapping[str, Part]) -> str | None:
+    """Which side of a comparison failed on every row, if one did: then the difference says nothing of what it can do."""
+    of = {side: arms.get(side, {}) for side in pair.split("_vs_")}
+    return next(
+        (side for side, arm in of.items() if arm.get("n") and part(arm, "status").get("failed") == arm["n"]), None
+    )
+
+
+def verdict(name: str, pair: Part, arms: Mapping[str, Part]) -> Said:
     """What a paired comparison allows one to say. Calls nothing equal: not seen is not absent."""
+    if failed := mute(name, arms):
+        return Said("look", f"{human(failed)} failed on every row, so nothing is known of what it can do.")
     left = name.partition("_vs_")[0]
     who = f"The {human(left).lower()}" if left in words.ARMS else short(left)
     low, high, p = value(pair, "low"), value(pair, "high"), value(pair, "p")
@@ -159,7 +169,7 @@ def verdict(name: str, pair: Part) -> Said:
 def findings(report: Part, arms: Mapping[str, Part], primary: str, pairs: Mapping[str, Part]) -> Iterator[Said]:
     """What a reviewer should know before the student ships, a sentence each, from the numbers alone."""
     for name, pair in pairs.items():
-        tone, text = verdict(name, pair)
+        tone, text = verdict(name, pair, arms)
         rows = f", {words.count(pair['n'])} rows" if pair.get("n") else ""
         between = f" ({interval(pair, 'difference')}{rows})" if interval(pair, "difference") else ""
         yield Said(tone, f"{human(name)}: {points(pair['difference'])} points{between}. {text}")
@@ -170,8 +180,9 @@ def findings(report: Part, arms: Mapping[str, Part], primary: str, pairs: Mappin
         agreed = any(value(part(arm, "agreement_with_teacher")) is not None for arm in arms.values())
         counts = "only agreement with the teacher counts there" if agreed else "no score counts them"
         yield Said("same", f"{rows} no gold answer: {counts}.")
-    yield from weakest_slice(arms, primary)
-    yield from worse_slices(pairs)
+    if not mute("student_vs_teacher", arms):
+        yield from weakest_slice(arms, primary)
+    yield from worse_slices({name: pair for name, pair in pairs.items() if not mute(name, arms)})
     if (unparsed := value(part(arms.get("student", {}), "unparsed_rate"))) is not None:
         labelled = part(report, "task").get("kind") != "generate"
         text = f"Every answer of the student {'names a label' if labelled else 'has text'}." if unparsed == 0 else ""

@@ -14,13 +14,14 @@ import pytest
 from jsonschema import Draft202012Validator
 from markdown_it import MarkdownIt
 
+from llm_distill.evals.compare import compare
 from llm_distill.evals.metrics import agreement_scores, arm_numbers, gold_scores
 from llm_distill.report.build import build
 from llm_distill.report.html import render
 from llm_distill.report.pull_request import brief
 from llm_distill.store import RunFolder, write_json
 from tests.conftest import Desk
-from tests.evals.rows import arm
+from tests.evals.rows import LABELS, answer, arm, right_on
 from tests.finished import made
 from tests.report.example_report import full
 from tests.report.test_html import HOSTILE, poisoned
@@ -41,6 +42,20 @@ GATE = {
         },
     ],
 }
+
+
+@pytest.mark.parametrize(
+    ("mute", "said"), [("teacher", "Teacher"), ("base_zero_shot", "Base, zero-shot"), ("student", "Student")]
+)
+def test_an_arm_that_failed_on_every_row_is_neither_better_nor_worse(mute: str, said: str) -> None:
+    arms = {who: right_on(30, right) for who, right in (("base_zero_shot", 9), ("student", 20), ("teacher", 28))}
+    arms[mute] = [answer(a.prompt, None, status="failed") for a in arms[mute]]
+    numbers = compare(arms, "classify", LABELS, seed=1, resamples=200)
+    pair = "Student vs base, zero-shot" if mute == "base_zero_shot" else "Student vs teacher"
+    (line,) = [line for line in brief({"name": "n"} | numbers).splitlines() if f"{pair}: " in line]
+    assert line.startswith("- !")
+    assert line.endswith(f"{said} failed on every row, so nothing is known of what it can do.")
+    assert ("points gained" in render({"name": "n"} | numbers)) == (mute == "teacher")
 
 
 def test_it_says_what_a_reviewer_asks() -> None:

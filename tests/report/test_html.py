@@ -458,7 +458,7 @@ def test_what_a_reviewer_must_look_at() -> None:
     ],
 )
 def test_verdict(given: dict[str, Any], tone: str, text: str) -> None:
-    said = verdict("student_vs_teacher", given)
+    said = verdict("student_vs_teacher", given, {})
     assert said.tone == tone
     assert text in said.text
 
