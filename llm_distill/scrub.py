@@ -28,9 +28,10 @@ def names_secret(name: str) -> bool:
 
 def scrubbed(text: str) -> str:
     """A text without the values of this process's secrets, also as a URL quotes them."""
-    named = {os.environ.get(name, "") for name in _NAMED}
+    # Without blank space around them, as they are sent: a secret that was read from a file ends with a line feed.
+    named = {os.environ.get(name, "").strip() for name in _NAMED}
     values = {value for value in named if len(value) >= _LEAST_NAMED}
-    values |= {value for name, value in os.environ.items() if _SECRET.search(name) and len(value) >= _LEAST}
+    values |= {v.strip() for name, v in os.environ.items() if _SECRET.search(name) and len(v.strip()) >= _LEAST}
     values = {value for value in values if not _is_path(value)}
     values |= {quote(value, safe="") for value in values}
     for value in sorted(values, key=len, reverse=True):

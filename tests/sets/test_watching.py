@@ -181,6 +181,12 @@ def test_secrets_are_known_by_how_their_variables_are_named(monkeypatch: pytest.
     assert scrubbed(f"what is {KEY}?") == "what is ***?"
 
 
+def test_a_secret_with_a_line_end_is_known_as_it_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a file has it that a container's environment was made of."""
+    monkeypatch.setenv("MY_API_KEY", f"{KEY}\n")
+    assert scrubbed(f"what is {KEY}?") == "what is ***?"
+
+
 def test_metrics_have_a_place_to_go(desk: Desk) -> None:
     desk.seeds(rows(range(3)))
     assert "there is no folder" in desk.llm_distill("run", desk.recipe(), "--metrics", "no/where.prom", code=2)
