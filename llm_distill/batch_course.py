@@ -21,6 +21,7 @@ from llm_distill.errors import DistillError, FellShort, Rejected, Unavailable, U
 from llm_distill.ledger_batches import Batch, BatchBook, Row, State
 from llm_distill.limits import Charge, Limits, backoff_s
 from llm_distill.models.batch_lines import Outcome, outcomes
+from llm_distill.models.wire import told
 from llm_distill.records import Completion, Entry, Request
 
 if TYPE_CHECKING:
@@ -272,7 +273,7 @@ def _refusals(job: Job, sent: Sequence[str]) -> Iterator[tuple[str, Rejected]]:
     for number, key in enumerate(sent, 1):
         fault = lines.get(number) if lines else first
         if fault or not lines:
-            words = f"{fault.code or ''} {fault.message or ''}".strip() if fault else "no reason given"
+            words = told(f"{fault.code or ''} {fault.message or ''}") if fault else "no reason given"
             yield key, Rejected(f"the batch was refused: {words}")
 
 

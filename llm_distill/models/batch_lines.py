@@ -81,7 +81,7 @@ def _outcome(read: _Line, seconds: float) -> Outcome:
     if read.response is None:  # never worked on: the batch expired, was cancelled, or broke
         error = read.error if isinstance(read.error, dict) else {"message": read.error}
         words = f"{error.get('code') or 'no response'}: {error.get('message') or ''}"
-        return Unavailable(words.strip().removesuffix(":"))
+        return Unavailable(wire.told(words).removesuffix(":"))
     status, body = read.response.status_code, bytes(read.response.body)
     if 200 <= status < 300:
         try:

@@ -13,6 +13,7 @@ import msgspec
 from llm_distill.errors import Unavailable
 from llm_distill.models import wire_logprobs
 from llm_distill.records import Completion, Request, as_text
+from llm_distill.scrub import scrubbed
 
 _DETAIL = 300  # characters of a server's message that a reason keeps
 #: How servers say that they broke off: OpenRouter, vLLM and SGLang, DeepSeek.
@@ -206,7 +207,7 @@ def _completion(body: bytes, seconds: float, *, token_ids: bool, spelt: bool) ->
 
 
 def detail(body: bytes) -> str:
-    """A server's own words about an error, cut short."""
+    """A server's own words about an error, cut short. A gateway may repeat the key that it was sent."""
     try:
         if (error := msgspec.json.decode(body)["error"]) is None:
             raise LookupError
@@ -216,5 +217,10 @@ def detail(body: bytes) -> str:
             else str(error)
         )
     except (msgspec.MsgspecError, LookupError, TypeError, UnicodeDecodeError):
-        text = body[:_DETAIL].decode("utf-8", "replace")
-    return " ".join(text.split())[:_DETAIL]
+        text = body[: 8 * _DETAIL].decode("utf-8", "replace")  # enough that no secret is cut where the words end
+    return told(text)
+
+
+def told(text: str) -> str:
+    """A server's words as a reason keeps them: without secrets, on one line, cut short."""
+    return " ".join(scrubbed(text).split())[:_DETAIL]

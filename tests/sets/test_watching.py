@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from llm_distill import store
 from llm_distill.metrics import Metrics
 from llm_distill.scrub import scrubbed
 from llm_distill.watching import JsonLog
@@ -179,6 +180,19 @@ def test_no_secret_is_told_when_everything_goes_wrong(desk: Desk) -> None:
 def test_secrets_are_known_by_how_their_variables_are_named(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, KEY)
     assert scrubbed(f"what is {KEY}?") == "what is ***?"
+
+
+def test_a_key_that_a_server_repeats_is_in_no_table_and_on_no_terminal(desk: Desk) -> None:
+    """Nor is a part of it, where the server's words are cut."""
+    desk.seeds(rows(range(3)))
+    with serving(key=KEY) as api:
+        api.faults = {text(n): [f"400:{'odd ' * (60 + 3 * n)}{KEY}"] for n in range(3)}
+        said = desk.typed("run", _recipe(desk, api), code=1, MY_API_KEY=KEY)
+    (table,) = desk.folder.glob("data/runs/job/*/answers.parquet")
+    reasons = [row["reason"] for row in store.read_table(table)]
+    assert all("odd ***" in reason for reason in reasons)
+    ledger = b"".join(path.read_bytes() for path in desk.folder.glob("data/ledger.sqlite*"))
+    assert not any(KEY[:8] in words for words in [said, *reasons, ledger.decode("latin-1")])
 
 
 def test_a_secret_with_a_line_end_is_known_as_it_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
