@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
+from llm_distill.report.words import visible
+
 _SAYS = {
     "running": "running",
     "kept": "nothing to do",
@@ -64,8 +66,8 @@ class Screen:
         )
 
     def say(self, line: str) -> None:
-        """Print one line above the bar."""
-        self._console.print(Text("           " + line.replace("\n", "\n           ")), soft_wrap=True)
+        """Print one line above the bar. It may quote what a model wrote, which must not steer the terminal."""
+        self._console.print(Text("           " + visible(line).replace("\n", "\n           ")), soft_wrap=True)
 
 
 def _short(value: Any) -> str:
