@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import warnings
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Annotated, Any, Literal
 
 import regex as regular
@@ -22,6 +23,8 @@ Lines = Annotated[int, Field(ge=1)]
 _KNOBS = {"regex", "json_schema", "labels", "parses", "min_lines"}
 #: A pattern that backtracks for longer than this on an answer will not come to an end.
 _PATIENCE_S = 1.0
+#: Of a mapping in YAML that holds others by `<<`: a few lines of those come to more than there is memory for.
+_MOST_KEYS = 1000
 
 
 def _regex(pattern: str) -> str:
@@ -112,13 +115,29 @@ def _python(text: str) -> None:
         ast.parse(text)
 
 
+@cache
+def _constructor() -> Any:
+    """Plain values, and mappings that stay small: each `<<` may hold the one before many times over."""
+    from ruamel.yaml.constructor import ConstructorError, SafeConstructor
+
+    class Constructor(SafeConstructor):
+        def flatten_mapping(self, node: Any) -> Any:
+            super().flatten_mapping(node)
+            if node.merge and len(node.value) > _MOST_KEYS:
+                raise ConstructorError(None, None, f"`<<` makes a mapping of more than {_MOST_KEYS:,} keys", None)
+
+    return Constructor
+
+
 def _yaml(text: str) -> None:
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
+    reader = YAML(typ="safe", pure=True)
+    reader.Constructor = _constructor()
     try:
         with warnings.catch_warnings(action="ignore"):  # of an anchor that stands twice
-            found = YAML(typ="safe", pure=True).load(text)
+            found = reader.load(text)
     except YAMLError as error:
         raise ValueError(str(getattr(error, "problem", None) or error)) from None
     except (LookupError, TypeError, AttributeError, ArithmeticError):  # what `!!int ''` and `!!bool x` come to

@@ -17,6 +17,8 @@ PERSON = {
     "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},
     "required": ["name"],
 }
+#: A mapping of 10^9 keys.
+_LAUGHS = "- &b0 {x: 1}\n" + "".join(f"- &b{n} {{<<: [{', '.join([f'*b{n - 1}'] * 10)}]}}\n" for n in range(1, 10))
 FITS: list[tuple[dict[str, Any], str]] = [
     ({"regex": r"[A-D]"}, " B\n"),
     ({"regex": r"\d{4}-\d{2}-\d{2}"}, "2026-11-25"),
@@ -29,6 +31,7 @@ FITS: list[tuple[dict[str, Any], str]] = [
     ({"parses": "python"}, "s = '\\d'"),  # an odd escape is a warning, not an error
     ({"parses": "json"}, '```json\n{"a": [1, 2]}\n```'),
     ({"parses": "yaml"}, "a: 1\nb: [2, 3]"),
+    ({"parses": "yaml"}, "a: &a {x: 1}\nb: {<<: *a, y: 2}"),
     ({"parses": "yaml"}, "- &a x\n- &a y"),  # so is an anchor that stands twice
     ({"parses": "toml"}, "[tool]\nname = 'x'"),
     ({"min_lines": 2, "max_lines": 3}, "- one\n\n- two"),
@@ -57,6 +60,7 @@ MISSES: list[tuple[dict[str, Any], str, str]] = [
         ({"parses": "yaml"}, f"a: {value}", "not of the kind")
         for value in ("!!int ''", "!!float ''", "!!bool x", "!!int _")
     ),
+    ({"parses": "yaml"}, _LAUGHS, "more than 1,000 keys"),
     ({"parses": "toml"}, "name = ", "not toml"),
     ({"min_lines": 2}, "one", "1 lines, fewer than 2"),
     ({"max_lines": 1}, "one\ntwo", "2 lines, more than 1"),
