@@ -27,7 +27,11 @@ _MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT",
 
 
 def _words(program: str, plan: Plan, workspace: Path) -> list[str]:
-    return [program, "jobs", "run", str(plan.path.resolve()), "--workspace", str(workspace.resolve())]
+    """The call. UserError for a path that a crontab or a unit would read as lines of its own."""
+    words = [program, "jobs", "run", str(plan.path.resolve()), "--workspace", str(workspace.resolve())]
+    if broken := next((word for word in words if "\n" in word or "\r" in word), None):
+        raise UserError(f"{broken!r}: no entry of a scheduler can name a path that holds a line end; rename it.")
+    return words
 
 
 def crontab(plans: Sequence[Plan], workspace: Path, program: str) -> str:

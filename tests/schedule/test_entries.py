@@ -143,6 +143,13 @@ def test_names_are_such_as_kubernetes_takes() -> None:
     assert all(re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,50}[a-z0-9])?", name) for name in found)
 
 
+@pytest.mark.parametrize("entry", [crontab, systemd])
+def test_a_path_makes_no_lines_of_its_own(desk: Desk, entry: Any) -> None:
+    plan = load(job(desk))
+    with pytest.raises(UserError, match="holds a line end"):
+        entry(plan if entry is systemd else [plan], Path("/srv/a\n* * * * * rm -r b"), "x")
+
+
 def test_entries_hold_no_secret(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOOK", "https://very-secret")
     plan = load(job(desk, notify=[{"webhook": {"url_env": "HOOK"}}]))
