@@ -110,12 +110,10 @@ CHUNK = 500
 
 def connect(url: str | Path) -> sa.Engine:
     """Open a ledger, making its tables where there are none. UserError when it cannot be opened or is too new."""
+    address = sa.URL.create("sqlite", database=str(url)) if isinstance(url, Path) else _address(url)
     try:
         if isinstance(url, Path):
             url.parent.mkdir(parents=True, exist_ok=True)
-            address = sa.URL.create("sqlite", database=str(url))
-        else:
-            address = sa.make_url(url)
         if address.get_backend_name() not in ("sqlite", "postgresql"):
             raise ValueError(f"{address.get_backend_name()} is not supported; use sqlite or postgresql")
         if address.drivername == "postgresql":
@@ -137,7 +135,7 @@ def connect(url: str | Path) -> sa.Engine:
                 db.execute(FORMAT.insert().values(version=VERSION))
     except (sa.exc.SQLAlchemyError, ImportError, OSError, ValueError) as error:
         why = " ".join(str(getattr(error, "orig", None) or error).split())
-        raise UserError(f"ledger: cannot open {_shown(url)}: {why}.") from None
+        raise UserError(f"ledger: cannot open {_shown(address)}: {why}.") from None
     if version not in (None, 1, 2, VERSION):
         raise UserError(f"ledger: format {version} was made by another llm-distill; this one reads {VERSION}.")
     return engine
@@ -268,9 +266,21 @@ def full_disk_is_an_os_error() -> Iterator[None]:
         raise
 
 
-def _shown(url: str | Path) -> str:
-    """An address without its password."""
+def _address(url: str) -> sa.URL:
+    """A URL, read. UserError, which repeats nothing of it, where a password may have been taken for something else."""
     try:
-        return str(url) if isinstance(url, Path) else sa.make_url(url).render_as_string(hide_password=True)
+        address = sa.make_url(url)
+        if "@" not in (address.host or ""):
+            return address
     except (sa.exc.ArgumentError, ValueError):
-        return "the given URL"
+        pass
+    raise UserError(
+        "ledger: LLM_DISTILL_LEDGER is no URL; write postgresql://user:password@host/name, an @ in the password as %40."
+    )
+
+
+def _shown(address: sa.URL) -> str:
+    """An address without its password, which may stand in its query too."""
+    if address.get_backend_name() == "sqlite":
+        return str(address.database)
+    return address.set(drivername=address.get_backend_name(), query={}).render_as_string(hide_password=True)

@@ -201,6 +201,24 @@ def test_a_secret_with_a_line_end_is_known_as_it_is_sent(monkeypatch: pytest.Mon
     assert scrubbed(f"what is {KEY}?") == "what is ***?"
 
 
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("postgresql://me:not@hunter2@127.0.0.1:1/db", "an @ in the password as %40"),
+        ("postgresql://me:not@a:hunter2@127.0.0.1/db", "an @ in the password as %40"),
+        ("postgresql://127.0.0.1:1/db?user=me&password=hunter2", "cannot open postgresql://127.0.0.1:1/db: "),
+        ("mysql://me:hunter2@127.0.0.1/db", "mysql is not supported"),
+    ],
+)
+def test_a_ledger_s_password_is_not_repeated(desk: Desk, url: str, words: str) -> None:
+    if "postgresql" in url:
+        pytest.importorskip("psycopg")
+    desk.seeds(rows(range(3)))
+    said = desk.llm_distill("run", desk.recipe(), code=2, LLM_DISTILL_LEDGER=url)
+    assert words in said
+    assert "hunter2" not in said
+
+
 def test_metrics_have_a_place_to_go(desk: Desk) -> None:
     desk.seeds(rows(range(3)))
     assert "there is no folder" in desk.llm_distill("run", desk.recipe(), "--metrics", "no/where.prom", code=2)
