@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 #: A text of fewer bytes is mostly the header of its own compression.
 _COMPRESSIBLE = 100
 #: Stars and signs that Markdown puts before a line and around words. Between words they are words of their own, `3 * 4`.
-_MARKS = re.compile(r"^[ \t]*[*#>+-]+[ \t]+|\*+(?=\w)|(?<=[^\s*])\*+", re.MULTILINE)
+#: A run of stars is looked at once, from its beginning: a model that repeats itself may write a hundred thousand.
+_MARKS = re.compile(r"^[ \t]*[*#>+-]+[ \t]+|(?<!\*)\*++(?=\w)|(?<=[^\s*])\*+", re.MULTILINE)
 #: A longer one is read so many bytes at a time: the longer prose is, the better it packs, with no word too many.
 _STRETCH = 1_000
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -52,6 +53,13 @@ def test_a_model_that_loops(text: str) -> None:
 @pytest.mark.parametrize("text", CIRCLES.values(), ids=CIRCLES)
 def test_a_model_that_comes_round_again(text: str) -> None:
     assert repetition([answer(text)]).values[0] > 0.15  # the paper's limit for prose
+
+
+def test_a_long_run_of_stars_is_read_at_once() -> None:
+    """What a model that loops writes too; looked at from each star it takes the square of their number."""
+    began = time.process_time()
+    repetition([answer("*" * 200_000), answer("a" + "*" * 200_000 + " b")])
+    assert time.process_time() - began < 5
 
 
 @pytest.mark.parametrize("text", [*PROSE, *STRAIGHT.values()])
