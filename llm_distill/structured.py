@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,6 +22,10 @@ from llm_distill.plugs import find, input_file
 from llm_distill.recipe_file import read_mapping
 
 _WRITE = "write a JSON Schema, a .json or .yaml file that holds one, or package.module:PydanticModel"
+#: A pattern that backtracks for longer than this on an answer will not come to an end.
+PATIENCE_S = 1.0
+#: What is escaped, and a brace that counts nothing, which `regex` alone would read as a bound on typing errors.
+_SIGN = re.compile(r"\\.|\{(?!\d*,?\d*\})", re.DOTALL)
 _LONGEST = 300  # characters of a fault: it may quote the answer
 
 
@@ -76,11 +81,27 @@ def _line(text: str) -> str:
 @lru_cache(maxsize=8)
 def _validator(schema: str) -> Any:
     """A validator that fetches nothing: jsonschema's own would follow a `$ref` into the network."""
-    from jsonschema.validators import Draft202012Validator, validator_for
+    from jsonschema.validators import Draft202012Validator, extend, validator_for
     from referencing import Registry
 
     read = json.loads(schema)
-    return validator_for(read, default=Draft202012Validator)(read, registry=Registry())
+    return extend(validator_for(read, default=Draft202012Validator), {"pattern": _pattern})(read, registry=Registry())
+
+
+def _literal(sign: re.Match[str]) -> str:
+    return f"\\{sign[0]}" if sign[0] == "{" else sign[0]
+
+
+def _pattern(_validator: Any, pattern: str, found: Any, _schema: Any) -> Iterator[Exception]:
+    """What jsonschema does, in its words, but a pattern that backtracks without end on an answer is given up."""
+    import regex
+    from jsonschema.exceptions import ValidationError
+
+    try:
+        if isinstance(found, str) and not regex.search(_SIGN.sub(_literal, pattern), found, timeout=PATIENCE_S):
+            yield ValidationError(f"{found!r} does not match {pattern!r}")
+    except TimeoutError:
+        yield ValidationError(f"{pattern} took more than {PATIENCE_S:g} s, and was given up")
 
 
 def _schema(found: Any, info: ValidationInfo) -> str:

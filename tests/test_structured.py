@@ -236,6 +236,28 @@ def test_what_does_not_fit_and_why(text: str, why: str) -> None:
     found.encode()  # it goes into tables
 
 
+def _name(pattern: str) -> str:
+    return json.dumps({"type": "object", "properties": {"name": {"type": "string", "pattern": pattern}}})
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name", "fits"),
+    [
+        ("^[a-z]+$", "ada", True),
+        ("^[a-z]{2,3}$", "adam", False),
+        (r"^{id}\{x{e}$", "{id}{x{e}", True),
+        ("b{e}", "a", False),
+    ],
+)
+def test_a_pattern_is_read_as_jsonschema_reads_it(pattern: str, name: str, fits: bool) -> None:
+    said = f"$.name: {name!r} does not match {pattern!r}"
+    assert fault(json.dumps({"name": name}), _name(pattern)) == (None if fits else said)
+
+
+def test_a_pattern_that_never_ends_is_given_up() -> None:
+    assert "given up" in str(fault(json.dumps({"name": "a" * 60 + "b"}), _name("^(a|aa)+$")))
+
+
 _JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),

@@ -14,15 +14,13 @@ from pydantic import AfterValidator, Field, ValidationInfo
 from llm_distill.records import Answer
 from llm_distill.scorers import Scored
 from llm_distill.scorers.parts import fenced
-from llm_distill.structured import Schema, fault, parsed
+from llm_distill.structured import PATIENCE_S, Schema, fault, parsed
 
 Language = Literal["python", "json", "yaml", "toml"]
 #: How a fence may name each language.
 _NAMES = {"python": ("python", "python3", "py"), "json": ("json",), "yaml": ("yaml", "yml"), "toml": ("toml",)}
 Lines = Annotated[int, Field(ge=1)]
 _KNOBS = {"regex", "json_schema", "labels", "parses", "min_lines"}
-#: A pattern that backtracks for longer than this on an answer will not come to an end.
-_PATIENCE_S = 1.0
 #: Of a mapping in YAML that holds others by `<<`: a few lines of those come to more than there is memory for.
 _MOST_KEYS = 1000
 
@@ -46,9 +44,9 @@ def _something(max_lines: int | None, info: ValidationInfo) -> int | None:
 
 def _unmatched(pattern: str, text: str) -> str | None:
     try:
-        return None if regular.fullmatch(pattern, text, timeout=_PATIENCE_S) else f"does not match {pattern}"
+        return None if regular.fullmatch(pattern, text, timeout=PATIENCE_S) else f"does not match {pattern}"
     except TimeoutError:
-        return f"{pattern} took more than {_PATIENCE_S:g} s, and was given up"
+        return f"{pattern} took more than {PATIENCE_S:g} s, and was given up"
 
 
 def format(  # noqa: A001  the name that a recipe writes
