@@ -44,8 +44,8 @@ def _is_path(value: str) -> bool:
     return value.startswith("/") and os.path.exists(value)  # noqa: PTH110  which has no errors, as for too long a name
 
 
-#: Who is named in an address, with a password that may hold slashes; not a port.
-_WHO = re.compile(r"(\w+://)(?:[^/@\s'\"]*:(?!\d+/)[^@\s'\"]*|[^/@\s'\"]*)@")
+#: Who is named in an address, with a password that may hold slashes and more of `@`; not a port.
+_WHO = re.compile(r"(\w+://)(?:[^/@\s'\"]*:(?!\d+/)[^@\s'\"]*|[^/@\s'\"]*)@(?:[^/@\s'\"]*@)*")
 _QUERY = re.compile(r"(\w+://[^\s?'\"]*)\?[^\s'\"]*")
 
 

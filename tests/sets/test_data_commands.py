@@ -123,6 +123,7 @@ def test_an_error_of_a_push_names_no_password(desk: Desk, api: MockApi) -> None:
     [
         ("s3://AKIA:pa/ss@bucket/sets", "s3://bucket/sets"),
         ("no https://token@host/a and 'ftp://me:x@h/b'", "no https://host/a and 'ftp://h/b'"),
+        ("sftp://me:hun@ter@2@host/a@b", "sftp://host/a@b"),
         ("hdfs://host:8020/sets@v3", "hdfs://host:8020/sets@v3"),
         ("file:///tmp/a@b", "file:///tmp/a@b"),
         ("az://box/x?sig=abc: gone", "az://box/x?***: gone"),
