@@ -14,7 +14,7 @@ import msgspec
 from llm_distill.errors import Rejected, Unavailable
 from llm_distill.models import wire
 from llm_distill.models.refusals import RETRYABLE, filtered
-from llm_distill.models.wire_logprobs import without_nan
+from llm_distill.models.wire_logprobs import as_json
 from llm_distill.records import Completion
 
 #: The endpoint that every line names, whatever stands before it in base_url.
@@ -74,7 +74,7 @@ def _read(text: bytes) -> _Line:
     try:
         return _decode(text)
     except (msgspec.MsgspecError, UnicodeDecodeError):
-        return _decode(without_nan(text))
+        return _decode(as_json(text))
 
 
 def _outcome(read: _Line, seconds: float) -> Outcome:

@@ -118,7 +118,7 @@ def _whole(body: bytes, *, spelt: bool) -> Body[Any]:
     try:
         return _decode_spelt(body) if spelt else _decode_plain(body)
     except (msgspec.MsgspecError, UnicodeDecodeError):
-        body = wire_logprobs.without_nan(body.removeprefix(codecs.BOM_UTF8))
+        body = wire_logprobs.as_json(body.removeprefix(codecs.BOM_UTF8))
     try:
         return _decode_spelt(body)
     except msgspec.ValidationError:

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 _PLACEHOLDER = b"token_id:"
 #: The texts of pieces of characters hold one of these: U+FFFD, or `bytes:\xe2` (OpenAI's legacy spelling).
 _PIECES = ("\ufffd".encode(), b"bytes:")
+#: An escape in a JSON string: a pair of surrogates, half of one, which stands for no character, or another.
+_ESCAPE = re.compile(
+    rb"\\u[dD][89abAB][\da-fA-F]{2}\\u[dD][c-fC-F][\da-fA-F]{2}|(?P<half>\\u[dD][89a-fA-F][\da-fA-F]{2})|\\."
+)
 #: Strings, to be left alone, and the numbers that Python's JSON writes and JSON does not have.
 _STRING_OR_NAN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|-?\b(?:NaN|Infinity)\b')
 
@@ -126,8 +130,12 @@ def columns(given: Given | None, sampled: list[int] | None, *, token_ids: bool) 
     )
 
 
-def without_nan(body: bytes) -> bytes:
-    """A body with NaN and Infinity, which some servers write as if JSON had them, as numbers and nulls of JSON."""
+def as_json(body: bytes) -> bytes:
+    """A body without what some servers write as if JSON had it: NaN and Infinity are numbers and nulls; half a surrogate pair,
+    of a character that was cut, is U+FFFD.
+    """
+    if b"\\ud" in body.lower():
+        body = _ESCAPE.sub(lambda found: rb"\ufffd" if found["half"] else found[0], body)
     if b"NaN" not in body and b"Infinity" not in body:
         return body
     plain = {b"NaN": b"null", b"-NaN": b"null", b"Infinity": b"null", b"-Infinity": b"-1e308"}

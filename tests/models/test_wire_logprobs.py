@@ -92,6 +92,15 @@ def test_numbers_that_json_does_not_have_do_not_cost_the_row() -> None:
         completion(body([spoken(b"a", float("nan"))])[:-20])
 
 
+def test_half_of_a_character_does_not_cost_the_row() -> None:
+    """As a server in Python writes a token that is half an emoji: no text can hold it, and the answer is paid for."""
+    half = {"token": "\ud83d", "logprob": -0.5, "bytes": [240, 159]}
+    answer = completion(body([half, spoken(b"a", -0.25)], text="whole \U0001f600, cut \ud83d, \ude00 and \\ud83d"))
+    assert answer.text == "whole \U0001f600, cut \ufffd, \ufffd and \\ud83d"
+    assert answer.logprobs
+    assert answer.logprobs.tokens == [b"\xf0\x9f", b"a"]
+
+
 def test_an_answer_without_tokens_has_no_logprobs() -> None:
     assert completion(body([], text="x")).logprobs is None
 
