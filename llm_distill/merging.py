@@ -168,7 +168,7 @@ def _choose(task: Task, prompt: Prompt, members: Sequence[Candidate], pick: Pick
 
 def _similarities(whole: Sequence[Candidate]) -> list[float]:
     """The sum of each answer's token F1 with the others."""
-    from llm_distill.evals.metrics import bag, bag_f1
+    from llm_distill.evals.tokens import bag, bag_f1
 
     bags = [bag(_comparable(c.text)) for c in whole]
     table = [[0.0] * len(bags) for _ in bags]

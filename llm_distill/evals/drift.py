@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from llm_distill.evals.metrics import Kind, gold_scores, length, prediction, token_f1
+from llm_distill.evals.metrics import Kind, gold_scores, prediction
 from llm_distill.evals.statistics import (
     Floats,
     Interval,
@@ -23,6 +23,7 @@ from llm_distill.evals.statistics import (
     resampled_means,
     sign_test,
 )
+from llm_distill.evals.tokens import length, token_f1
 from llm_distill.records import Answer
 
 DRAWS = 10_000  # of sign flips, where there are too many to try each

@@ -16,6 +16,7 @@ from typing import Literal
 
 import msgspec
 
+from llm_distill.evals.tokens import bag, bag_f1, length
 from llm_distill.generators.lexicon import Attribute
 from llm_distill.records import Answer
 
@@ -72,15 +73,11 @@ def _feature(answer: Answer, of: Of, attributes: Mapping[str, Attribute]) -> obj
         known = answer.label_probs
         return None if known is None else (*known, max(0.0, 1.0 - sum(known)))
     if of == "length":
-        from llm_distill.evals.metrics import length
-
         return length(answer.text)
     if of == "sentiment":
         from llm_distill.scorers.polarity import polarity
 
         return polarity(answer.text)
-    from llm_distill.evals.metrics import bag
-
     attribute = attributes.get(answer.prompt.tags.get("attribute", ""))
     return bag(answer.text if attribute is None else attribute.without_terms(answer.text))
 
@@ -103,8 +100,6 @@ def _total_variation(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def _text(a: Counter[str], b: Counter[str]) -> float:
-    from llm_distill.evals.metrics import bag_f1
-
     return 1.0 - bag_f1(a, b)
 
 

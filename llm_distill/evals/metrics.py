@@ -8,9 +8,6 @@ The rules, the same for every arm:
 
 from __future__ import annotations
 
-import re
-import string
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
@@ -29,7 +26,7 @@ from llm_distill.evals.statistics import (
     resampled_counts,
     unbounded,
 )
-from llm_distill.ngrams import apart
+from llm_distill.evals.tokens import length, normalised, token_f1
 from llm_distill.records import Answer, Status
 
 Kind = Literal["classify", "generate"]
@@ -50,38 +47,6 @@ RIGHT_OR_WRONG = {
 AGREEMENT = "agreement_with_teacher"
 WIDEST = 100  # labels of a confusion matrix that is written out whole; of more, its cells with rows in them
 NO_TAG = "(none)"  # the slice of the rows that lack the tag
-_PUNCTUATION = str.maketrans(
-    "", "", string.punctuation + "".join(c for c in map(chr, range(0x80, 0x20000)) if unicodedata.category(c)[0] == "P")
-)
-
-
-def normalised(text: str) -> str:
-    """Text as SQuAD compares it (Rajpurkar et al. 2016): lower case, no punctuation, articles or extra spaces; no other script's
-    punctuation either, as in MLQA (Lewis et al. 2020, arXiv 1910.07475).
-    """
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text.lower().translate(_PUNCTUATION)).split())
-
-
-def token_f1(text: str, reference: str) -> float:
-    """F1 of the normalised tokens, as multisets; two texts without a token agree (SQuAD 2.0's rule)."""
-    return bag_f1(bag(text), bag(reference))
-
-
-def bag(text: str) -> Counter[str]:
-    """The normalised tokens of a text, as a multiset; each letter of a script that divides no words is one, as in MLQA."""
-    return Counter(apart(normalised(text)).split())
-
-
-def length(text: str) -> int:
-    """How many words a text has, punctuation with them."""
-    return len(apart(text).split())
-
-
-def bag_f1(found: Counter[str], wanted: Counter[str]) -> float:
-    """F1 of two multisets of tokens."""
-    if not found or not wanted:
-        return float(found == wanted)
-    return 2 * (found & wanted).total() / (found.total() + wanted.total())
 
 
 def prediction(answer: Answer) -> str | None:

@@ -14,9 +14,10 @@ import numpy as np
 
 from llm_distill.evals.compare import rounded
 from llm_distill.evals.flips import OVER
-from llm_distill.evals.metrics import Kind, Scores, agreement_scores, bag, prediction
+from llm_distill.evals.metrics import Kind, Scores, agreement_scores, prediction
 from llm_distill.evals.pairs import Shared, apart, paired
 from llm_distill.evals.statistics import holm, mean, percentiles, proportion, ratio, resampled_means
+from llm_distill.evals.tokens import bag
 from llm_distill.records import Answer
 
 #: A free text has flipped where its score fell by more than this: as far apart as two texts that count as different.

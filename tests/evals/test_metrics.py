@@ -15,10 +15,9 @@ from llm_distill.evals.metrics import (
     confusion,
     gold_scores,
     macro_f1,
-    normalised,
     per_class,
-    token_f1,
 )
+from llm_distill.evals.tokens import normalised, token_f1
 from llm_distill.records import Answer
 from tests.evals.rows import LABELS, arm, prompt, wrote
 
