@@ -32,7 +32,7 @@ MOST_WAITING = 1024
 #: How long Ctrl-C waits for what is in flight.
 _DRAIN_S = 120.0
 #: Whom a browser may have been sent to: a page of elsewhere that has its own name lead to 127.0.0.1 says that name.
-_HERE = ("127.0.0.1", "localhost", "[::1]")
+_HERE = ("127.0.0.1", "localhost", "::1")
 
 
 class Service:
@@ -167,8 +167,8 @@ async def _body(request: web.Request) -> dict[str, Any]:
 async def _errors(request: web.Request, handler: Callable[[web.Request], Any]) -> web.StreamResponse:
     """Every error in OpenAI's form; those that are ours say what it was, and a bug says no more than that it is one."""
     try:
-        if (request.url.host or "") not in _HERE:
-            raise Refused(f"host {request.host!r} is not this machine's loopback", 403, "forbidden_host", None)
+        if _host(request) not in _HERE:
+            raise Refused(f"host {request.host!a} is not this machine's loopback", 403, "forbidden_host", None)
         answer: web.StreamResponse = await handler(request)
     except Refused as error:
         return _refusal(error.status, str(error), error.code, error.param)
@@ -182,6 +182,14 @@ async def _errors(request: web.Request, handler: Callable[[web.Request], Any]) -
     except DistillError as error:
         return _refusal(500, str(error), "server_error", None)
     return answer
+
+
+def _host(request: web.Request) -> str | None:
+    """By which name a client says that it found us; None where that cannot be read."""
+    try:
+        return request.url.host
+    except ValueError:  # no port, no letters
+        return None
 
 
 def _refusal(status: int, message: str, code: str, param: str | None) -> web.Response:

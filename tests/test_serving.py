@@ -334,6 +334,10 @@ def test_addresses_bodies_and_hosts_that_are_none_of_ours(student: TransformersM
             # What a page of elsewhere may send without asking: text/plain, or under a name of its own.
             assert (await status("POST", chat, data=json.dumps(GOOD), headers={"Content-Type": "text/plain"}))[0] == 415
             assert (await status("POST", chat, json=GOOD, headers={"Host": "evil.example"}))[0] == 403
+            for host in ("a:b:c", "127.0.0.1:99999", "\udce9"):  # nor one that cannot be read
+                assert (await status("POST", chat, json=GOOD, headers={"Host": host}))[1]["code"] == "forbidden_host"
+            async with session.post(url + chat, json=GOOD, headers={"Host": "[::1]:8000"}) as response:
+                assert response.status == 200  # by a tunnel from there
             assert (await status("POST", chat, data=io.BytesIO(b" " * (MOST_BYTES + 1)), headers=as_json))[0] == 413
             async with session.post(url + chat, json=GOOD) as response:
                 assert response.status == 200
