@@ -114,6 +114,37 @@ def test_the_model_card_says_what_happened(exported: Path) -> None:
         assert said in card, said
 
 
+def test_only_what_was_not_measured_is_called_so(exported: Path, copy: Path) -> None:
+    run = store.RunFolder(copy)
+    student, record, stands = find(run), road.read(exported), licence.standing(find(run))
+    report = json.loads((copy / "report" / "report.json").read_text())
+    calibrated, able, fair = "how calibrated", "general ability outside its task", "change with the person in a text"
+
+    def missing(evaluated: bool = True) -> str:
+        return cards.model_card(student, record, stands, report, evaluated).partition("Not measured:")[2]
+
+    report["arms"]["student"]["ece"] = None
+    report["flips"] = [{"who": "asked_rows", "rate": {"value": 0.1}}]  # of the teacher's answers
+    assert all(what in missing() for what in (calibrated, able, fair))
+    report["arms"]["student"]["ece"] = {"value": 0.1, "low": 0.0, "high": 0.2}
+    report |= {"general": {"tasks": []}, "flips": [{"who": "student", "rate": {"value": 0.1}}]}
+    assert not any(what in missing() for what in (calibrated, able, fair))
+    assert all(what in missing(evaluated=False) for what in (calibrated, able))  # that was another student
+
+
+def test_the_data_card_says_how_rows_were_held_out(copy: Path) -> None:
+    import dataclasses
+
+    student = find(store.RunFolder(copy))
+    report, stands = json.loads((copy / "report" / "report.json").read_text()), licence.standing(student)
+    assert "held out for evaluation, by a hash of their content." in cards.data_card(student, stands, report)
+    held_out = student.plan.held_out
+    assert held_out is not None
+    of_file = held_out.model_copy(update={"file": copy / "held_out.jsonl", "share": None})
+    student = dataclasses.replace(student, plan=dataclasses.replace(student.plan, held_out=of_file))
+    assert "held out for evaluation, from a file of their own." in cards.data_card(student, stands, report)
+
+
 def test_the_data_card_counts_what_was_dropped(exported: Path) -> None:
     card = (exported / "DATA_CARD.md").read_text("utf-8")
     for said in (

@@ -118,7 +118,7 @@ def data_card(student: Student, standing: Standing, report: Mapping[str, Any]) -
         "Questions, answered by teachers, filtered, and learnt by the student. The texts are not in this folder.",
         "## Prompts\n\n"
         + (table(["From", "Rows"], [(g["generator"], f"{g['rows']:,}") for g in made]) if made else "—"),
-        f"{funnel['asked']:,} were asked; {held_out:,} were held out for evaluation, by a hash of their content.",
+        f"{funnel['asked']:,} were asked; {held_out:,} were held out for evaluation{_apart(student)}.",
         "## Answers\n\n"
         + table(
             ["Model, as served", "Role", "Terms", "Rows kept"],
@@ -158,6 +158,13 @@ def data_card(student: Student, standing: Standing, report: Mapping[str, Any]) -
         + ("" if report.get("flips") else " Whether answers change with the person in a text was not measured."),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _apart(student: Student) -> str:
+    held_out = student.plan.held_out
+    if held_out is None:
+        return ""
+    return ", from a file of their own" if held_out.file else ", by a hash of their content"
 
 
 def _datasets(student: Student) -> list[str]:
@@ -272,13 +279,15 @@ def _limits(report: Mapping[str, Any], evaluated: bool) -> str:
         )
     if report.get("open_terms"):
         lines.append("Terms leave uses open; see above.")
+    own = report.get("arms", {}).get("student", {}) if evaluated else {}
+    flips = [of for of in report.get("flips", ()) if own and of["who"] == "student" and of["rate"]]
     missing = {
         "an evaluation of this student": evaluated,
-        "whether answers change with the person in a text": bool(report.get("flips")),
+        "whether answers change with the person in a text": bool(flips),
         "what a person thinks of the rows": bool(report.get("review")),
         "what each filter was worth": bool(report.get("ablation")),
-        "how calibrated its probabilities are": False,
-        "general ability outside its task": False,
+        "how calibrated its probabilities are": (own.get("ece") or {}).get("value") is not None,
+        "general ability outside its task": evaluated and bool(report.get("general")),
     }
     lines.append("Not measured: " + "; ".join(what for what, known in missing.items() if not known) + ".")
     return "\n".join(f"- {line}" for line in lines)
