@@ -127,7 +127,7 @@ def forget(workspace: Path, chosen: Chosen, ledger: Ledger | None) -> dict[str, 
 def _check_at_rest(workspace: Path, chosen: Chosen, asking: set[str]) -> None:
     for run in runs(workspace):
         name = f"{run.path.parent.name}/{run.path.name}"
-        account = f"{run.path.parent.name}/{run.record.get('digest')}"
+        account = f"{run.path.parent.name}/{run.record.get('account')}"  # as it asks, whatever its budget
         if name in chosen.runs and (account in asking or _held(run.path / ".lock")):
             raise UserError(
                 f"forget --everywhere: the run {name} is going on and would write the rows again; stop it first."

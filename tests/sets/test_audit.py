@@ -232,14 +232,15 @@ def test_the_same_command_completes_what_a_crash_cut_off(
 
 
 def test_rows_of_a_run_that_goes_on_are_not_forgotten_in_vain(desk: Desk) -> None:
-    summary = night(desk, rows(range(6)))
+    summary = night(desk, rows(range(6)), answers={"budget_usd": 5})
     folder = RunFolder(Path(summary["run"]))
+    assert folder.record["account"] != folder.record["digest"]  # a raised budget goes on with the same account
     command = ("forget", "--where", f"question == '{text(3)}'", "--everywhere", "--yes")
     with folder.lock():
         assert "is going on and would write the rows again" in desk.llm_distill(*command, code=2)
     request = {"k": Request((Message("user", "another row of the same run"),), Sampling())}
     with closing(Ledger(desk.folder / "data" / "ledger.sqlite")) as ledger:
-        ledger.claim(f"job/{folder.record['digest']}", "m", request)
+        ledger.claim(f"job/{folder.record['account']}", "m", request)
         assert "is going on and would write the rows again" in desk.llm_distill(*command, code=2)
         assert not (desk.folder / "data" / "sets" / "forgotten.jsonl").exists()
         ledger.release(["k"])
