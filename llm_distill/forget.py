@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -147,6 +148,7 @@ def _held(lock: Path) -> bool:
 def _out_of_runs(workspace: Path, chosen: Chosen, ledger: Ledger) -> dict[str, int]:
     """Erase the questions of the ledger, then rewrite the runs' tables. Gives how many of each."""
     ids = set(chosen.rows)
+    _clear(workspace / "runs")
     found = [(run, path) for run in runs(workspace) for path in _tables(run, ids)]
     keys = {key for _, path in found for key in _requests(path, ids)}
     keys |= set(ledger_texts.quoting(ledger, [prompt.text for prompt in chosen.rows.values()]))
@@ -161,6 +163,19 @@ def _out_of_runs(workspace: Path, chosen: Chosen, ledger: Ledger) -> dict[str, i
         )  # its page shows rows; `llm-distill report` makes it again
         _rewrite(path, ids)
     return {"tables": len(found), "ledger": erased}
+
+
+def _clear(folder: Path) -> None:
+    """Remove what killed writers left under temporary names; those of processes that live here stay."""
+    for path in folder.rglob(".*.tmp"):
+        writer = path.name.removesuffix(".tmp").rpartition(".")[2]
+        if writer.isdecimal() and path.is_file():
+            try:
+                os.kill(int(writer), 0)
+            except (ProcessLookupError, OverflowError):
+                path.unlink(missing_ok=True)
+            except PermissionError:  # somebody else's
+                continue
 
 
 def remember(workspace: Path, prompts: Any) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -174,6 +177,18 @@ def test_forget_everywhere_leaves_no_word_of_a_row_and_keeps_what_it_cost(desk: 
         assert text(3).encode() not in path.read_bytes()
     assert json.loads(desk.llm_distill("costs", "--json"))["total"] == spent
     assert "Columns: " in desk.llm_distill("forget", "--where", "nothing == 1", code=2)
+
+
+def test_forget_everywhere_reaches_what_a_killed_writer_left(desk: Desk) -> None:
+    run = Path(night(desk, rows(range(6)))["run"])
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    left, alive = (run / f".kept.parquet.{process}.tmp" for process in (dead.pid, os.getppid()))
+    for path in (left, alive):
+        path.write_bytes((run / "kept.parquet").read_bytes())
+    desk.llm_distill("forget", "--where", f"question == '{text(3)}'", "--everywhere", "--yes")
+    assert not left.exists()
+    assert alive.exists()  # somebody is at it
 
 
 def test_forget_everywhere_reaches_what_a_run_quotes_beside_its_tables(desk: Desk, api: MockApi) -> None:
