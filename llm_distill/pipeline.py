@@ -162,8 +162,11 @@ def run(
 
 
 def _step(job: Run, name: str, *, forced: bool) -> dict[str, Any]:
-    """Bring one stage up to date. Only asking is shared between processes: the ledger deals the rows out."""
-    with nullcontext() if name == "answers" else job.folder.lock():
+    """Bring one stage up to date. Only asking is shared between processes: the ledger deals the rows out. What `attach` adds to
+    answers would be lost to whoever reads them while another process writes them anew.
+    """
+    shared = name == "answers" and job.plan.answers.attach is None
+    with nullcontext() if shared else job.folder.lock():
         STAGES[name].gate(job)
         due = forced or not holds(job, name)
         job.watch.stage(name, "running" if due else "kept")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import shutil
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from llm_distill import store
+from llm_distill import stages, store
 from llm_distill.attach import Text, as_read
 from llm_distill.errors import UserError
 from llm_distill.logprob_table import batches, token_bytes
@@ -165,6 +166,24 @@ def test_what_stands_is_not_read_again(desk: Desk, chat: Path) -> None:
     assert third["stages"]["answers"]["ran"]
     assert third["asked"] == 0
     assert run.file("logprobs.parquet").read_bytes() == before
+
+
+def test_nobody_writes_the_answers_anew_while_another_process_reads_them(
+    desk: Desk, chat: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until they are read again they have no logprobs, and a filter or a training beside it would go on without."""
+    asked = []
+
+    def locked(run: Any, *rest: Any) -> Any:
+        with run.folder.file(".lock").open("w") as lock, pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        asked.append(run)
+        return collect(run, *rest)
+
+    collect = stages.collect
+    monkeypatch.setattr(stages, "collect", locked)
+    desk.here(with_reader(desk, chat))
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize("named", [True, False], ids=["role", "path"])
