@@ -343,7 +343,9 @@ def test_differing_rows_are_counted_and_told(run: store.RunFolder, tmp_path: Pat
     assert found["differing"][0]["original"] == found["differing"][0]["exported"] + "!"
 
 
-def test_an_earlier_export_is_replaced_and_nothing_else(run: store.RunFolder, tmp_path: Path) -> None:
+def test_an_earlier_export_is_replaced_and_nothing_else(
+    run: store.RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "out"
     road.export(run, "adapter", out)
     (out / "stale.txt").write_text("of the first export")
@@ -360,6 +362,10 @@ def test_an_earlier_export_is_replaced_and_nothing_else(run: store.RunFolder, tm
     for place in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(UserError, match="--out"):
             road.export(run, "adapter", place)
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(UserError, match=r"--out \.: .*name a folder"):
+        road.export(run, "adapter", Path())
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, None])

@@ -121,6 +121,10 @@ exec vllm serve "$(dirname "$0")" --host 127.0.0.1 --port "${{PORT:-8000}}" \\
 @contextmanager
 def _appearing(out: Path) -> Iterator[Path]:
     """A new folder beside `out`; when the block ends well it takes that name, in place of an earlier export."""
+    if not out.name:
+        raise UserError(
+            f"--out {out}: an export takes the place of a folder; name a folder below, or write its name from above."
+        )
     if out.exists() and not (out / RECORD).is_file() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"--out {out}: something else is there (no {RECORD}); name a new folder, or an earlier export.")
     part, old = out.with_name(f".{out.name}.part"), out.with_name(f".{out.name}.old")
