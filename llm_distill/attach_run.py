@@ -37,7 +37,7 @@ def attach_run(
     if not folder.stamp("answers") or not path.is_file():
         what = f"its recipe {path} is gone" if folder.stamp("answers") else "its answers are not whole yet"
         raise UserError(f"{folder.path}: cannot be read: {what}; run the recipe as far as its answers stage.")
-    raw = json.loads(folder.file("recipe.resolved.json").read_text(encoding="utf-8"))
+    raw = folder.words
     overrides = _words(raw, model, top_logprobs)
     plan = settled(load(path, raw=raw), workspace)
     plan = replace(plan, account=folder.record.get("account", plan.account))

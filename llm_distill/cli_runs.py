@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -258,5 +259,11 @@ def folder_of(run: str, workspace: Path) -> RunFolder:
         raise UserError(
             f"no run {run!r} in {workspace / 'runs'}.{did_you_mean(run, {p.parent.parent.name for p in found})}"
         )
-    own = [p for p in named if b'"arm": "' not in p.read_bytes()]
+    own = [p for p in named if not _of_an_arm(p)]
     return RunFolder((own or named)[-1].parent)
+
+
+def _of_an_arm(record: Path) -> bool:
+    with suppress(OSError):  # that it cannot be read is said where it is
+        return b'"arm": "' in record.read_bytes()
+    return False

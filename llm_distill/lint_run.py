@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -49,7 +48,7 @@ def bound(folder: store.RunFolder, workspace: Path) -> tuple[Plan, Plug]:
     if not folder.stamp("filter") or not path.is_file():
         what = f"its recipe {path} is gone" if folder.stamp("filter") else "its filter stage is not done"
         raise UserError(f"{folder.path}: {what}; run the recipe with `--until filter` first.")
-    plan = settled(load(path, raw=json.loads(folder.file("recipe.resolved.json").read_text("utf-8"))), workspace)
+    plan = settled(load(path, raw=folder.words), workspace)
     if plan.trainer is None:
         raise UserError(f"{folder.path}: its recipe has no `train`; it makes data.")
     return replace(plan, account=folder.record.get("account", plan.account)), plan.trainer

@@ -61,7 +61,7 @@ def measure_run(
     if not path.is_file() or not folder.stamp("evaluate"):
         what = f"its recipe {path} is gone" if folder.stamp("evaluate") else "it has not been evaluated"
         raise UserError(f"{folder.path}: {what}; run the recipe to its end first.")
-    raw = json.loads(folder.file("recipe.resolved.json").read_text(encoding="utf-8"))
+    raw = folder.words
     plan = rivals.settled(settled(load(path, raw=raw), workspace), workspace)
     plan = replace(plan, account=folder.record.get("account", plan.account))
     assert plan.evaluate is not None

@@ -6,7 +6,6 @@ run like any other: the recipe with the same overrides goes on from it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +33,7 @@ def refilter(
     if not folder.file("answers.parquet").exists() or not path.is_file():
         what = f"its recipe {path} is gone" if folder.file("answers.parquet").exists() else "it has no answers yet"
         raise UserError(f"{folder.path}: cannot be filtered again: {what}; run the recipe as far as its filter stage.")
-    raw = json.loads(folder.file("recipe.resolved.json").read_text(encoding="utf-8"))
+    raw = folder.words
     plan = load(path, overrides, raw=raw)
     # With the account of the run, under which a `fresh` one's verdicts lie.
     plan = replace(settled(plan, workspace), account=folder.record.get("account", plan.account))

@@ -177,7 +177,7 @@ def _asked(plan: Plan, run: store.RunFolder, key: str) -> View:
         raise UserError(
             f"{key}: {run.path}: its recipe {path} is gone, which says how its student is asked; put it back."
         )
-    task = load(path, raw=json.loads(run.file("recipe.resolved.json").read_text(encoding="utf-8"))).task
+    task = load(path, raw=run.words).task
     ours, theirs = ((of.kind, sorted(of.labels)) for of in (plan.task, task))
     if ours != theirs:
         raise UserError(

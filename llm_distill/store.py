@@ -143,7 +143,9 @@ def _each_row(path: Path, columns: Sequence[str] | None = None) -> Iterator[dict
         with pq.ParquetFile(path) as file:
             for group in file.iter_batches(_GROUP_ROWS, columns=columns):
                 yield from group.to_pylist()
-    except pa.ArrowInvalid as error:
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError) as error:  # a page that does not unpack is an OSError
         why = " ".join(str(error).split())
         raise UserError(f"{path} is no whole table: {why}. Run the recipe again with --from its stage.") from None
 
@@ -228,7 +230,7 @@ class RunFolder:
             try:
                 self.record = json.loads((path / "run.json").read_text(encoding="utf-8"))
                 found, _ = self.record["format"], dict(self.record["stages"])
-            except (ValueError, KeyError, TypeError):
+            except (OSError, ValueError, KeyError, TypeError):
                 raise UserError(f"{path}/run.json is not a run record; remove the folder and run again.") from None
             if found != FORMAT:
                 raise UserError(
@@ -247,6 +249,17 @@ class RunFolder:
     def file(self, name: str) -> Path:
         """The path of a file of this run."""
         return self.path / name
+
+    @property
+    def words(self) -> dict[str, Any]:
+        """The recipe that the run was made of, overrides among it."""
+        path = self.file("recipe.resolved.json")
+        try:
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            raise UserError(
+                f"{path} is missing or no recipe; run the recipe with `--from report`, which writes it."
+            ) from None
 
     @property
     def lessons(self) -> Path:

@@ -44,7 +44,7 @@ def history(workspace: Path, name: str) -> dict[str, Any]:
                 unfinished += 1
                 continue
             run = _run(folder.name, json.loads(file.read_text(encoding="utf-8")))
-        except (OSError, ValueError):
+        except (OSError, ValueError, AttributeError):  # JSON, and no object
             damaged.append(folder.name)
             continue
         written = datetime.fromtimestamp(file.stat().st_mtime, UTC).isoformat()  # of a run that noted no beginning

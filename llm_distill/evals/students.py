@@ -7,7 +7,6 @@ Students are held against each other on the metric that their recipes name, by d
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -74,16 +73,11 @@ def compare_runs(folders: Sequence[store.RunFolder]) -> dict[str, Any]:
     return found
 
 
-def _recipe(folder: store.RunFolder) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(folder.file("recipe.resolved.json").read_text(encoding="utf-8"))
-    return found
-
-
 def _metric(folders: Sequence[store.RunFolder], kind: Kind) -> tuple[str, Callable[[Sequence[Answer]], Scores]]:
     """The metric that the recipes name, and what measures it; UserError where they name different ones."""
     found = []
     for folder in folders:
-        recipe = _recipe(folder)
+        recipe = folder.words
         how = recipe.get("evaluate") or {}
         named = how.get("metric")
         metric = PRIMARY[kind] if named in (None, AGREEMENT) else str(named)
@@ -111,7 +105,7 @@ def _metric(folders: Sequence[store.RunFolder], kind: Kind) -> tuple[str, Callab
 
 
 def _task(folder: store.RunFolder) -> str:
-    task = Spec.read(_recipe(folder).get("task", "generate"), "task")
+    task = Spec.read(folder.words.get("task", "generate"), "task")
     return f"{task.name}: {', '.join(map(str, sorted(task.knobs.get('labels', []))))}".rstrip(": ")
 
 

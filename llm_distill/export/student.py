@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,7 +63,7 @@ def find(run: store.RunFolder) -> Student:
     path, workspace = Path(run.record.get("recipe_file", "")), run.path.resolve().parents[2]
     if not path.is_file():
         raise UserError(f"{run.path}: its recipe {path} is gone, whose folder holds its files; put it back.")
-    written = load(path, raw=json.loads(run.file("recipe.resolved.json").read_text(encoding="utf-8")))
+    written = load(path, raw=run.words)
     plan = settled(written, workspace)
     plug = plan.models["student"]
     if plug.spec.name != "transformers":

@@ -32,7 +32,7 @@ FORMAT = 1
 def build(folder: store.RunFolder) -> dict[str, Any]:
     """The report of a run, as far as the run has got."""
     record = folder.record
-    recipe = json.loads(folder.file("recipe.resolved.json").read_text(encoding="utf-8"))
+    recipe = folder.words
     task = Spec.read(recipe.get("task", "generate"), "task")
     answers = store.read_answers(folder.file("answers.parquet"))
     numbers = _json(folder.file("eval/comparison.json")) or {}
@@ -96,7 +96,7 @@ def build(folder: store.RunFolder) -> dict[str, Any]:
 def write(folder: store.RunFolder) -> Path:
     """Write report.json, report.md and report.html of a run; gives the page's path."""
     report = build(folder)
-    recipe = json.loads(folder.file("recipe.resolved.json").read_text(encoding="utf-8"))
+    recipe = folder.words
     arms, metric, _ = results(report)
     tables = {arm: table for arm in arms if (table := folder.file(f"eval/{arm}.parquet")).exists()}
     rows = browsed(folder, recipe, metric, {arm: store.read_answers(table) for arm, table in tables.items()})
