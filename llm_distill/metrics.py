@@ -37,6 +37,10 @@ class Metrics:
             raise UserError(
                 "--metrics: the package prometheus_client is not installed: pip install 'llm-distill[metrics]'."
             ) from None
+        if file.is_dir():
+            raise UserError(
+                f"--metrics {file}: it is a folder; name a file in it, such as {file / 'llm_distill.prom'}."
+            )
         if not file.parent.is_dir():
             raise UserError(f"--metrics {file}: there is no folder {file.parent}; make it.")
         self._recipe, self._file, self._workspace, self._ledger = recipe, file, workspace, ledger

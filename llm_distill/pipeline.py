@@ -10,6 +10,7 @@ changed, torn or left unfinished is done again from there.
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -134,7 +135,13 @@ def run(
     try:
         folder = store.RunFolder.of(workspace, plan.name, plan.digest)
         folder.path.mkdir(parents=True, exist_ok=True)
-    except (NotADirectoryError, FileExistsError, PermissionError) as error:
+    except OSError as error:
+        if error.errno in (
+            errno.ENOSPC,
+            errno.EDQUOT,
+            errno.EFBIG,
+        ):  # the command line knows what to say of a full disk
+            raise
         raise UserError(f"--workspace {workspace}: cannot hold runs: {error.strerror}: {error.filename}.") from None
     growing.begin(plan, folder)
     ledger = Ledger(ledger_url or workspace / "ledger.sqlite")

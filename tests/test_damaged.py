@@ -49,3 +49,16 @@ def test_a_table_with_a_torn_page_is_named(desk: Desk, run: Path) -> None:
     whole = table.read_bytes()
     table.write_bytes(whole[:4] + bytes(200) + whole[204:])  # the footer is whole
     assert "kept.parquet is no whole table" in desk.llm_distill("show", "job", "kept", code=2)
+
+
+def test_a_workspace_that_no_folder_can_be_made_in_is_named(desk: Desk) -> None:
+    desk.seeds([{"prompt": "x"}])
+    assert "cannot hold runs" in desk.llm_distill("run", desk.recipe(), "-w", "/proc/none", code=2)
+
+
+def test_a_folder_is_no_file_of_metrics(desk: Desk) -> None:
+    desk.seeds([{"prompt": "x"}])
+    (desk.folder / "textfiles").mkdir()
+    said = desk.llm_distill("run", desk.recipe(), "--metrics", "textfiles", code=2)
+    assert "it is a folder; name a file in it, such as textfiles/llm_distill.prom" in said
+    assert not (desk.folder / "data").exists()
