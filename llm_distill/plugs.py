@@ -8,7 +8,6 @@ knob is found before anything is spent. Knobs that several plugs share are the f
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import Annotated, Any, ClassVar, TypedDict, TypeGuard, cast, get_arg
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, ValidationInfo, create_model
 
+from llm_distill import own_plugs
 from llm_distill.errors import UserError, did_you_mean
 from llm_distill.scrub import know
 
@@ -182,15 +182,7 @@ def find(kind: str, name: str, table: Mapping[str, str], where: str) -> Callable
     target = table.get(name, name)
     if ":" not in target:
         raise UserError(f"{where}: no {kind} {name!r}.{did_you_mean(name, table)} Or write package.module:function.")
-    module, _, attribute = target.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # noqa: BLE001  importing runs somebody's module, which may fail in any way
-        why = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"{where}: cannot load {target!r}: {why}. Is it installed where llm-distill runs?") from None
-    if not callable(found):
-        raise UserError(f"{where}: {name!r} is not a function.")
-    return cast(Callable[..., Any], found)
+    return own_plugs.load(target, where)
 
 
 #: Defaults are checked too: that of a role may be a model which the recipe does not have.
@@ -247,8 +239,10 @@ def _as_taken(function: Callable[..., Any], knobs: dict[str, Any]) -> dict[str, 
 def bind(kind: str, spec: Spec, table: Mapping[str, str], reading: Reading) -> Plug:
     """Check a spec against its plug: a wrong name, knob or file is a UserError."""
     function = find(kind, spec.name, table, spec.where)
-    if spec.name not in table and (source := inspect.getsourcefile(function)):  # changed, it is another plug
-        reading["files"].add(Path(source))
+    if spec.name not in table:
+        own_plugs.check_callable(kind, function, spec.where)
+        if source := own_plugs.source(function, spec.name):  # changed, it is another plug
+            reading["files"].add(source)
     model = knob_model(function)
     try:
         checked = model.model_validate(spec.knobs, context=reading)

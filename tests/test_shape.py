@@ -17,6 +17,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 RANKS = [
     ["errors", "logprobs", "records", "scrub", "__init__"],
     [
+        "own_plugs",
         "plugs",
         "text_files",
         "seed_files",

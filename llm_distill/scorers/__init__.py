@@ -221,7 +221,11 @@ def measured(plug: Plug, answers: Sequence[Answer], context: Context) -> tuple[n
 
     found = plug(answers, context)
     said = found if isinstance(found, Scored) else Scored(found)
-    scores = np.asarray(said.values, dtype=np.float64)
+    try:
+        scores = np.asarray(said.values, dtype=np.float64)
+    except (TypeError, ValueError):
+        wrong = f"{said.values!r:.60}"
+        raise UserError(f"{plug.spec.where}: it gave {wrong}; a list of numbers is due, one for each answer.") from None
     for given in (scores.shape, (len(said.why or answers),), (len(said.prompts or answers),)):
         if given != (len(answers),):
             raise UserError(f"{plug.spec.where}: it gave {given} scores for {len(answers)} answers; one each is due.")
