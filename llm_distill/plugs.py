@@ -254,7 +254,7 @@ def bind(kind: str, spec: Spec, table: Mapping[str, str], reading: Reading) -> P
 def _keys(fields_: Mapping[str, Any], path: Sequence[str]) -> set[str]:
     """The keys of the object at a path of pydantic's, which also names the members of a union; none where that is unclear."""
     if not path:
-        return set(fields_)
+        return {getattr(known, "alias", None) or name for name, known in fields_.items()}
     models = [kind for kind in _leaves(getattr(fields_.get(path[0]), "annotation", None)) if _is_model(kind)]
     rest = path[1:]
     if rest and (named := [kind for kind in models if kind.__name__ == rest[0]]):

@@ -41,6 +41,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"prompts": [{"seeds": {}}]}, "prompts[0].seeds.file: required and missing"),
     ({"answers": {"temperature": -1}}, "answers.temperature"),
     ({"answers": {"budget": 3}}, "answers: no key 'budget'. Did you mean 'budget_usd'?"),
+    ({"answers": {"json_schema": {}}}, "no key 'json_schema'. Did you mean 'schema'?"),
     ({"filter": ["lenght"]}, "no scorer 'lenght'. Did you mean 'length'?"),
     ({"filter": ["length"]}, "give it `min`, `max` or both"),
     ({"filter": [{"length": {"min": 9, "max": 1}}]}, "every row would be dropped"),
