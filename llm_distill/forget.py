@@ -126,6 +126,11 @@ def forget(workspace: Path, chosen: Chosen, ledger: Ledger | None) -> dict[str, 
 
 
 def _check_at_rest(workspace: Path, chosen: Chosen, asking: set[str]) -> None:
+    for path in sorted(workspace.glob("runs/*/*/run.json")):
+        try:
+            store.RunFolder(path.parent)
+        except UserError as error:  # damaged, or of another version: it may hold the rows
+            raise UserError(f"forget --everywhere: {error}") from None
     for run in runs(workspace):
         name = f"{run.path.parent.name}/{run.path.name}"
         account = f"{run.path.parent.name}/{run.record.get('account')}"  # as it asks, whatever its budget

@@ -246,6 +246,21 @@ def test_the_same_command_completes_what_a_crash_cut_off(
             assert text(3) not in str(pq.read_table(path).to_pylist()), path
 
 
+def test_a_run_that_cannot_be_read_is_not_passed_over(desk: Desk) -> None:
+    summary = night(desk, rows(range(6)))
+    record = desk.folder / summary["run"] / "run.json"
+    written = record.read_text(encoding="utf-8")
+    command = ("forget", "--where", f"question == '{text(3)}'", "--everywhere", "--yes")
+    for damaged, why in (("{", "not a run record"), (written.replace('"format": 2', '"format": 1'), "run format 1")):
+        record.write_text(damaged, encoding="utf-8")
+        said = desk.llm_distill(*command, code=2)
+        assert said.startswith("llm-distill: forget --everywhere: ")
+        assert why in said
+    record.write_text(written, encoding="utf-8")
+    desk.llm_distill(*command)
+    assert text(3) not in str(desk.rows(summary, "prompts"))
+
+
 def test_rows_of_a_run_that_goes_on_are_not_forgotten_in_vain(desk: Desk) -> None:
     summary = night(desk, rows(range(6)), answers={"budget_usd": 5})
     folder = RunFolder(Path(summary["run"]))
