@@ -15,10 +15,18 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypedDict, TypeGuard, cast, get_args, get_type_hints
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, ValidationInfo, create_model
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    ValidationError,
+    ValidationInfo,
+    create_model,
+)
 
 from llm_distill import own_plugs
 from llm_distill.errors import UserError, did_you_mean
+from llm_distill.plain import Plain, leaves
 from llm_distill.scrub import know
 
 
@@ -185,14 +193,15 @@ def find(kind: str, name: str, table: Mapping[str, str], where: str) -> Callable
     return own_plugs.load(target, where)
 
 
-#: Defaults are checked too: that of a role may be a model which the recipe does not have.
-_KNOBS = ConfigDict(extra="forbid", arbitrary_types_allowed=True, validate_default=True)
+class _Knobs(Plain):
+    #: Defaults are checked too: that of a role may be a model which the recipe does not have.
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, validate_default=True)
 
 
 def knob_model(function: Callable[..., Any]) -> type[BaseModel]:
     """A pydantic model of a function's keyword-only parameters; unknown keys are errors."""
     fields: dict[str, Any] = _declared(function)
-    return create_model("Knobs", __config__=_KNOBS, **fields)
+    return create_model("Knobs", __base__=_Knobs, **fields)
 
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
@@ -255,16 +264,11 @@ def _keys(fields_: Mapping[str, Any], path: Sequence[str]) -> set[str]:
     """The keys of the object at a path of pydantic's, which also names the members of a union; none where that is unclear."""
     if not path:
         return {getattr(known, "alias", None) or name for name, known in fields_.items()}
-    models = [kind for kind in _leaves(getattr(fields_.get(path[0]), "annotation", None)) if _is_model(kind)]
+    models = [kind for kind in leaves(getattr(fields_.get(path[0]), "annotation", None)) if _is_model(kind)]
     rest = path[1:]
     if rest and (named := [kind for kind in models if kind.__name__ == rest[0]]):
         models, rest = named, rest[1:]
     return set().union(*(_keys(kind.model_fields, rest) for kind in models))
-
-
-def _leaves(hint: Any) -> list[Any]:
-    """The types that an annotation is made of."""
-    return [leaf for inner in get_args(hint) for leaf in _leaves(inner)] or [hint]
 
 
 def _is_model(kind: Any) -> TypeGuard[type[BaseModel]]:

@@ -46,8 +46,7 @@ _BOUNDS = ("budget_usd", "budget_tokens", "per", "retries", "max_failed", "drain
 _BESIDE = ("sweep", "ship", "probe", "schedule", "keep", "notify")
 
 
-class _Recipe(BaseModel):
-    model_config = Strict.model_config
+class _Recipe(Strict, BaseModel):
     name: str
     seed: int = 0
     schedule: Schedule | None = None

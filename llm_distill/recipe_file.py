@@ -37,6 +37,8 @@ def read_mapping(path: Path, what: str) -> dict[str, Any]:
         raise UserError(
             f"{place}: not valid YAML: {' '.join(str(getattr(error, 'problem', None) or error).split())}."
         ) from None
+    except RecursionError:
+        raise UserError(f"{path}: nested too deeply to be read.") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: {what} is a mapping of keys; found {type(value).__name__}.")
     try:

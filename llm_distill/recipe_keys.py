@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator
 
 from llm_distill.limits import Budget, Limits, Per
+from llm_distill.plain import Plain
 from llm_distill.plugs import InputFile
 from llm_distill.records import Sampling
 from llm_distill.structured import Schema
@@ -27,7 +28,7 @@ def checked_name(name: str) -> str:
     return name
 
 
-class Strict(BaseModel):
+class Strict(Plain, BaseModel):
     """Unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
@@ -66,7 +67,7 @@ class Answers(Strict):
     temperature: float = Field(0.0, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
     max_tokens: int = Field(512, ge=1)
-    stop: list[str] = []
+    stop: list[Annotated[str, Field(min_length=1)]] = []  # an empty one would end every answer before its first word
     seed: int | None = None
     top_logprobs: int | None = Field(None, ge=0)
     attach: Attach | None = None
@@ -75,8 +76,8 @@ class Answers(Strict):
     json_schema: Schema | None = Field(None, alias="schema")
     reasoning: Literal["auto", "none"] = "auto"
     fresh: bool = False
-    budget_usd: Usd | dict[Per, Usd] | None = None
-    budget_tokens: _Tokens | dict[Per, _Tokens] | None = None
+    budget_usd: Usd | Annotated[dict[Per, Usd], Field(min_length=1)] | None = None
+    budget_tokens: _Tokens | Annotated[dict[Per, _Tokens], Field(min_length=1)] | None = None
     per: Per = "run"
     retries: int = Field(6, ge=0)
     max_failed: float = Field(0.05, ge=0, le=1)

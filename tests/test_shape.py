@@ -18,6 +18,7 @@ RANKS = [
     ["errors", "logprobs", "records", "scrub", "__init__"],
     [
         "own_plugs",
+        "plain",
         "plugs",
         "text_files",
         "seed_files",
