@@ -52,9 +52,13 @@ class Reading(TypedDict):
 def input_file(path: Path, info: ValidationInfo) -> Path:
     """The whole path of a file that a recipe names, noted as one that was read; ValueError when there is none."""
     reading = cast(Reading, info.context)
-    full = (reading["folder"] / path.expanduser()).resolve()
-    if not full.is_file():
-        raise ValueError(f"no such file: {full}")
+    try:
+        full = (reading["folder"] / path.expanduser()).resolve()
+        if not full.is_file():
+            raise ValueError(f"no such file: {full}")
+    except (OSError, RuntimeError) as error:  # a text stands there, or ~ before nobody's name
+        why = getattr(error, "strerror", None) or error
+        raise ValueError(f"write the name of a file; found {str(path)[:60]!r}: {why}") from None
     reading["files"].add(full)
     return full
 

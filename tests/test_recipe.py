@@ -52,6 +52,12 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         {"train": {"sft": {"epochs": float("inf")}}, "models": {"teacher": TEACHER, "student": STUDENT}},
         "train.sft.epochs: Input should be a finite number",
     ),
+    (
+        {"prompts": [{"seeds": {"file": "Say what it is. " * 30}}]},
+        "write the name of a file; found 'Say what it is. Say",
+    ),
+    ({"prompts": [{"seeds": {"file": "~nobody-here/seeds.jsonl"}}]}, "write the name of a file; found '~nobody-here"),
+    ({"models": {"teacher": {"openai_api": {"model": ""}}}}, "models.teacher.openai_api.model: String should have"),
     ({"answers": {"json_schema": {}}}, "no key 'json_schema'. Did you mean 'schema'?"),
     ({"filter": ["lenght"]}, "no scorer 'lenght'. Did you mean 'length'?"),
     ({"filter": ["length"]}, "give it `min`, `max` or both"),

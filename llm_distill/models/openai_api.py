@@ -53,7 +53,7 @@ class OpenAIModel(Model):
     def __init__(
         self,
         *,
-        model: str,
+        model: Annotated[str, Field(min_length=1)],
         base_url: str = "https://api.openai.com/v1",
         api_key_env: SecretName | None = "OPENAI_API_KEY",
         concurrency: Annotated[int, Field(ge=1)] = 64,

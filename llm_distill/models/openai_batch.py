@@ -99,7 +99,7 @@ class OpenAIBatchModel(Model):
     def __init__(
         self,
         *,
-        model: str,
+        model: Annotated[str, Field(min_length=1)],
         base_url: str = "https://api.openai.com/v1",
         api_key_env: SecretName | None = "OPENAI_API_KEY",
         poll_s: Annotated[float, Field(gt=0)] = 60.0,
