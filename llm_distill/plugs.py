@@ -75,8 +75,13 @@ def is_run(reference: Any) -> bool:
 def _weights(reference: str, info: ValidationInfo) -> str:
     if is_run(reference):
         return reference
-    full = cast(Reading, info.context)["folder"] / Path(reference).expanduser()
-    if full.exists():
+    try:
+        full = cast(Reading, info.context)["folder"] / Path(reference).expanduser()
+        found = full.exists()
+    except (OSError, RuntimeError) as error:  # too long, or ~ before nobody's name
+        why = getattr(error, "strerror", None) or error
+        raise ValueError(f"write a model's folder or hub id; found {reference[:60]!r}: {why}") from None
+    if found:
         return str(full.resolve())
     if reference.startswith((".", "/", "~")) or reference.endswith(".gguf") or reference.count("/") > 1:
         raise ValueError(f"no such model folder or file: {full}")

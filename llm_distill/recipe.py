@@ -192,6 +192,8 @@ def load(path: Path, overrides: Sequence[str] = (), raw: Mapping[str, Any] | Non
     reading["roles"] = sorted(specs)
     best_by, fill = recipe.answers.best_by, recipe.mix.balance.fill if recipe.mix.balance else None
     kind = Spec.read(recipe.task, "task")
+    if "kind" in kind.knobs:
+        raise UserError(f"{kind.where}.kind: {kind.name} is the task's kind; remove it.")
     (train, train_seed), trained_by = _training(recipe), set[Path]()
     plan = Plan(
         path=path,

@@ -58,6 +58,13 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ),
     ({"prompts": [{"seeds": {"file": "~nobody-here/seeds.jsonl"}}]}, "write the name of a file; found '~nobody-here"),
     ({"models": {"teacher": {"openai_api": {"model": ""}}}}, "models.teacher.openai_api.model: String should have"),
+    (
+        {"models": {"teacher": TEACHER, "student": {"transformers": {"model": "m" * 300}}}},
+        "write a model's folder or hub id",
+    ),
+    ({"task": {"classify": {"kind": "generate"}}}, "task.classify.kind: classify is the task's kind; remove it"),
+    ({"filter": [{"length": {"min": float("nan")}}]}, "filter[0].length.min: found nan; write a number"),
+    ({"filter": [{"length": {"max": float("inf")}}]}, "filter[0].length.max: found inf; write a number"),
     ({"answers": {"json_schema": {}}}, "no key 'json_schema'. Did you mean 'schema'?"),
     ({"filter": ["lenght"]}, "no scorer 'lenght'. Did you mean 'length'?"),
     ({"filter": ["length"]}, "give it `min`, `max` or both"),

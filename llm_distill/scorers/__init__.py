@@ -281,7 +281,8 @@ def _bind_filter(spec: Spec, table: Mapping[str, str], reading: Reading) -> Filt
     knobs = dict(spec.knobs)
     bounds = {side: knobs.pop(side, None) for side in ("min", "max")}
     for side, bound in bounds.items():
-        if bound is not None and (isinstance(bound, bool) or not isinstance(bound, int | float)):
+        finite = isinstance(bound, int | float) and abs(bound) < float("inf")
+        if bound is not None and (isinstance(bound, bool) or not finite):
             raise UserError(f"{spec.where}.{side}: found {bound!r}; write a number.")
     unmeasured = knobs.pop("unmeasured", "drop" if spec.name in MUST_MEASURE else "keep")
     if unmeasured not in ("keep", "drop"):
