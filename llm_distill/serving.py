@@ -187,7 +187,8 @@ async def _errors(request: web.Request, handler: Callable[[web.Request], Any]) -
 def _host(request: web.Request) -> str | None:
     """By which name a client says that it found us; None where that cannot be read."""
     try:
-        return request.url.host
+        host: str | None = request.url.host
+        return host
     except ValueError:  # no port, no letters
         return None
 

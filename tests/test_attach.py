@@ -18,6 +18,7 @@ import torch
 
 from llm_distill import stages, store
 from llm_distill.attach import Text, as_read
+from llm_distill.collect import collect
 from llm_distill.errors import UserError
 from llm_distill.logprob_table import batches, token_bytes
 from llm_distill.models import weights
@@ -180,7 +181,6 @@ def test_nobody_writes_the_answers_anew_while_another_process_reads_them(
         asked.append(run)
         return collect(run, *rest)
 
-    collect = stages.collect
     monkeypatch.setattr(stages, "collect", locked)
     desk.here(with_reader(desk, chat))
     assert len(asked) == 1
