@@ -5,7 +5,6 @@ Exit codes: 0 done, 1 finished but something fell short, 2 the user's mistake, 1
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import sys
@@ -31,7 +30,7 @@ from llm_distill import (
     cli_trend,
 )
 from llm_distill.cli_runs import LOG, AsJson, Overrides, RecipeArg, Workspace, brief, headline
-from llm_distill.errors import DistillError, FellShort, Interrupted, UserError
+from llm_distill.errors import NO_ROOM, DistillError, FellShort, Interrupted, UserError
 
 app = typer.Typer(
     cls=cli_help.Group,
@@ -274,7 +273,7 @@ def main() -> None:
     except DistillError as mistake:
         _quit(str(mistake), 2)
     except Exception as error:
-        if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if not isinstance(error, OSError) or error.errno not in NO_ROOM:
             if LOG["json"]:
                 _quit(f"a bug: {error!r}", 1, traceback=traceback.format_exc())
             raise

@@ -15,7 +15,11 @@ Anything else that escapes is a bug and keeps its traceback.
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
+
+#: The numbers of an OSError that say that there is no room: on the disk, for this user, in one file.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class DistillError(Exception):

@@ -10,7 +10,6 @@ changed, torn or left unfinished is done again from there.
 
 from __future__ import annotations
 
-import errno
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_distill import __version__, growing, lineage, probe_rows, review, rivals, store
-from llm_distill.errors import FellShort, Interrupted, UserError
+from llm_distill.errors import NO_ROOM, FellShort, Interrupted, UserError
 from llm_distill.evaluating import evaluate
 from llm_distill.ledger import Ledger
 from llm_distill.provenance import describe
@@ -136,11 +135,7 @@ def run(
         folder = store.RunFolder.of(workspace, plan.name, plan.digest)
         folder.path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        if error.errno in (
-            errno.ENOSPC,
-            errno.EDQUOT,
-            errno.EFBIG,
-        ):  # the command line knows what to say of a full disk
+        if error.errno in NO_ROOM:  # the command line knows what to say of it
             raise
         raise UserError(f"--workspace {workspace}: cannot hold runs: {error.strerror}: {error.filename}.") from None
     growing.begin(plan, folder)

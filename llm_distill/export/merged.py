@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from llm_distill.errors import UserError
+from llm_distill.errors import NO_ROOM, UserError
 from llm_distill.export.student import Student
 from llm_distill.models import weights
 from llm_distill.trainers.rows import end_token, stop_ids
@@ -105,7 +105,7 @@ def full_disk_is_an_oserror(path: Path) -> Iterator[None]:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         raise
     except SafetensorError as error:
-        for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        for number in NO_ROOM:
             if f"os error {number}" in str(error) or os.strerror(number) in str(error):
                 raise OSError(number, os.strerror(number), str(path)) from error
         raise

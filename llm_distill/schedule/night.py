@@ -6,7 +6,6 @@ said; or nothing, where the machine went away, and then whoever looks next goes 
 
 from __future__ import annotations
 
-import errno
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from typing import Any
 from sqlalchemy.exc import OperationalError
 
 from llm_distill import pipeline
-from llm_distill.errors import DistillError, FellShort, Interrupted, Unreachable, UserError
+from llm_distill.errors import NO_ROOM, DistillError, FellShort, Interrupted, Unreachable, UserError
 from llm_distill.ledger import Ledger
 from llm_distill.recipe import Plan, load
 from llm_distill.recipe_schedule import Schedule, iso, moment
@@ -31,7 +30,6 @@ from llm_distill.scrub import scrubbed
 from llm_distill.stages import Watch
 
 Each = Callable[[str, Callable[[], dict[str, Any]]], dict[str, Any]]
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _OVERLAP = "an earlier tick was unfinished when it came due (overlap: skip)"
 _MISSED = "nobody was there when it came due (catch_up: {})"
 #: No clock that is set says less: this was written later. A machine that has just started may say 1970.
@@ -181,7 +179,7 @@ def run_tick(
                 passes = "trouble" if isinstance(error, Unreachable) else None
                 ending = {"state": "failed", "reason": str(error), "passes": passes}
             except OSError as error:
-                if error.errno not in _NO_ROOM:
+                if error.errno not in NO_ROOM:
                     _failed(book, plan, due_, error, watch)
                     raise
                 ending = {"state": "failed", "reason": f"the disk is full: {error}.", "passes": "trouble"}

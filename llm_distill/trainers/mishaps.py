@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from llm_distill.errors import DiskFull, UserError
+from llm_distill.errors import NO_ROOM, DiskFull, UserError
 from llm_distill.trainers.batch_check import preview
 from llm_distill.trainers.checkpoints import newest_whole
 from llm_distill.trainers.packing import Unit
@@ -39,7 +38,7 @@ def explained() -> Iterator[None]:
         raised = error.__cause__ if isinstance(error, UserError) and error.__cause__ else error
         if isinstance(raised, MemoryError) or (isinstance(raised, _OF_LIBRARIES) and _says(raised, _MEMORY)):
             raise UserError(_memory(raised)) from error
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or _says(error, _DISK):
+        if getattr(error, "errno", None) in NO_ROOM or _says(error, _DISK):
             raise DiskFull(_disk(error)) from error
         raise
 
