@@ -23,6 +23,8 @@ from tests.postgres import programs, running
 
 ROOT = Path(__file__).parent.parent
 _NUMBERS = count()
+#: How the names of variables begin that Python and Prefect read once, when they start.
+_READ_ONCE = ("PYTHON", "PREFECT")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -108,8 +110,8 @@ class Desk:
         return json.loads(out.splitlines()[-1])  # type: ignore[no-any-return]
 
     def _main(self, *arguments: str | Path, code: int, **env: str) -> tuple[str, str]:
-        """Stdout and stderr of a command: in this process, where a start takes no time, unless `env` says how Python starts."""
-        if any(name.startswith("PYTHON") for name in env):
+        """Stdout and stderr of a command: in this process, where a start takes no time, unless it would heed `env` no more."""
+        if any(name.startswith(_READ_ONCE) for name in env):
             process = self.command(*arguments, **env)
             said = process.communicate(timeout=240)
             assert process.returncode == code, f"{arguments}: exit {process.returncode}\n{said[0]}\n{said[1]}"
