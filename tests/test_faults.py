@@ -289,6 +289,18 @@ def test_a_paid_answer_is_kept_whatever_stands_beside_it(body: bytes) -> None:
     assert (answer.text, answer.status, answer.prompt_tokens, answer.completion_tokens) == ("fine", "ok", 3, 1)
 
 
+@pytest.mark.parametrize("thinking", ["It says good.", [{"type": "text", "text": "It says "}, {"text": "good."}]])
+def test_reasoning_that_comes_as_a_part_is_kept_apart(thinking: Any) -> None:
+    """As Mistral's models send it."""
+    parts = [
+        {"type": "thinking", "thinking": thinking},
+        {"type": "text", "text": "po"},
+        {"type": "text", "text": "sitive"},
+    ]
+    answer = completion(_body({"message": {"content": parts}, "finish_reason": "stop"}))
+    assert (answer.text, answer.reasoning, answer.status) == ("positive", "It says good.", "ok")
+
+
 @pytest.mark.parametrize("count", [-1, 1 << 31, 1 << 63, 1e30])
 def test_a_count_that_no_request_has_is_unknown_and_reaches_no_account(count: float) -> None:
     answer = completion(_body(_FINE, usage={"prompt_tokens": count, "completion_tokens": 1}))

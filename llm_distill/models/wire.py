@@ -145,16 +145,27 @@ def _mended(value: Any) -> Body[Any]:
 def _mended_choice(choice: dict[str, Any]) -> dict[str, Any]:
     given = choice.get("message")
     message = given if isinstance(given, dict) else {}
-    content = message.get("content")
-    if isinstance(content, list):  # in parts, of which those of type `text` are the answer
-        parts = (p.get("text") for p in content if isinstance(p, dict) and p.get("type", "text") == "text")
-        content = "".join(p for p in parts if isinstance(p, str))
+    content, thought = message.get("content"), None
+    if isinstance(
+        content, list
+    ):  # in parts: those of type `text` are the answer, Mistral's `thinking` has parts of its own
+        thought = "".join(_text(p.get("thinking")) for p in content if isinstance(p, dict)) or None
+        content = _text(content)
     texts = {"content": content, "refusal": message.get("refusal")}
     plain = {k: v for k, v in texts.items() if isinstance(v, str)}
     apart = {k: message.get(k) for k in ("reasoning_content", "reasoning")}
+    apart["reasoning"] = apart["reasoning"] or thought
     own = {k: choice[k] for k in ("text", "finish_reason") if isinstance(choice.get(k), str)}
     logprobs = choice.get("logprobs") if isinstance(choice.get("logprobs"), dict) else None
     return {"message": plain | apart, "logprobs": logprobs, "token_ids": choice.get("token_ids"), **own}
+
+
+def _text(given: Any) -> str:
+    """A text, or that of the parts of type `text`."""
+    if isinstance(given, list):
+        parts = (p.get("text") for p in given if isinstance(p, dict) and p.get("type", "text") == "text")
+        return "".join(p for p in parts if isinstance(p, str))
+    return given if isinstance(given, str) else ""
 
 
 def completion(body: bytes, seconds: float = 0.0, *, token_ids: bool = False) -> Completion:
