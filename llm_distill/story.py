@@ -4,7 +4,6 @@ learnt it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -140,8 +139,8 @@ def _source(run: store.RunFolder, row: Mapping[str, Any]) -> str:
     """Which entry of the recipe's `prompts` made it, with the file that it names."""
     made_by: str = dict(row["tags"]).get("generator", "seeds")
     try:
-        entries = json.loads(run.file("recipe.resolved.json").read_text(encoding="utf-8"))["prompts"]
-    except (OSError, ValueError, KeyError):
+        entries = run.words["prompts"]
+    except (UserError, KeyError):
         return made_by
     knobs = [entry[made_by] or {} for entry in entries if isinstance(entry, dict) and made_by in entry]
     files = [str(value) for entry in knobs for name, value in entry.items() if name in ("file", "folder", "files")]

@@ -144,8 +144,8 @@ def _recipes(plan: Plan, workspace: Path) -> Iterator[tuple[str, Path, Any]]:
     """Whose recipe it is, the folder that its paths are seen from, and its words."""
     for path in workspace.glob("runs/*/*/recipe.resolved.json"):
         with suppress(UserError, OSError, ValueError):
-            file = store.RunFolder(path.parent).record.get("recipe_file")
-            yield path.parent.name, Path(file or path).parent, json.loads(path.read_text(encoding="utf-8"))
+            run = store.RunFolder(path.parent)
+            yield path.parent.name, Path(run.record.get("recipe_file") or path).parent, run.words
     for path in sorted(plan.path.parent.glob("*.y*ml")):
         with suppress(UserError, OSError):
             yield path.name, path.parent, read_recipe(path)
